@@ -1,0 +1,3 @@
+build_facts: str
+
+def cpu_capability() -> str: ...
