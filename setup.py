@@ -1,13 +1,10 @@
-"""Build lnl_ext; see build_support/extension.py for what is compiled and with which flags."""
+"""Build lnl_ext; build_support/extension.py says what is compiled, and how."""
 
-import sys
-from pathlib import Path
+from setuptools import Extension, setup
 
-from setuptools import setup
+from build_support.extension import NAME, build_command, sources
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from build_support.extension import extension_module  # noqa: E402
-
-extension, build_ext = extension_module()
-setup(ext_modules=[extension], cmdclass={"build_ext": build_ext})
+setup(
+    ext_modules=[Extension(NAME, sources("cpu"))],
+    cmdclass={"build_ext": build_command()},
+)

@@ -1,87 +1,128 @@
-"""The extension module lnl_ext._C: its sources, its flags, and whether it is built with CUDA."""
+"""The compiled module lnl_ext._C: its sources, flags and the command that builds it."""
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
-import subprocess
+import sysconfig
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-CXX_FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fvisibility=hidden"]
+from setuptools import Extension
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import PlatformError
+
+from . import cuda
+from .backend import MINIMUM_TORCH, TORCH_REQUIREMENT, release
+
+NAME = "lnl_ext._C"
+SOURCE_LIST = Path(__file__).resolve().parent.parent / "csrc" / "sources.txt"
+# No -march: units that use wider vectors choose them themselves and are entered at run time. No
+# -std: torch sets the one that its headers need.
+UNIX_FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fvisibility=hidden"]
+MSVC_FLAGS = ["/O2"]
 
 
 def sources(section: str) -> list[str]:
-    """Return the paths under ``[section]`` of csrc/sources.txt."""
+    """Return the paths in ``[section]`` of csrc/sources.txt, relative to the repository's root."""
     current, paths = "", []
-    for line in (ROOT / "csrc" / "sources.txt").read_text().splitlines():
-        if line.startswith("["):
-            current = line.strip("[] ")
-        elif line and not line.startswith("#") and current == section:
-            paths.append(line.strip())
+    for line in SOURCE_LIST.read_text(encoding="utf-8").splitlines():
+        entry = line.partition("#")[0].strip()
+        if entry.startswith("["):
+            current = entry.strip("[]")
+        elif entry and current == section:
+            paths.append(entry)
     return paths
 
 
-def find_nvcc() -> str | None:
-    for home in filter(None, (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"))):
-        found = shutil.which("nvcc", path=os.path.join(home, "bin"))
-        if found:
-            return found
-    return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+def check_compiler() -> None:
+    """Raise PlatformError if there is no C++ compiler, or no header to compile Python modules."""
+    if os.name == "nt":  # setuptools finds MSVC by itself and says so when it does not.
+        return
+    compiler = os.environ.get("CXX") or "c++"
+    if shutil.which(compiler.split()[0]) is None:
+        raise PlatformError(
+            f"no C++ compiler: {compiler!r} ({'from CXX' if 'CXX' in os.environ else 'the default'}"
+            ") is not on PATH; install g++ or clang++, or set CXX"
+        )
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.exists():
+        raise PlatformError(
+            f"{header} is missing: install the development files of Python "
+            f"{sysconfig.get_python_version()} (python3-dev on Debian and Ubuntu)"
+        )
 
 
-def toolkit_of(nvcc: str) -> str:
-    """Return the toolkit folder of an nvcc, which may be a wrapper script elsewhere."""
-    run = subprocess.run(
-        [nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=True
-    )
-    top = re.search(r"^#\$ TOP=(.*)$", run.stderr, re.MULTILINE)
-    if top is None:
-        raise RuntimeError(f"{nvcc} --dryrun does not say where its toolkit is")
-    return os.path.realpath(top.group(1).strip())
-
-
-def extension_module() -> Any:
+def extension_module() -> Extension:
+    """Return the complete module for the torch and the CUDA toolkit found on this machine."""
     import torch
-
-    mode = os.environ.get("LNL_EXT_CUDA", "auto")
-    nvcc = find_nvcc() if mode != "0" and torch.version.cuda else None
-    if nvcc:
-        os.environ["CUDA_HOME"] = toolkit_of(nvcc)
-    os.environ.setdefault("MAX_JOBS", "2")
-
     from torch.utils import cpp_extension
 
-    macros = [("LNL_TORCH_VERSION", torch.__version__)]
-    if not nvcc:
-        extension = cpp_extension.CppExtension(
-            "lnl_ext._C",
-            sources("cpu"),
-            define_macros=macros,
-            extra_compile_args={"cxx": CXX_FLAGS},
+    if release(torch.__version__) < MINIMUM_TORCH:
+        raise PlatformError(
+            f"lnl_ext needs {TORCH_REQUIREMENT}, and this environment has torch "
+            f"{torch.__version__}: upgrade it first"
         )
-        return extension, cpp_extension.BuildExtension
-    if "TORCH_CUDA_ARCH_LIST" not in os.environ:
-        known = subprocess.run(
-            [nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True
-        ).stdout.split()
-        wanted = [flag for flag in torch._C._cuda_getArchFlags().split() if flag in known]
-        numbers = [re.sub(r"sm_(\d+)(\d)", r"\1.\2", flag) for flag in wanted]
-        os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(numbers) + "+PTX"
-    arch_flags = cpp_extension._get_cuda_arch_flags()
-    codes = [flag.rsplit("code=", 1)[1] for flag in arch_flags]
-    macros += [("LNL_WITH_CUDA", "1"), ("LNL_CUDA_ARCH_LIST", ",".join(codes))]
-    wheel_headers = Path(torch.__file__).parent.parent / "nvidia" / "cu13" / "include"
-    extension = cpp_extension.CUDAExtension(
-        "lnl_ext._C",
+    toolkit = cuda.choose_toolkit(torch.__version__, torch.version.cuda)
+    # More jobs than this need more memory than small machines have: torch's headers take 1 GB each.
+    jobs = os.environ.setdefault("MAX_JOBS", "2")
+    flags = {"cxx": MSVC_FLAGS if os.name == "nt" else UNIX_FLAGS}
+    macros: list[tuple[str, str | None]] = [("LNL_TORCH_VERSION", torch.__version__)]
+    if toolkit is None:
+        return cpp_extension.CppExtension(
+            NAME, sources("cpu"), define_macros=macros, extra_compile_args=flags
+        )
+
+    cpp_extension.CUDA_HOME = str(toolkit.home)
+    os.environ.setdefault(
+        "TORCH_CUDA_ARCH_LIST",
+        cuda.default_architectures(toolkit.nvcc, torch._C._cuda_getArchFlags().split()),
+    )
+    architectures = cpp_extension._get_cuda_arch_flags()
+    codes = sorted((flag.rpartition("code=")[2] for flag in architectures), key=architecture_order)
+    macros += [("LNL_WITH_CUDA", None), ("LNL_CUDA_ARCH_LIST", ",".join(codes))]
+    return cpp_extension.CUDAExtension(
+        NAME,
         sources("cpu") + sources("cuda"),
         define_macros=macros,
-        include_dirs=[str(Path(os.environ["CUDA_HOME"]) / "include"), str(wheel_headers)],
-        extra_compile_args={
-            "cxx": CXX_FLAGS,
-            "nvcc": ["-O3", "--threads", os.environ["MAX_JOBS"], *arch_flags],
-        },
+        include_dirs=[
+            str(toolkit.home / "include"),
+            *cuda.missing_header_folders(toolkit, Path(torch.__file__).parent),
+        ],
+        extra_compile_args={**flags, "nvcc": ["-O3", "--threads", jobs, *architectures]},
     )
-    return extension, cpp_extension.BuildExtension
+
+
+def architecture_order(code: str) -> tuple[bool, int]:
+    """Sort key: sm_75 before sm_100, and compute_* (PTX) last."""
+    kind, _, number = code.partition("_")
+    return kind == "compute", int(number.rstrip("af"))
+
+
+def build_command() -> type[build_ext]:
+    """Return the build_ext command: torch's, or without torch one that says what is missing.
+
+    The machine is looked at when something is compiled, so that metadata and source distributions
+    need neither torch nor a compiler.
+    """
+    try:
+        from torch.utils.cpp_extension import BuildExtension
+    except ModuleNotFoundError as error:
+        reason = str(error)
+
+        class WithoutTorch(build_ext):
+            def run(self) -> None:
+                raise PlatformError(
+                    f"lnl_ext is compiled against PyTorch, which this environment lacks ({reason})"
+                    f": run `pip install '{TORCH_REQUIREMENT}'` first, or leave out "
+                    "--no-build-isolation"
+                )
+
+        return WithoutTorch
+
+    class WithTorch(BuildExtension):
+        def build_extensions(self) -> None:
+            check_compiler()
+            vars(self.extensions[0]).update(vars(extension_module()))
+            super().build_extensions()
+
+    return WithTorch

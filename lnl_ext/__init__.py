@@ -1,4 +1,4 @@
-"""Learning Not to Learn (Kim et al., CVPR 2019) as a PyTorch extension: unlearn a known, labelled bias."""
+"""Learning Not to Learn (Kim et al., CVPR 2019) in PyTorch: unlearn a known, labelled bias."""
 
 from __future__ import annotations
 

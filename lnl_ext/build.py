@@ -1,61 +1,133 @@
-"""What the compiled module was built with, and the check that it fits the installed torch."""
+"""What the compiled module was built with, and the check that it fits the installed torch.
+
+Importing this module loads ``lnl_ext._C``, which registers the operators. A module built for
+another torch is refused before it is loaded, because loading it may crash.
+"""
 
 from __future__ import annotations
 
+import mmap
 import re
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TypedDict
 
 from ._version import __version__
 
-_FACTS = re.compile(rb"lnl_ext build facts\|([^\0]*)\|\0")
+try:
+    import torch
+except ModuleNotFoundError as error:
+    raise ImportError(
+        f"lnl_ext needs PyTorch, and Python finds no module named {error.name!r}: "
+        "install torch (pip install 'torch>=2.9')"
+    ) from error
+
+_PACKAGE = Path(__file__).resolve().parent
+_REBUILD = (
+    "rebuild lnl_ext against the installed torch (pip install --no-deps --no-cache-dir "
+    "--force-reinstall, of the same source as before)"
+)
 
 
-def _parse_facts(text: str) -> dict[str, str]:
+class BuildInfo(TypedDict):
+    """The result of :func:`build_info`."""
+
+    version: str
+    torch: str
+    cuda: bool
+    cuda_version: str | None
+    cuda_arch_list: list[str]
+    cpu_capability: str
+    compiler: str
+
+
+def _compiled_file() -> Path:
+    for suffix in EXTENSION_SUFFIXES:
+        path = _PACKAGE / f"_C{suffix}"
+        if path.exists():
+            return path
+    raise ImportError(
+        f"lnl_ext in {_PACKAGE} is not compiled for this Python (no _C{EXTENSION_SUFFIXES[0]}): "
+        "run `pip install .` in its source folder; if it is installed already, start Python "
+        "elsewhere than in that folder, which hides the installed package"
+    )
+
+
+def _read_facts(path: Path) -> dict[str, str]:
+    """Read the text that csrc/bindings.cpp compiled into the module, without loading it."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        match = re.search(rb"lnl_ext build facts\|([^\0]*)\|\0", content)
+        if match is None:
+            raise ImportError(f"{path} is not the compiled module of lnl_ext: reinstall lnl_ext")
+        text = match.group(1).decode()
     return dict(fact.split("=", 1) for fact in text.split("|"))
 
 
-def _facts_of_file(path: Path) -> dict[str, str]:
-    match = _FACTS.search(path.read_bytes())
-    if match is None:
-        raise ImportError(f"{path} is not a compiled module of lnl_ext: reinstall lnl_ext")
-    return _parse_facts(match.group(1).decode())
+def _cuda_version(facts: dict[str, str]) -> str | None:
+    number = int(facts["cudart"])
+    return f"{number // 1000}.{number % 1000 // 10}" if number else None
 
 
-def _extension_file() -> Path:
-    for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).parent / f"_C{suffix}"
-        if path.exists():
-            return path
-    raise ImportError(f"lnl_ext is not compiled: no _C{EXTENSION_SUFFIXES[0]} in {Path(__file__).parent}")
+def _check_torch(facts: dict[str, str], torch_version: str, torch_cuda: str | None) -> None:
+    """Raise ImportError if a module with these facts cannot work with the installed torch.
+
+    torch keeps its binary interface within a minor version, CUDA within a major one.
+    """
+    built_for = facts["torch"]
+    if built_for.split(".")[:2] != torch_version.split(".")[:2]:
+        raise ImportError(
+            f"lnl_ext was built for torch {built_for}, but torch {torch_version} is installed: "
+            f"{_REBUILD}, or install torch {built_for.partition('+')[0]}"
+        )
+    cuda = _cuda_version(facts)
+    if cuda and (torch_cuda is None or cuda.split(".")[0] != torch_cuda.split(".")[0]):
+        installed = f"with CUDA {torch_cuda}" if torch_cuda else "without CUDA"
+        raise ImportError(
+            f"lnl_ext was built with CUDA {cuda} for torch {built_for}, but the installed torch "
+            f"{torch_version} is built {installed}: {_REBUILD}, or install torch {built_for}"
+        )
 
 
-_facts = _facts_of_file(_extension_file())
+_facts = _read_facts(_compiled_file())
+_check_torch(_facts, torch.__version__, torch.version.cuda)
 
-from . import _C  # noqa: E402
+try:
+    from . import _C
+except ImportError as error:
+    raise ImportError(
+        f"lnl_ext was built for torch {_facts['torch']} and does not load with the installed torch "
+        f"{torch.__version__}: {_REBUILD} ({error})"
+    ) from error
 
 
-def build_info() -> dict[str, Any]:
-    """Return what the package was built with.
+def build_info() -> BuildInfo:
+    """Return what the installed package was built with.
 
     Returns
     -------
     dict
-        version, torch, cuda (bool), cuda_version, cuda_arch_list, cpu_capability, compiler.
+        version : str
+            Version of lnl_ext.
+        torch : str
+            Version of the torch that it was compiled against.
+        cuda : bool
+            Whether it has CUDA kernels; independent of whether there is a GPU.
+        cuda_version : str or None
+            Version of the CUDA toolkit, as in "13.0".
+        cuda_arch_list : list of str
+            Architectures of the CUDA kernels, as in ["sm_90", "compute_90"]; compute_* is PTX.
+        cpu_capability : str
+            Instruction set that torch uses on this processor: "DEFAULT", "AVX2", "AVX512", ...
+        compiler : str
+            Name and version of the C++ compiler.
     """
-    cudart = int(_facts["cudart"])
+    cuda_version = _cuda_version(_facts)
     return {
         "version": __version__,
         "torch": _facts["torch"],
-        "cuda": cudart > 0,
-        "cuda_version": f"{cudart // 1000}.{cudart % 1000 // 10}" if cudart else None,
-        "cuda_arch_list": _facts["cuda_arch_list"].split(",") if cudart else [],
+        "cuda": cuda_version is not None,
+        "cuda_version": cuda_version,
+        "cuda_arch_list": _facts["cuda_arch_list"].split(",") if cuda_version else [],
         "cpu_capability": _C.cpu_capability(),
         "compiler": _facts["compiler"],
     }
-
-
-assert torch
