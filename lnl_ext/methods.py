@@ -1,0 +1,141 @@
+"""The methods of the paper's tables as presets of one mechanism."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lnl_ext.adversary import BiasAdversary
+
+Coefficient = Any
+"""A number, a 0-dim tensor or a schedule: what `lnl_ext.BiasAdversary` takes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """Which parts of the mechanism a method uses.
+
+    Attributes
+    ----------
+    name : str
+    description : str
+        One line, with the source.
+    reversal, entropy_weight, confusion_weight : bool
+        Whether the method has the term; where not, its coefficient is 0.
+    grey : bool
+        Whether the network sees grey images.
+    """
+
+    name: str
+    description: str
+    reversal: bool = False
+    entropy_weight: bool = False
+    confusion_weight: bool = False
+    grey: bool = False
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether the method has bias heads at all."""
+        return self.reversal or self.entropy_weight or self.confusion_weight
+
+    def adversary(
+        self,
+        head: nn.Module,
+        *,
+        reversal: Coefficient = 0.1,
+        entropy_weight: Coefficient = 0.01,
+        confusion_weight: Coefficient = 1.0,
+        **options: Any,
+    ) -> BiasAdversary:
+        """Return a `BiasAdversary` for ``head`` with the coefficients this method uses.
+
+        Parameters
+        ----------
+        head
+            Features to bias logits.
+        reversal, entropy_weight, confusion_weight
+            Used where the method has the term, else replaced by 0; the first two default to the
+            values of the authors' code.
+        **options
+            Passed on to `BiasAdversary`.
+
+        Raises
+        ------
+        ValueError
+            If the method has no adversary.
+        """
+        if not self.adversarial:
+            raise ValueError(f"method {self.name!r} trains without an adversary")
+        return BiasAdversary(
+            head,
+            reversal=reversal if self.reversal else 0.0,
+            entropy_weight=entropy_weight if self.entropy_weight else 0.0,
+            confusion_weight=confusion_weight if self.confusion_weight else 0.0,
+            **options,
+        )
+
+    def image_transform(
+        self, mean: tuple[float, ...] = (0.0,), std: tuple[float, ...] = (1.0,)
+    ) -> Callable[[Tensor], Tensor] | None:
+        """Return the transform of normalised images that this method needs, or None."""
+        return Grey(mean, std) if self.grey else None
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("baseline", "task loss only"),
+        Method("gray", "task loss on grey images", grey=True),
+        Method("blindeye", "confusion loss (Alvi et al. 2018)", confusion_weight=True),
+        Method("grl", "gradient reversal (Ganin and Lempitsky 2015)", reversal=True),
+        Method("entropy", "entropy of the bias prediction", entropy_weight=True),
+        Method("lnl", "both (Kim et al. 2019, eq. 9)", reversal=True, entropy_weight=True),
+    )
+}
+"""The methods by name."""
+
+
+def get_method(name: str) -> Method:
+    """Return the method called ``name``.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    try:
+        return METHODS[name]
+    except KeyError:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}") from None
+
+
+class Grey:
+    """Replaces the three channels of normalised images by their luma.
+
+    The luma (ITU-R BT.601: 0.299 R + 0.587 G + 0.114 B) is that of the image before
+    normalisation, and is normalised again per channel.
+
+    Parameters
+    ----------
+    mean, std : tuple of float
+        The normalisation of the images, one number or one per channel.
+    """
+
+    _LUMA = (0.299, 0.587, 0.114)
+
+    def __init__(self, mean: tuple[float, ...] = (0.0,), std: tuple[float, ...] = (1.0,)) -> None:
+        self.mean = torch.tensor(mean).reshape(-1, 1, 1)
+        self.std = torch.tensor(std).reshape(-1, 1, 1)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return images (N, 3, H, W) of the same normalisation, all channels grey."""
+        if images.dim() != 4 or images.shape[1] != 3:
+            raise ValueError(f"images has shape {tuple(images.shape)}, expected (N, 3, H, W)")
+        mean, std = self.mean.to(images), self.std.to(images)
+        luma = images.new_tensor(self._LUMA).reshape(3, 1, 1)
+        grey = ((images * std + mean) * luma).sum(1, keepdim=True)
+        return (grey - mean) / std

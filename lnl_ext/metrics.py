@@ -1,0 +1,281 @@
+"""Where the figures of a run go: running means, JSON lines, TensorBoard, a progress bar."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Record = dict[str, Any]
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A loss became NaN or infinite; the message names the term, the epoch and the step."""
+
+
+class LossMeter:
+    """Means of the loss terms over an epoch, weighted by batch size.
+
+    Terms stay on their device until :meth:`flush`, which moves all of them in one transfer, so
+    that a training step on a GPU need not wait for the host. Every value is checked there.
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.samples = 0
+        self.last: dict[str, float] = {}
+        self._pending: list[tuple[str, int, dict[str, Tensor]]] = []
+
+    def add(self, where: str, samples: int, terms: Mapping[str, Tensor]) -> None:
+        """Take one step's detached 0-dim terms; ``where`` says which step, for an error."""
+        self._pending.append((where, samples, dict(terms)))
+
+    def __len__(self) -> int:
+        """Return the number of steps not yet flushed."""
+        return len(self._pending)
+
+    def flush(self) -> None:
+        """Add the pending terms to the sums.
+
+        Raises
+        ------
+        NonFiniteLossError
+            If a term of a pending step is NaN or infinite.
+        """
+        if not self._pending:
+            return
+        pending, self._pending = self._pending, []
+        values = torch.stack(
+            [term.float() for _, _, terms in pending for term in terms.values()]
+        ).tolist()
+        position = 0
+        for where, samples, terms in pending:
+            step = dict(zip(terms, values[position : position + len(terms)], strict=True))
+            position += len(terms)
+            for name, value in step.items():
+                if not math.isfinite(value):
+                    others = ", ".join(f"{n} {v:.4g}" for n, v in step.items() if n != name)
+                    raise NonFiniteLossError(f"{name} is {value} at {where} ({others})")
+                self.sums[name] = self.sums.get(name, 0.0) + value * samples
+            self.samples += samples
+            self.last = step
+
+    def means(self) -> dict[str, float]:
+        """Mean of every term over the samples seen since :meth:`reset`."""
+        return {name: total / self.samples for name, total in self.sums.items()}
+
+    def reset(self) -> None:
+        """Start a new epoch."""
+        self.sums, self.samples, self.last, self._pending = {}, 0, {}, []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums, for a checkpoint in the middle of an epoch."""
+        return {"sums": dict(self.sums), "samples": self.samples}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned."""
+        self.reset()
+        self.sums, self.samples = dict(state["sums"]), state["samples"]
+
+
+class JsonLines:
+    """A file of one JSON object a line, each with a ``step``.
+
+    Parameters
+    ----------
+    path : path
+        Made if missing, along with its folder.
+    step : int
+        Where the run stands. Lines beyond it were written by a run that went on after its last
+        checkpoint; they are removed, as the resumed run writes them again. So is a last line that
+        was cut short.
+
+    Raises
+    ------
+    ValueError
+        If the file holds a complete line that is not a JSON object with an integer ``step``.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], step: int) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            self._rewind(step)
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def _rewind(self, step: int) -> None:
+        text = self.path.read_text(encoding="utf-8")
+        kept = []
+        for number, line in enumerate(text.splitlines(keepends=True), start=1):
+            if not line.endswith("\n"):
+                break
+            try:
+                at = json.loads(line)["step"]
+                keep = at <= step
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(
+                    f"{self.path}, line {number}: not a metrics line (JSON object with a step); "
+                    "give another output folder or move the file away"
+                ) from error
+            if keep:
+                kept.append(line)
+        if "".join(kept) != text:
+            temporary = self.path.with_name(self.path.name + ".tmp")
+            temporary.write_text("".join(kept), encoding="utf-8")
+            os.replace(temporary, self.path)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append a line. A value that is NaN or infinite becomes null, as JSON has neither."""
+        clean = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in record.items()
+        }
+        self._file.write(json.dumps(clean, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class Scalars:
+    """TensorBoard scalars of records such as those of :class:`JsonLines`.
+
+    Parameters
+    ----------
+    folder : path
+        Where the event files go.
+    step : int
+        Where the run stands; TensorBoard hides what an earlier process wrote beyond it.
+
+    Raises
+    ------
+    ImportError
+        If the package ``tensorboard`` is missing.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError(
+                "tensorboard=True needs the package tensorboard: pip install tensorboard"
+            ) from error
+        self._writer = SummaryWriter(os.fspath(folder), purge_step=step + 1)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Write every number of ``record`` at its ``step``, under its ``kind``."""
+        kind = record.get("kind", "epoch")
+        for name, value in record.items():
+            if name != "step" and isinstance(value, (int, float)) and not isinstance(value, bool):
+                self._writer.add_scalar(f"{kind}/{name}", value, record["step"])
+
+    def close(self) -> None:
+        """Write what is left and close the event file."""
+        self._writer.close()
+
+
+class Progress:
+    """A bar over the steps of a run with its ETA and the latest losses.
+
+    Redrawn at most ten times a second on a terminal; elsewhere (a log file) a line at most every
+    30 seconds.
+
+    Raises
+    ------
+    ImportError
+        If the package ``tqdm`` is missing.
+    """
+
+    def __init__(self, total: int, done: int) -> None:
+        try:
+            from tqdm import tqdm  # type: ignore[import-untyped]
+        except ImportError as error:
+            raise ImportError(
+                "progress=True needs the package tqdm: pip install tqdm, or pass progress=False"
+            ) from error
+        interval = 0.1 if sys.stderr.isatty() else 30.0
+        self._bar = tqdm(
+            total=total, initial=done, unit="step", mininterval=interval, dynamic_ncols=True
+        )
+
+    def update(self, stage: str, losses: Mapping[str, float]) -> None:
+        """Advance by one step."""
+        shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
+        self._bar.set_description_str(stage, refresh=False)
+        self._bar.set_postfix_str(shown, refresh=False)
+        self._bar.update()
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._bar.close()
+
+
+class RunLog:
+    """Everything a run writes for people: ``metrics.jsonl``, TensorBoard events, the bar.
+
+    Parameters
+    ----------
+    output
+        Folder for ``metrics.jsonl`` and ``tensorboard/``; None writes no file.
+    total_steps, done_steps
+        Length of the run and where it stands.
+    tensorboard, progress
+        Whether to write scalars, whether to show the bar.
+    """
+
+    def __init__(
+        self,
+        output: Path | None,
+        total_steps: int,
+        done_steps: int,
+        *,
+        tensorboard: bool,
+        progress: bool,
+    ) -> None:
+        if tensorboard and output is None:
+            raise ValueError("tensorboard=True needs output, the folder to write to")
+        self._sinks: list[JsonLines | Scalars] = []
+        self._bar = None
+        try:
+            if output is not None:
+                self._sinks.append(JsonLines(output / "metrics.jsonl", done_steps))
+            if tensorboard and output is not None:
+                self._sinks.append(Scalars(output / "tensorboard", done_steps))
+            if progress:
+                self._bar = Progress(total_steps, done_steps)
+        except BaseException:
+            self.close()
+            raise
+
+    def write(self, record: Record) -> None:
+        """Write a record to every file."""
+        for sink in self._sinks:
+            sink.write(record)
+
+    def advance(self, stage: str, losses: Mapping[str, float]) -> None:
+        """Move the bar by one step."""
+        if self._bar is not None:
+            self._bar.update(stage, losses)
+
+    def close(self) -> None:
+        """Close the files and leave the bar."""
+        for sink in self._sinks:
+            sink.close()
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self) -> RunLog:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close."""
+        self.close()

@@ -1,0 +1,440 @@
+"""The training loop: stages, epochs, schedules, and a state that can be saved at any step."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from lnl_ext.adversary import BiasAdversary
+from lnl_ext.batches import Batch, BatchStream, to_device
+from lnl_ext.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from lnl_ext.config import Stage, TrainerConfig, changed_fields
+from lnl_ext.metrics import LossMeter, Record, RunLog
+from lnl_ext.updates import (
+    FoolObjective,
+    JointObjective,
+    JointUpdate,
+    PredictObjective,
+    Stepper,
+    TaskLoss,
+    TwoStepUpdate,
+)
+
+Evaluate = Callable[["Trainer"], Mapping[str, float]]
+"""Called at the end of an epoch; returns figures for its record."""
+
+_Objective = TypeVar("_Objective", JointObjective, FoolObjective, PredictObjective)
+
+CHECKPOINT = "checkpoint.pt"
+"""Name of the checkpoint in a run's output folder."""
+
+_CUDA_FLUSH = 50  # steps between transfers of the losses to the host, which wait for the device
+
+
+class _Run(NamedTuple):
+    """What one call of `Trainer.fit` was given."""
+
+    stream: BatchStream
+    log: RunLog
+    folder: Path | None
+    evaluate: Evaluate | None
+    checkpoint_every: int | None
+    log_every: int | None
+
+
+class Trainer:
+    """Trains features, a classifier and bias adversaries together.
+
+    Parameters
+    ----------
+    features : nn.Module
+        f: images to the tap. Its device is where batches are moved.
+    classifier : nn.Module
+        g: tap to class logits (N, C).
+    adversaries : mapping of str to BiasAdversary
+        Heads on the tap, each with the bias target of its name in the batches; none for a
+        baseline.
+    config : TrainerConfig
+    task_loss : callable
+        ``task_loss(logits, labels)``, a mean over the batch; cross-entropy by default.
+    image_transform : callable, optional
+        Applied to images in training and by :meth:`inference_modules` alike (grey input).
+
+    Examples
+    --------
+    >>> trainer = Trainer(f, g, {"colour": BiasAdversary(head)}, TrainerConfig(epochs=3))
+    >>> history = trainer.fit(batches, output="runs/colour")
+
+    To go on after an interruption, build the same trainer and load before :meth:`fit`:
+
+    >>> trainer.load("runs/colour/checkpoint.pt")
+    >>> history = trainer.fit(batches, output="runs/colour")
+    """
+
+    def __init__(
+        self,
+        features: nn.Module,
+        classifier: nn.Module,
+        adversaries: Mapping[str, BiasAdversary] | None = None,
+        config: TrainerConfig | None = None,
+        *,
+        task_loss: TaskLoss = F.cross_entropy,
+        image_transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.config = config = TrainerConfig() if config is None else config
+        self.features = features
+        self.classifier = classifier
+        self.adversaries = dict(adversaries or {})
+        self.image_transform = image_transform
+        self.device = next((p.device for p in features.parameters()), torch.device("cpu"))
+        self.step = 0
+        self.steps_per_epoch: int | None = None
+        self.seconds = 0.0
+        self.history: list[Record] = []
+        self._network = nn.Sequential(features, classifier)
+        if config.channels_last:
+            for module in (self._network, *self.adversaries.values()):
+                module.to(memory_format=torch.channels_last)
+        self.averaged: AveragedModel | None = None
+        if config.average_decay is not None:
+            self.averaged = AveragedModel(
+                self._network,
+                multi_avg_fn=get_ema_multi_avg_fn(  # type: ignore[no-untyped-call]
+                    config.average_decay
+                ),
+                use_buffers=True,
+            )
+        self.optimizers = self._build_optimizers()
+        self.schedulers: dict[str, LRScheduler] = {}
+        amp = None if config.amp is None else cast(torch.dtype, getattr(torch, config.amp))
+        self._stepper = Stepper(self.optimizers, self.device.type, amp)
+        self._update = self._build_update(task_loss)
+        self._meter = LossMeter()
+        self._stream: BatchStream | None = None
+        self._loaded_stream: dict[str, Any] | None = None
+
+    # ------------------------------------------------------------------ construction
+
+    def _build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        heads = itertools.chain.from_iterable(a.parameters() for a in self.adversaries.values())
+        groups = {
+            "model": (self._network.parameters(), self.config.optimizer),
+            "heads": (heads, self.config.head_optimizer),
+        }
+        optimizers = {}
+        for name, (parameters, config) in groups.items():
+            learning = [p for p in dict.fromkeys(parameters) if p.requires_grad]
+            if learning:
+                optimizers[name] = config.build(learning)
+        if "model" not in optimizers:
+            raise ValueError("features and classifier have no parameter that requires a gradient")
+        return optimizers
+
+    def _build_update(self, task_loss: TaskLoss) -> JointUpdate | TwoStepUpdate:
+        def objective(kind: type[_Objective]) -> _Objective:
+            built = kind(self.features, self.classifier, self.adversaries, task_loss)
+            if self.config.compile:
+                built.compile()
+            return built
+
+        joint = JointUpdate(objective(JointObjective), self._stepper)
+        if self.config.update == "joint" or not self.adversaries:
+            return joint
+        return TwoStepUpdate(
+            joint, objective(FoolObjective), objective(PredictObjective), self._stepper
+        )
+
+    def _start(self, steps_per_epoch: int) -> None:
+        """Fix the length of the run, which the learning rate schedules need."""
+        self.steps_per_epoch = steps_per_epoch
+        train_steps = self.config.stages(steps_per_epoch)[-1].steps
+        configs = {"model": self.config.optimizer, "heads": self.config.head_optimizer}
+        self.schedulers = {
+            name: configs[name].build_scheduler(optimizer, train_steps, steps_per_epoch)
+            for name, optimizer in self.optimizers.items()
+        }
+
+    # ------------------------------------------------------------------ running
+
+    def fit(
+        self,
+        batches: Iterable[Batch],
+        *,
+        output: str | os.PathLike[str] | None = None,
+        evaluate: Evaluate | None = None,
+        checkpoint_every: int | None = None,
+        log_every: int | None = None,
+        tensorboard: bool = False,
+        progress: bool = True,
+    ) -> list[Record]:
+        """Run to the end of the configuration, from wherever the trainer stands.
+
+        Parameters
+        ----------
+        batches : sized iterable of (images, labels, {adversary: bias target})
+            A `torch.utils.data.DataLoader`, `lnl_ext.batches.TensorBatches`, or anything with a
+            length that can be passed over again. Its attribute ``generator``, if it has one, is
+            seeded with the run's seed, and its state is part of the checkpoint.
+        output : path, optional
+            Folder for ``metrics.jsonl`` (a line per epoch), ``checkpoint.pt`` (written at the end
+            of every epoch) and ``tensorboard/``.
+        evaluate : callable, optional
+            Called with the trainer at the end of every epoch; its figures join the epoch's record.
+        checkpoint_every : int, optional
+            Write a checkpoint every so many steps as well.
+        log_every : int, optional
+            Write a metrics line every so many steps as well.
+        tensorboard, progress : bool
+            Write TensorBoard scalars; show a progress bar.
+
+        Returns
+        -------
+        list of dict
+            The records of all epochs, those before a resume included.
+
+        Raises
+        ------
+        NonFiniteLossError
+            A loss term became NaN or infinite. The last checkpoint is from before that.
+        FileExistsError
+            ``output`` holds the checkpoint of another run.
+        """
+        for name, every in (("checkpoint_every", checkpoint_every), ("log_every", log_every)):
+            if every is not None and every < 1:
+                raise ValueError(f"{name} must be >= 1, got {every}")
+        if checkpoint_every is not None and output is None:
+            raise ValueError("checkpoint_every needs output, the folder to write to")
+        folder = None if output is None else Path(output)
+        stream = BatchStream(batches)
+        self._begin(stream, folder)
+        assert self.steps_per_epoch is not None
+        stages = self.config.stages(self.steps_per_epoch)
+        with RunLog(
+            folder,
+            total_steps=sum(stage.steps for stage in stages),
+            done_steps=self.step,
+            tensorboard=tensorboard,
+            progress=progress,
+        ) as log:
+            run = _Run(stream, log, folder, evaluate, checkpoint_every, log_every)
+            for stage in stages:
+                while self.step < stage.first + stage.steps:
+                    self._run_epoch(stage, run)
+                    self._end_epoch(stage, run)
+        return self.history
+
+    def _begin(self, stream: BatchStream, folder: Path | None) -> None:
+        """Seed a new run, or put a loaded one's random state back."""
+        if self.steps_per_epoch is None:
+            if folder is not None and (folder / CHECKPOINT).exists():
+                raise FileExistsError(
+                    f"output {folder} holds the checkpoint of another run: load it to go on from "
+                    "there, or give another folder"
+                )
+            self._start(stream.steps)
+            stream.seed(self.config.seed)
+        else:
+            if stream.steps != self.steps_per_epoch:
+                raise ValueError(
+                    f"batches has {stream.steps} batches, the run began with {self.steps_per_epoch}"
+                )
+            if self._stream is not None:  # fit was called before in this process
+                stream.load_state_dict(self._stream.state_dict())
+            elif self._loaded_stream is not None:
+                stream.load_state_dict(self._loaded_stream)
+        self._stream, self._loaded_stream = stream, None
+
+    def _run_epoch(self, stage: Stage, run: _Run) -> None:
+        """Train to the end of the epoch or of the stage, whichever comes first."""
+        assert self.steps_per_epoch is not None
+        epoch, offset = divmod(self.step - stage.first, self.steps_per_epoch)
+        end = min(stage.first + stage.steps, self.step - offset + self.steps_per_epoch)
+        flush_every = 1 if self.device.type == "cpu" else _CUDA_FLUSH
+        for module in (self._network, *self.adversaries.values()):
+            module.train()
+        began = time.monotonic() - self.seconds
+        for number, batch in enumerate(run.stream.one_pass(offset), offset + 1):
+            terms, samples = self._train_step(stage, batch)
+            self.step += 1
+            self.seconds = time.monotonic() - began
+            where = (
+                f"stage {stage.name}, epoch {epoch}, step {self.step} "
+                f"(batch {number} of {self.steps_per_epoch})"
+            )
+            self._meter.add(where, samples, terms)
+            log_now = run.log_every is not None and self.step % run.log_every == 0
+            if log_now or len(self._meter) >= flush_every:
+                self._meter.flush()
+            if log_now:
+                run.log.write(self._record("step", stage, epoch) | self._meter.last)
+            run.log.advance(stage.name, self._meter.last)
+            if self.step == end:
+                break
+            if run.checkpoint_every is not None and self.step % run.checkpoint_every == 0:
+                assert run.folder is not None
+                self.save(run.folder / CHECKPOINT)
+        self._meter.flush()
+
+    def _train_step(self, stage: Stage, batch: Batch) -> tuple[dict[str, Tensor], int]:
+        images, labels, bias = to_device(batch, self.adversaries, self.device)
+        if self.image_transform is not None:
+            images = self.image_transform(images)
+        if self.config.channels_last and images.dim() == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        pretraining = stage.name == "pretrain"
+        t = 0.0
+        if not pretraining:
+            t = min(1.0, (self.step - stage.first) / (self.config.ramp_steps or stage.steps))
+        for adversary in self.adversaries.values():
+            adversary.set_progress(t)
+        terms = self._update(images, labels, bias, detached=pretraining)
+        if not pretraining:
+            for scheduler in self.schedulers.values():
+                scheduler.step()
+            if self.averaged is not None:
+                self.averaged.update_parameters(self._network)
+        return terms, len(labels)
+
+    def _record(self, kind: str, stage: Stage, epoch: int) -> Record:
+        record: Record = {
+            "kind": kind,
+            "stage": stage.name,
+            "epoch": epoch,
+            "step": self.step,
+            "seconds": round(self.seconds, 3),
+        }
+        names = {"model": "learning_rate", "heads": "head_learning_rate"}
+        for name, optimizer in self.optimizers.items():
+            record[names[name]] = optimizer.param_groups[0]["lr"]
+        return record
+
+    def _end_epoch(self, stage: Stage, run: _Run) -> None:
+        assert self.steps_per_epoch is not None
+        epoch = (self.step - stage.first - 1) // self.steps_per_epoch
+        record = self._record("epoch", stage, epoch) | self._meter.means()
+        self._meter.reset()
+        if run.evaluate is not None:
+            record |= {name: float(value) for name, value in run.evaluate(self).items()}
+        self.history.append(record)
+        run.log.write(record)
+        if run.folder is not None:
+            self.save(run.folder / CHECKPOINT)
+
+    # ------------------------------------------------------------------ results and state
+
+    def inference_modules(self) -> tuple[nn.Module, nn.Module]:
+        """Return f and g to evaluate with.
+
+        The averaged ones where there are (and averaging has begun), with the image transform in
+        front of f. They share their weights with the trainer.
+        """
+        features, classifier = self.features, self.classifier
+        if self.averaged is not None and self.averaged.n_averaged > 0:
+            features, classifier = cast(nn.Sequential, self.averaged.module)
+        if self.image_transform is not None:
+            features = nn.Sequential(_Apply(self.image_transform), features)
+        return features, classifier
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the whole state of the run between two steps to ``path``.
+
+        Raises
+        ------
+        CheckpointError
+            If it cannot be written; an earlier checkpoint there is unchanged.
+        RuntimeError
+            If the run has not begun.
+        """
+        if self._stream is None:
+            raise RuntimeError("there is nothing to save: fit has not been called")
+        self._meter.flush()  # a loss that is not finite is found before it is saved
+        state: dict[str, Any] = {
+            "config": self.config.to_dict(),
+            "step": self.step,
+            "steps_per_epoch": self.steps_per_epoch,
+            "seconds": self.seconds,
+            "history": self.history,
+            "meter": self._meter.state_dict(),
+            "stream": self._stream.state_dict(),
+        }
+        for name, part in self._parts().items():
+            state[name] = part.state_dict()
+        save_checkpoint(path, state)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Take over the state that :meth:`save` wrote; :meth:`fit` then goes on from there.
+
+        The result is that of the uninterrupted run, bit for bit on the CPU with the same number
+        of threads.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        CheckpointError
+            If the file is damaged, or belongs to another configuration or other modules.
+        """
+        state = load_checkpoint(path)
+        try:
+            changes = changed_fields(state["config"], self.config.to_dict())
+            if changes:
+                raise ValueError(
+                    f"it was written with another configuration ({'; '.join(changes)})"
+                )
+            self._start(state["steps_per_epoch"])
+            parts = self._parts()
+            missing, surplus = parts.keys() - state.keys(), _part_names(state) - parts.keys()
+            if missing or surplus:
+                raise ValueError(
+                    f"it has {sorted(surplus) or 'nothing'} that this trainer lacks and lacks "
+                    f"{sorted(missing) or 'nothing'} that this trainer has"
+                )
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise CheckpointError(
+                f"checkpoint {path} does not fit this trainer: {error}"
+            ) from error
+        self.step = state["step"]
+        self.seconds = state["seconds"]
+        self.history = list(state["history"])
+        self._meter.load_state_dict(state["meter"])
+        self._stream, self._loaded_stream = None, state["stream"]
+
+    def _parts(self) -> dict[str, Any]:
+        """Return everything with a state_dict, by its name in a checkpoint."""
+        parts: dict[str, Any] = {"features": self.features, "classifier": self.classifier}
+        parts |= {f"adversary:{name}": part for name, part in self.adversaries.items()}
+        parts |= {f"optimizer:{name}": part for name, part in self.optimizers.items()}
+        parts |= {f"scheduler:{name}": part for name, part in self.schedulers.items()}
+        if self.averaged is not None:
+            parts["averaged"] = self.averaged
+        if self._stepper.scaler.is_enabled():
+            parts["scaler"] = self._stepper.scaler
+        return parts
+
+
+def _part_names(state: Mapping[str, Any]) -> set[str]:
+    whole = {"features", "classifier", "averaged", "scaler"}
+    return {name for name in state if ":" in name or name in whole}
+
+
+class _Apply(nn.Module):
+    """A function of images as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.function(images)

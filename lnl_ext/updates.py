@@ -1,0 +1,257 @@
+"""The two ways to train on a batch: one joint step, or the two steps of the paper's authors.
+
+Both read the coefficients of the adversaries as they stand; they differ in procedure only. In both
+the entropy of an adversary is the sum over its heads, as everywhere in this package: the authors'
+``0.01 * mean`` over three heads is ``entropy_weight=0.01 / 3``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from lnl_ext.adversary import BiasAdversary
+from lnl_ext.functional import fused_bias_loss
+from lnl_ext.gradient_reversal import grad_reverse
+from lnl_ext.types import BiasLoss
+
+Terms = dict[str, Tensor]
+TaskLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Stepper:
+    """The optimisers of a run with the mixed precision around them.
+
+    Parameters
+    ----------
+    optimizers
+        By name: ``"model"`` for features and classifier, ``"heads"`` if any head learns.
+    device_type
+        ``"cpu"`` or ``"cuda"``.
+    amp
+        The dtype of ``torch.autocast``, or None. For float16 the loss is scaled.
+    """
+
+    def __init__(
+        self,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        device_type: str,
+        amp: torch.dtype | None,
+    ) -> None:
+        self.optimizers = dict(optimizers)
+        self.device_type = device_type
+        self.amp = amp
+        self.scaler = torch.amp.GradScaler(device_type, enabled=amp is torch.float16)
+
+    def autocast(self) -> torch.autocast:
+        """Return the context for a forward pass."""
+        return torch.autocast(self.device_type, dtype=self.amp, enabled=self.amp is not None)
+
+    def zero_gradients(self, *, set_to_none: bool) -> None:
+        """Clear the gradients of all optimisers' parameters."""
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=set_to_none)
+
+    def backward_and_step(self, loss: Tensor, names: Iterable[str]) -> None:
+        """Back-propagate ``loss`` and step the optimisers called ``names``."""
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        for name in names:
+            self.scaler.step(self.optimizers[name])
+        self.scaler.update()
+
+
+class Objective(nn.Module):
+    """The losses of a batch from images, as a module that can be compiled or wrapped.
+
+    Parameters
+    ----------
+    features : nn.Module
+        f: images (N, ...) to the tap.
+    classifier : nn.Module
+        g: tap to class logits (N, C).
+    adversaries : mapping of str to BiasAdversary
+        Heads on the tap.
+    task_loss : callable
+        ``task_loss(logits, labels)``, a mean over the batch.
+    """
+
+    def __init__(
+        self,
+        features: nn.Module,
+        classifier: nn.Module,
+        adversaries: Mapping[str, BiasAdversary],
+        task_loss: TaskLoss,
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.classifier = classifier
+        # A list: names come from a user's table, and ModuleDict refuses names such as "a.b".
+        self.adversaries = nn.ModuleList(adversaries.values())
+        self.names = list(adversaries)
+        self.task_loss = task_loss
+
+    def named_adversaries(self) -> Iterator[tuple[str, BiasAdversary]]:
+        """Pairs of name and adversary."""
+        for name, adversary in zip(self.names, self.adversaries, strict=True):
+            assert isinstance(adversary, BiasAdversary)
+            yield name, adversary
+
+    def _task(self, tap: Tensor, labels: Tensor) -> tuple[Tensor, Terms]:
+        logits = self.classifier(tap)
+        loss = self.task_loss(logits, labels)
+        accuracy = (logits.detach().argmax(1) == labels).float().mean()
+        return loss, {"label_loss": loss.detach(), "label_accuracy": accuracy}
+
+
+class JointObjective(Objective):
+    """Task loss plus every adversary's loss, from one forward of f, g and the heads.
+
+    Its backward gives the gradients of the method's table: g gets dLc, f gets
+    ``dLc - reversal * dCE - entropy_weight * dH``, the heads get dCE (paper, eq. 9).
+    """
+
+    def forward(
+        self, images: Tensor, labels: Tensor, bias: Mapping[str, Tensor], detached: bool
+    ) -> tuple[Tensor, Terms]:
+        """Return the loss to back-propagate, and the detached terms.
+
+        ``detached`` cuts the heads from the features: the heads still learn, the features see the
+        task loss only.
+        """
+        tap = self.features(images)
+        total, terms = self._task(tap, labels)
+        seen = tap.detach() if detached else tap
+        for name, adversary in self.named_adversaries():
+            result = adversary(seen, bias[name], return_terms=True)
+            total = total + result.loss
+            terms[f"{name}_cross_entropy"] = result.cross_entropy
+            terms[f"{name}_entropy"] = result.entropy
+            terms[f"{name}_loss"] = result.loss.detach()
+        return total, terms
+
+
+class FoolObjective(Objective):
+    """Step 1 of the authors' procedure: the task loss minus the weighted entropies."""
+
+    def forward(
+        self, images: Tensor, labels: Tensor, bias: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Terms]:
+        """Return ``Lc - sum of entropy_weight * H`` (its gradient, at least) and the terms."""
+        tap = self.features(images)
+        total, terms = self._task(tap, labels)
+        for name, adversary in self.named_adversaries():
+            # reversal=0 leaves the entropy as the only part with a gradient.
+            result = _head_loss(
+                adversary,
+                adversary.head(tap),
+                bias[name],
+                entropy_weight=adversary.entropy_weight,
+                reversal=0.0,
+            )
+            total = total + result.loss
+            terms[f"{name}_entropy"] = result.entropy
+        return total, terms
+
+
+class PredictObjective(Objective):
+    """Step 2 of the authors' procedure: CE of heads that see the features through a reversal."""
+
+    def forward(self, images: Tensor, bias: Mapping[str, Tensor]) -> tuple[Tensor, Terms]:
+        """Return the sum of the heads' CE, and the terms."""
+        tap = self.features(images)
+        with torch.no_grad():
+            # The authors run the whole network here and do not use its prediction: batch norm
+            # statistics of g move and dropout draws, which their procedure includes.
+            self.classifier(tap)
+        total = tap.new_zeros((), dtype=torch.float32)
+        terms: Terms = {}
+        for name, adversary in self.named_adversaries():
+            logits = adversary.head(grad_reverse(tap, adversary.reversal))
+            result = _head_loss(adversary, logits, bias[name])
+            total = total + result.loss
+            terms[f"{name}_cross_entropy"] = result.cross_entropy
+        return total, terms
+
+
+class JointUpdate:
+    """One forward of f, g and the heads, one backward, one step of both optimisers."""
+
+    def __init__(self, objective: JointObjective, stepper: Stepper) -> None:
+        self.objective = objective
+        self.stepper = stepper
+
+    def __call__(
+        self, images: Tensor, labels: Tensor, bias: Mapping[str, Tensor], *, detached: bool
+    ) -> Terms:
+        """Train on a batch and return its detached loss terms."""
+        self.stepper.zero_gradients(set_to_none=True)
+        with self.stepper.autocast():
+            loss, terms = self.objective(images, labels, bias, detached)
+        self.stepper.backward_and_step(loss, self.stepper.optimizers)
+        return cast(Terms, terms)
+
+
+class TwoStepUpdate:
+    """The authors' procedure: two forwards, two backwards, f and g stepped twice.
+
+    1. ``Lc - entropy_weight * H``, step f and g only; what the heads got is thrown away.
+    2. A fresh forward, features through a reversal layer, CE summed over heads; step f, g and the
+       heads. g's gradient is zero there, not None, so that its momentum and weight decay still
+       move it, as they do in the authors' code (their zero_grad filled with zeros).
+
+    In the pretraining stage, which the authors do not have, it is the joint update.
+    """
+
+    def __init__(
+        self,
+        pretraining: JointUpdate,
+        fool: FoolObjective,
+        predict: PredictObjective,
+        stepper: Stepper,
+    ) -> None:
+        for name, adversary in fool.named_adversaries():
+            if float(adversary.confusion_weight) != 0:
+                raise ValueError(
+                    f"adversary {name!r} has confusion_weight {float(adversary.confusion_weight)}, "
+                    'which the authors\' procedure does not have: use update="joint"'
+                )
+        self.pretraining = pretraining
+        self.fool = fool
+        self.predict = predict
+        self.stepper = stepper
+
+    def __call__(
+        self, images: Tensor, labels: Tensor, bias: Mapping[str, Tensor], *, detached: bool
+    ) -> Terms:
+        """Train on a batch and return its detached loss terms, CE as of the second step."""
+        if detached:
+            return self.pretraining(images, labels, bias, detached=True)
+        self.stepper.zero_gradients(set_to_none=False)
+        with self.stepper.autocast():
+            loss, terms = self.fool(images, labels, bias)
+        self.stepper.backward_and_step(loss, ["model"])
+        self.stepper.zero_gradients(set_to_none=False)
+        with self.stepper.autocast():
+            loss, predicted = self.predict(images, bias)
+        self.stepper.backward_and_step(loss, self.stepper.optimizers)
+        return cast(Terms, terms | predicted)
+
+
+def _head_loss(
+    adversary: BiasAdversary, logits: Tensor, target: Tensor, **coefficients: Any
+) -> BiasLoss:
+    """Return the loss of an adversary's logits with its options and other coefficients."""
+    return fused_bias_loss(
+        logits,
+        target,
+        adversary.weight,
+        ignore_index=adversary.ignore_index,
+        label_smoothing=adversary.label_smoothing,
+        mask_entropy=adversary.mask_entropy,
+        heads=adversary.heads,
+        return_terms=True,
+        **coefficients,
+    )
