@@ -1,0 +1,250 @@
+"""Argument checks that the fused losses, their reference and the adversary share.
+
+They read shapes, dtypes, devices and Python numbers only: no tensor's data, so that they neither
+synchronise with a device nor break a ``torch.compile`` graph.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Coefficient: TypeAlias = float | Tensor
+"""A Python number, or a 0-dim floating-point tensor on the CPU or on the logits' device."""
+
+LOGITS_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+REDUCTIONS = ("none", "mean", "sum")
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which logits of `dtype` are summed: the dtype of the loss."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def check_number(name: str, value: float) -> None:
+    """Refuse a `value` that is not a finite number >= 0."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} is {value!r}, expected a number or a 0-dim floating-point tensor")
+    # One comparison that is also false for NaN; math.isfinite would make torch.compile specialise
+    # on the value.
+    if not 0.0 <= value < math.inf:
+        raise ValueError(f"{name} is {value}, expected a finite number >= 0")
+
+
+def check_coefficient(name: str, value: Coefficient, device: torch.device) -> None:
+    """Refuse a coefficient that no loss can use.
+
+    Parameters
+    ----------
+    name
+        The argument's name, for the message.
+    value
+        A number, which must be finite and >= 0, or a 0-dim floating-point tensor, whose value is
+        not read.
+    device
+        The logits' device. A tensor must be there or on the CPU.
+    """
+    if not isinstance(value, Tensor):
+        check_number(name, value)
+        return
+    if value.dim() != 0:
+        raise ValueError(f"{name} has shape {_shape(value)}, expected a 0-dim tensor or a number")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} has dtype {value.dtype}, expected a floating-point tensor")
+    if value.requires_grad:
+        raise ValueError(f"{name} requires grad, but the loss has no gradient for it: detach it")
+    if value.device != device and value.device.type != "cpu":
+        raise RuntimeError(f"{name} is on {value.device}, expected {device} (the logits') or cpu")
+
+
+def check_logits(logits: Tensor, heads: int, name: str = "logits") -> None:
+    """Refuse anything but floating-point logits of shape ``(N, heads * C, *S)``.
+
+    Parameters
+    ----------
+    logits
+        The logits, shape ``(N, heads * C, *S)``.
+    heads
+        Number of independent heads side by side in dimension 1.
+    name
+        What to call the logits in a message.
+    """
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"{name}: expected a Tensor, got {type(logits).__name__}")
+    if logits.layout != torch.strided:
+        raise TypeError(f"{name} has layout {logits.layout}, expected a dense tensor")
+    if logits.dtype not in LOGITS_DTYPES:
+        raise TypeError(
+            f"{name} has dtype {logits.dtype}, expected float32, float64, float16 or bfloat16"
+        )
+    if logits.dim() < 2:
+        raise ValueError(f"{name} has shape {_shape(logits)}, expected (N, C) or (N, C, *S)")
+    if isinstance(heads, bool) or not isinstance(heads, int):
+        raise TypeError(f"heads is {heads!r}, expected an int")
+    if heads < 1:
+        raise ValueError(f"heads is {heads}, expected at least 1")
+    channels = logits.shape[1]
+    if channels == 0:
+        raise ValueError(f"{name} has shape {_shape(logits)}, which has no classes (dimension 1)")
+    if channels % heads != 0:
+        raise ValueError(
+            f"heads is {heads}, which does not divide the {channels} channels of {name} "
+            f"of shape {_shape(logits)}"
+        )
+
+
+def check_target(
+    target: Tensor, logits: Tensor, heads: int, ignore_index: int, name: str = "logits"
+) -> None:
+    """Refuse a target that does not belong to `logits`.
+
+    Parameters
+    ----------
+    target
+        Class indices, int64, shape ``(N, *S)`` (``(N, heads, *S)`` for several heads); or
+        probabilities, floating point, of the logits' shape.
+    logits
+        Logits that `check_logits` has accepted.
+    heads
+        Number of heads.
+    ignore_index
+        The class that is left out; must be negative with probabilities.
+    name
+        What to call the logits in a message.
+    """
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target: expected a Tensor, got {type(target).__name__}")
+    if target.device != logits.device:
+        raise RuntimeError(f"target is on {target.device}, expected {logits.device} as {name}")
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index is {ignore_index!r}, expected an int")
+    shape = logits.shape
+    sites = (shape[0], *((heads,) if heads > 1 else ()), *shape[2:])
+    if target.is_floating_point():
+        if target.shape != shape:
+            # A float tensor of the class indices' shape is meant as indices, so say what is wrong
+            # with those.
+            if tuple(target.shape) == sites:
+                raise TypeError(
+                    f"target of class indices has dtype {target.dtype}, expected torch.int64"
+                )
+            raise ValueError(
+                f"target has shape {_shape(target)}, expected probabilities of shape "
+                f"{_shape(logits)} as {name}, or int64 class indices of shape {_text(sites)}"
+            )
+        if target.dtype not in LOGITS_DTYPES:
+            raise TypeError(
+                f"target of probabilities has dtype {target.dtype}, "
+                "expected float32, float64, float16 or bfloat16"
+            )
+        if ignore_index >= 0:
+            raise ValueError(
+                f"ignore_index is {ignore_index}, but a target of probabilities cannot be ignored: "
+                "leave it negative"
+            )
+        if target.requires_grad:
+            raise ValueError("target requires grad, but the loss has no gradient for it: detach it")
+        return
+    if target.dtype != torch.int64:
+        raise TypeError(
+            f"target has dtype {target.dtype}, "
+            "expected torch.int64 class indices or floating-point probabilities"
+        )
+    if tuple(target.shape) != sites:
+        raise ValueError(
+            f"target has shape {_shape(target)}, expected {_text(sites)} for {name} "
+            f"of shape {_shape(logits)}" + (f" and heads={heads}" if heads > 1 else "")
+        )
+
+
+def check_weight(weight: Tensor | None, logits: Tensor, heads: int) -> None:
+    """Refuse class weights that do not belong to `logits`.
+
+    Parameters
+    ----------
+    weight
+        Class weights, shape ``(C,)``, shared by all heads, in the logits' dtype or the one that
+        they are summed in.
+    logits
+        Logits that `check_logits` has accepted.
+    heads
+        Number of heads.
+    """
+    if weight is None:
+        return
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight: expected a Tensor or None, got {type(weight).__name__}")
+    classes = logits.shape[1] // heads
+    if weight.dim() != 1 or weight.shape[0] != classes:
+        raise ValueError(
+            f"weight has shape {_shape(weight)}, expected ({classes},): one weight per class"
+        )
+    accumulate = accumulation_dtype(logits.dtype)
+    if weight.dtype not in (logits.dtype, accumulate):
+        raise TypeError(
+            f"weight has dtype {weight.dtype}, expected {accumulate} for logits of {logits.dtype}"
+        )
+    if weight.device != logits.device:
+        raise RuntimeError(f"weight is on {weight.device}, expected {logits.device} as the logits")
+    if weight.requires_grad:
+        raise ValueError("weight requires grad, but the loss has no gradient for it: detach it")
+
+
+def check_options(label_smoothing: float, reduction: str) -> None:
+    """Refuse a `label_smoothing` outside [0, 1] and an unknown `reduction`."""
+    if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, numbers.Real):
+        raise TypeError(f"label_smoothing is {label_smoothing!r}, expected a number")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing is {label_smoothing}, expected a number in [0, 1]")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}, expected 'none', 'mean' or 'sum'")
+
+
+def check_bias_loss(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    *,
+    entropy_weight: Coefficient,
+    reversal: Coefficient | None,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+    heads: int,
+) -> None:
+    """Check every argument of `lnl_ext.fused_bias_loss`.
+
+    The one thing left to the kernels is whether the class indices are in range, which needs the
+    data.
+
+    Raises
+    ------
+    TypeError
+        An argument has the wrong type or dtype.
+    ValueError
+        An argument has the wrong shape or value, or requires a gradient that does not exist.
+    RuntimeError
+        Tensors are on different devices.
+    """
+    check_logits(logits, heads)
+    check_target(target, logits, heads, ignore_index)
+    check_weight(weight, logits, heads)
+    check_options(label_smoothing, reduction)
+    check_coefficient("entropy_weight", entropy_weight, logits.device)
+    if reversal is not None:
+        check_coefficient("reversal", reversal, logits.device)
+
+
+def _shape(tensor: Tensor) -> str:
+    return _text(tensor.shape)
+
+
+def _text(shape: Sequence[int]) -> str:
+    return str(tuple(shape))

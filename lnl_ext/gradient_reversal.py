@@ -1,0 +1,88 @@
+"""The gradient reversal layer, as a function and as a module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lnl_ext.checks import Coefficient, check_coefficient
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """The identity, with its derivatives multiplied by a constant."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, factor: Coefficient) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Coefficient], output: Tensor) -> None:
+        factor = inputs[1]
+        if isinstance(factor, Tensor):
+            ctx.save_for_backward(factor)
+            ctx.save_for_forward(factor)
+        else:
+            ctx.factor = factor
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _scaled(ctx, grads[0]), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        return _scaled(ctx, tangents[0])
+
+
+def _scaled(ctx: Any, derivative: Tensor) -> Tensor:
+    factor = ctx.saved_tensors[0] if ctx.saved_tensors else ctx.factor
+    # A float64 factor must not promote the derivative of a float32 scalar.
+    return derivative * (factor.to(derivative.dtype) if isinstance(factor, Tensor) else factor)
+
+
+def scale_gradient(x: Tensor, factor: Coefficient) -> Tensor:
+    """Return `x`, with its derivatives multiplied by `factor` on their way back.
+
+    The factor, a number or 0-dim tensor, is a constant: it gets no gradient, and unlike
+    `grad_reverse` this checks nothing.
+    """
+    result: Tensor = _ScaleGradient.apply(x, factor)
+    return result
+
+
+def grad_reverse(x: Tensor, scale: Coefficient = 1.0) -> Tensor:
+    """Return `x`, and multiply its gradient by ``-scale``.
+
+    The gradient reversal layer of Ganin and Lempitsky (2015, arXiv 1409.7495). Put before a bias
+    head it makes everything upstream worse at what the head gets better at. It reverses *all* of
+    the loss behind it: with an entropy term in that loss, the features would be made certain
+    instead of uncertain. Use `lnl_ext.BiasAdversary` there.
+
+    Parameters
+    ----------
+    x
+        Any floating-point tensor.
+    scale
+        A finite number >= 0, or a 0-dim floating-point tensor, whose value is not checked.
+
+    Returns
+    -------
+    Tensor
+        The values of `x`. Second derivatives, ``torch.func`` transforms and ``torch.compile`` are
+        supported.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `x` is not a floating-point tensor, or `scale` is negative, not finite, not 0-dim or
+        requires grad.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a Tensor, got {type(x).__name__}")
+    if not (x.is_floating_point() or x.is_complex()):
+        raise TypeError(f"x has dtype {x.dtype}, which has no gradient to reverse")
+    check_coefficient("scale", scale, x.device)
+    return scale_gradient(x, -scale)
