@@ -1,0 +1,9 @@
+"""Datasets with a known, labelled bias: batches of ``(images, labels, {name: bias_target})``."""
+
+from __future__ import annotations
+
+from .colored_mnist import ColoredMNIST
+from .idx import read_idx, read_mnist_split
+from .safe_npy import UnsafePickleError, load_npy
+
+__all__ = ["ColoredMNIST", "UnsafePickleError", "load_npy", "read_idx", "read_mnist_split"]
