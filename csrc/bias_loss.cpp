@@ -32,12 +32,8 @@ void check_coefficient(const std::optional<at::Tensor>& value, const at::Tensor&
                     value->device());
 }
 
-at::Tensor dense(const at::Tensor& tensor) {
-  if (tensor.is_contiguous(tensor.suggest_memory_format())) {
-    return tensor;
-  }
-  return tensor.contiguous();
-}
+// Any number of positions' dimensions, so that a transposed (N, L, C) tensor counts as well.
+bool is_channels_last(const at::Tensor& tensor) { return tensor.movedim(1, -1).is_contiguous(); }
 
 }  // namespace
 
@@ -110,18 +106,18 @@ Geometry prepare(BiasLossArguments& arguments) {
   check_coefficient(arguments.entropy_weight, logits, "entropy_weight");
   check_coefficient(arguments.confusion_weight, logits, "confusion_weight");
 
-  arguments.logits = dense(logits);
-  geometry.channels_last = geometry.positions == 1 || !arguments.logits.is_contiguous();
-  if (geometry.probability_target) {
-    const auto format = arguments.logits.is_contiguous()
-                            ? at::MemoryFormat::Contiguous
-                            : arguments.logits.suggest_memory_format();
-    if (target_dtype != dtype) {
-      arguments.target = arguments.target.to(accumulation_dtype(logits));
-    }
-    arguments.target = arguments.target.contiguous(format);
+  const bool transposed = !logits.is_contiguous() && is_channels_last(logits);
+  geometry.channels_last = geometry.positions == 1 || transposed;
+  if (geometry.probability_target && target_dtype != dtype) {
+    arguments.target = arguments.target.to(accumulation_dtype(logits));
+  }
+  if (geometry.probability_target && transposed) {
+    arguments.target = arguments.target.movedim(1, -1).contiguous().movedim(-1, 1);
   } else {
     arguments.target = arguments.target.contiguous();
+  }
+  if (!transposed) {
+    arguments.logits = arguments.logits.contiguous();
   }
   return geometry;
 }

@@ -1,0 +1,49 @@
+// The CPU kernels for AVX-512 (F, BW, DQ, VL).
+#include "kernel.h"
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#ifdef LNL_CPU_X86
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#endif
+#define LNL_HAS_F16C 1
+
+namespace lnl::cpu {
+namespace {
+
+using std::index_sequence;
+using std::make_index_sequence;
+constexpr int kVectorBytes = 64;
+
+#include "simd.h"
+
+#include "storage.h"
+
+#include "site_kernel.h"
+
+#include "row_kernel.h"
+
+#include "kernel_impl.h"
+
+}  // namespace
+
+const KernelTable& kernels_avx512() {
+  static const KernelTable table{"AVX512", count_units, run_problem, count_targets, scale_units};
+  return table;
+}
+
+}  // namespace lnl::cpu
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif  // LNL_CPU_X86

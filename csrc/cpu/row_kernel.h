@@ -1,0 +1,234 @@
+// Many classes: one site at a time, N classes at once. Three passes over a row that stays in cache: the
+// maximum, the sums, the gradient. Formulas: reference.py.
+// Included like simd.h: inside each instruction set's namespace.
+
+template <typename T>
+struct Row {
+  const T* logits;         // [classes]
+  const T* probabilities;  // [classes] or null
+  T* gradient;             // [classes] or null
+  T* head_gradient;        // [classes] or null
+  int64_t target;          // -1 where ignored or where probabilities are given
+  T counted;               // 0: the site is ignored
+  T scale;                 // of dCE: upstream / denominator, 0 where not counted
+  T entropy_scale;
+};
+
+struct RowResult {
+  double cross_entropy;
+  double entropy;
+  double confusion;
+};
+
+template <typename T>
+struct RowSums {
+  T maximum;
+  double tail = 0;      // sum of e^d without the maxima
+  double ties = -1;     // maxima beyond the first
+  double entropy = 0;   // sum of e^d d
+  double logit = 0;     // sum of d
+  double target = 0;    // sum of y
+  double target_logit = 0;  // sum of y d
+};
+
+constexpr int64_t kRowChunk = 1024;  // summed in T, then added in double
+
+// y_c for classes c .. c + N - 1, without what belongs to a class target's own class.
+template <typename T, int N>
+LNL_INLINE Vec<T, N> row_target(const Row<T>& row, const ClassTerms<T>& terms, int64_t c) {
+  using V = Vec<T, N>;
+  V y = V::fill(terms.spread);
+  if (row.probabilities != nullptr) {
+    y = y + V::load(row.probabilities + c) * V::fill(terms.keep);
+  }
+  return terms.weight != nullptr ? y * V::load(terms.weight + c) : y;
+}
+
+template <typename T, int N, bool Dense, int Gradients>
+void row_sums(const Row<T>& row, const ClassTerms<T>& terms, int64_t begin, int64_t end,
+              RowSums<T>& sums) {
+  using V = Vec<T, N>;
+  constexpr int kUnroll = N > 1 ? 2 : 1;
+  const V zero = V::fill(T(0));
+  const V one = V::fill(T(1));
+  const V floor = V::fill(-Float<T>::kMax);
+  const V maximum = V::fill(sums.maximum);
+  while (begin < end) {
+    const int64_t stop = begin + kRowChunk < end ? begin + kRowChunk : end;
+    V tail[kUnroll], ties[kUnroll], entropy[kUnroll];
+    for (int u = 0; u < kUnroll; ++u) {
+      tail[u] = ties[u] = entropy[u] = zero;
+    }
+    V logit = zero, target = zero, target_logit = zero;
+    for (; begin < stop;) {
+      for (int u = 0; u < kUnroll && begin < stop; ++u, begin += N) {
+        const V d = V::load(row.logits + begin) - maximum;
+        const V finite = max_keeping_nan_of_second<T, N>(floor, d);  // 0 * -inf must not be NaN
+        const V e = exp_nonpositive<T, N>(finite);
+        const auto top = d == zero;
+        tail[u] = tail[u] + select<T, N>(top, zero, e);
+        ties[u] = ties[u] + select<T, N>(top, one, zero);
+        entropy[u] = entropy[u] + e * finite;
+        if constexpr (Gradients > 0) {
+          e.store(row.gradient + begin);
+        }
+        if constexpr (Dense) {
+          const V y = row_target<T, N>(row, terms, begin);
+          target = target + y;
+          target_logit = target_logit + y * d;
+        }
+        if (terms.has_confusion) {
+          logit = logit + d;
+        }
+      }
+    }
+    for (int u = 0; u < kUnroll; ++u) {
+      sums.tail += horizontal_sum<T, N>(tail[u]);
+      sums.ties += horizontal_sum<T, N>(ties[u]);
+      sums.entropy += horizontal_sum<T, N>(entropy[u]);
+    }
+    sums.logit += horizontal_sum<T, N>(logit);
+    sums.target += horizontal_sum<T, N>(target);
+    sums.target_logit += horizontal_sum<T, N>(target_logit);
+  }
+}
+
+// Coefficients of one row's gradients: p (slope d + level) + constant, and what a dense target adds.
+template <typename T>
+struct RowGradient {
+  T maximum, inverse, slope, level, constant, ce_scale, head_scale, one_minus_top, target_sum;
+};
+
+template <typename T, int N, bool Dense, int Gradients>
+void row_gradient(const Row<T>& row, const ClassTerms<T>& terms, const RowGradient<T>& k, int64_t begin,
+                  int64_t end) {
+  using V = Vec<T, N>;
+  const V zero = V::fill(T(0));
+  const V one = V::fill(T(1));
+  const V floor = V::fill(-Float<T>::kMax);
+  for (int64_t c = begin; c < end; c += N) {
+    const V d =
+        max_keeping_nan_of_second<T, N>(floor, V::load(row.logits + c) - V::fill(k.maximum));
+    const V p = V::load(row.gradient + c) * V::fill(k.inverse);
+    V g = p * (V::fill(k.slope) * d + V::fill(k.level)) + V::fill(k.constant);
+    V head = V::fill(k.head_scale);
+    if constexpr (Dense) {
+      const V y = row_target<T, N>(row, terms, c);
+      const V others = select<T, N>(d == zero, V::fill(k.one_minus_top), one - p);
+      const V ce = p * (V::fill(k.target_sum) - y) - y * others;
+      g = g + V::fill(k.ce_scale) * ce;
+      head = head * ce;
+    } else {
+      head = head * p;
+    }
+    g.store(row.gradient + c);
+    if constexpr (Gradients > 1) {
+      head.store(row.head_gradient + c);
+    }
+  }
+}
+
+template <typename T, int N>
+LNL_INLINE T row_maximum(const T* logits, int64_t classes) {
+  using V = Vec<T, N>;
+  // Any NaN makes every result NaN through its own d, so the maximum may pass over it.
+  V maximum = V::fill(logits[0]);
+  int64_t c = 0;
+  for (; c + N <= classes; c += N) {
+    maximum = max_keeping_nan_of_second<T, N>(V::load(logits + c), maximum);
+  }
+  T result = horizontal_max<T, N>(maximum);
+  for (; c < classes; ++c) {
+    result = logits[c] > result ? logits[c] : result;
+  }
+  return result;
+}
+
+template <typename T, int N, bool Dense, int Gradients>
+RowResult row_block(const Row<T>& row, const ClassTerms<T>& terms) {
+  const int64_t classes = terms.classes;
+  const int64_t whole = classes - classes % N;
+  RowSums<T> sums;
+  sums.maximum = row_maximum<T, N>(row.logits, classes);
+  row_sums<T, N, Dense, Gradients>(row, terms, 0, whole, sums);
+  row_sums<T, 1, Dense, Gradients>(row, terms, whole, classes, sums);
+
+  const bool has_class = row.target >= 0;
+  double target_logit = 0.0;  // d of the target's class
+  double class_weight = 0.0;  // what a class target adds to y of its own class
+  if (has_class) {
+    target_logit = static_cast<double>(row.logits[row.target] - sums.maximum);
+    class_weight = terms.weight != nullptr ? static_cast<double>(terms.weight[row.target]) : 1.0;
+    class_weight *= static_cast<double>(terms.keep);
+  }
+  const double tail = sums.tail + sums.ties;
+  const double log_sum = std::log1p(tail);
+  const double inverse = 1.0 / (1.0 + tail);
+  const double ratio = sums.entropy * inverse;
+  RowResult result;
+  result.entropy = log_sum - ratio;
+  result.confusion = log_sum - sums.logit / static_cast<double>(classes);
+  double target_sum = sums.target;
+  if constexpr (Dense) {
+    target_sum += class_weight;
+    result.cross_entropy = log_sum * target_sum - sums.target_logit;
+    if (has_class && class_weight != 0.0) {
+      result.cross_entropy -= class_weight * target_logit;
+    }
+  } else {
+    target_sum = class_weight;
+    result.cross_entropy = class_weight * (log_sum - target_logit);
+  }
+  if (row.counted == T(0)) {
+    result.cross_entropy = 0.0;
+  }
+
+  if constexpr (Gradients > 0) {
+    const double entropy_scale = static_cast<double>(row.entropy_scale);
+    const double confusion_scale = entropy_scale * static_cast<double>(terms.confusion);
+    const double slope = entropy_scale * static_cast<double>(terms.entropy);
+    const double constant = -confusion_scale / static_cast<double>(classes);
+    const double rest = confusion_scale - slope * ratio;
+    const double head_scale = static_cast<double>(row.scale);
+    const double ce_scale = head_scale * static_cast<double>(terms.sign);
+    const double one_minus_top = tail * inverse;
+    RowGradient<T> k;
+    k.maximum = sums.maximum;
+    k.inverse = static_cast<T>(inverse);
+    k.slope = static_cast<T>(slope);
+    k.constant = static_cast<T>(constant);
+    k.one_minus_top = static_cast<T>(one_minus_top);
+    k.target_sum = static_cast<T>(target_sum);
+    k.ce_scale = static_cast<T>(ce_scale);
+    k.head_scale = static_cast<T>(Dense ? head_scale : head_scale * target_sum);
+    k.level = static_cast<T>(Dense ? rest : ce_scale * target_sum + rest);
+
+    // The target's own class, before its e^d is overwritten.
+    double hit = 0.0, head_hit = 0.0;
+    if (has_class) {
+      const double d = target_logit > -static_cast<double>(Float<T>::kMax)
+                           ? target_logit
+                           : (target_logit == target_logit ? -static_cast<double>(Float<T>::kMax)
+                                                           : target_logit);
+      const double p = static_cast<double>(row.gradient[row.target]) * inverse;
+      const double others = d == 0.0 ? one_minus_top : 1.0 - p;
+      double y = class_weight;
+      if constexpr (Dense) {
+        y += static_cast<double>(
+            (row_target<T, 1>(row, terms, row.target)).v);
+      }
+      const double ce = p * (target_sum - y) - y * others;
+      hit = p * (slope * d + rest) + constant + ce_scale * ce;
+      head_hit = head_scale * ce;
+    }
+    row_gradient<T, N, Dense, Gradients>(row, terms, k, 0, whole);
+    row_gradient<T, 1, Dense, Gradients>(row, terms, k, whole, classes);
+    if (has_class) {
+      row.gradient[row.target] = static_cast<T>(hit);
+      if constexpr (Gradients > 1) {
+        row.head_gradient[row.target] = static_cast<T>(head_hit);
+      }
+    }
+  }
+  return result;
+}

@@ -1,0 +1,193 @@
+// N lanes of T and the few operations the kernels need, on the compiler's vector extension (GCC, Clang)
+// or, with one lane, on plain scalars (any compiler).
+//
+// Every instruction set's unit includes this inside its own namespace and after its target pragma, so that
+// code made for one instruction set is never merged with another's. Therefore it includes nothing itself.
+
+#if defined(_MSC_VER) && !defined(__clang__)
+#define LNL_INLINE __forceinline
+#else
+#define LNL_INLINE inline __attribute__((always_inline))
+#endif
+
+template <typename T>
+struct Float;
+template <>
+struct Float<float> {
+  using Int = int32_t;
+  static constexpr int kMantissaBits = 23;
+  static constexpr Int kExponentBias = 127;
+  static constexpr Int kSqrtHalfBits = 0x3F3504F3;
+  static constexpr float kRoundToInt = 12582912.0f;  // 1.5 * 2^23: adding it leaves the integer in the low bits
+  static constexpr float kIntToFloat = 8388608.0f;   // 2^23
+  static constexpr float kLowestExp = -87.0f;        // exp below this is flushed to zero
+  static constexpr float kMax = 3.4028234e38f;
+};
+template <>
+struct Float<double> {
+  using Int = int64_t;
+  static constexpr int kMantissaBits = 52;
+  static constexpr Int kExponentBias = 1023;
+  static constexpr Int kSqrtHalfBits = 0x3FE6A09E667F3BCD;
+  static constexpr double kRoundToInt = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double kIntToFloat = 4503599627370496.0;  // 2^52
+  static constexpr double kLowestExp = -708.0;
+  static constexpr double kMax = 1.7976931348623157e308;
+};
+
+template <typename T, int N>
+struct Lanes {
+#if defined(__GNUC__) || defined(__clang__)
+  typedef T type __attribute__((vector_size(sizeof(T) * N)));
+#endif
+};
+template <typename T>
+struct Lanes<T, 1> {
+  using type = T;
+};
+
+// A wrapper so that overloads are found and masks keep the width of what they select.
+template <typename T, int N>
+struct Vec {
+  using Native = typename Lanes<T, N>::type;
+  using Bits = typename Lanes<typename Float<T>::Int, N>::type;
+  using Mask = decltype(Native{} > Native{});
+
+  Native v;
+
+  static LNL_INLINE Vec fill(T x) { return {x - Native{}}; }  // x - 0 keeps the sign of a zero
+  static LNL_INLINE Vec load(const T* p) {
+    Vec r;
+    memcpy(&r.v, p, sizeof(r.v));
+    return r;
+  }
+  LNL_INLINE void store(T* p) const { memcpy(p, &v, sizeof(v)); }
+
+  friend LNL_INLINE Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
+  friend LNL_INLINE Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
+  friend LNL_INLINE Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
+  friend LNL_INLINE Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
+  friend LNL_INLINE Mask operator==(Vec a, Vec b) { return a.v == b.v; }
+  friend LNL_INLINE Mask operator<(Vec a, Vec b) { return a.v < b.v; }
+};
+
+template <typename T, int N>
+LNL_INLINE Vec<T, N> select(typename Vec<T, N>::Mask mask, Vec<T, N> yes, Vec<T, N> no) {
+  return {mask ? yes.v : no.v};
+}
+
+// A NaN in b wins; one in a is dropped.
+template <typename T, int N>
+LNL_INLINE Vec<T, N> max_keeping_nan_of_second(Vec<T, N> a, Vec<T, N> b) {
+  return {a.v > b.v ? a.v : b.v};
+}
+
+template <typename To, typename From>
+LNL_INLINE To bit_cast_lanes(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "a cast of bits keeps the size");
+  To to;
+  memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+// Sums in a fixed order, halving, so that the result does not depend on the instruction set's own way.
+template <typename T, int N>
+LNL_INLINE T horizontal_sum(Vec<T, N> x) {
+  T lane[N];
+  x.store(lane);
+  for (int width = N / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) {
+      lane[i] += lane[i + width];
+    }
+  }
+  return lane[0];
+}
+
+template <typename T, int N>
+LNL_INLINE T horizontal_max(Vec<T, N> x) {  // a NaN in any lane wins
+  T lane[N];
+  x.store(lane);
+  T result = lane[0];
+  for (int i = 1; i < N; ++i) {
+    result = result > lane[i] || result != result ? result : lane[i];
+  }
+  return result;
+}
+
+template <typename T, int N>
+LNL_INLINE Vec<T, N> polynomial(Vec<T, N> x, const T* coefficients, int count) {
+  Vec<T, N> result = Vec<T, N>::fill(coefficients[count - 1]);
+  for (int i = count - 2; i >= 0; --i) {
+    result = result * x + Vec<T, N>::fill(coefficients[i]);
+  }
+  return result;
+}
+
+// exp(r) on |r| <= log(2)/2. float: fit for the smallest relative error (3e-9 before rounding), with the
+// first two coefficients held at 1; double: the Taylor series, whose first term left out is below 5e-18.
+template <int N>
+LNL_INLINE Vec<float, N> exp_reduced(Vec<float, N> r) {
+  constexpr float c[] = {1.0f,           1.0f,          0.49999993447f,  0.16666520608f,
+                         0.04166838810f, 0.00836871971f, 0.00138146100f};
+  return polynomial<float, N>(r, c, 7);
+}
+template <int N>
+LNL_INLINE Vec<double, N> exp_reduced(Vec<double, N> r) {
+  constexpr double c[] = {1.0,
+                          1.0,
+                          1.0 / 2,
+                          1.0 / 6,
+                          1.0 / 24,
+                          1.0 / 120,
+                          1.0 / 720,
+                          1.0 / 5040,
+                          1.0 / 40320,
+                          1.0 / 362880,
+                          1.0 / 3628800,
+                          1.0 / 39916800,
+                          1.0 / 479001600,
+                          1.0 / 6227020800};
+  return polynomial<double, N>(r, c, 14);
+}
+
+// exp(x) for x <= 0 and NaN; zero below Float<T>::kLowestExp.
+template <typename T, int N>
+LNL_INLINE Vec<T, N> exp_nonpositive(Vec<T, N> x) {
+  using V = Vec<T, N>;
+  using F = Float<T>;
+  // log(2) in two parts, the first short enough that n times it is exact.
+  constexpr T log2_high = sizeof(T) == 4 ? T(0.693359375) : T(0.693147180369123816490);
+  constexpr T log2_low = sizeof(T) == 4 ? T(-2.12194440e-4) : T(1.90821492927058770002e-10);
+  const V shifted = x * V::fill(T(1.44269504088896340736)) + V::fill(F::kRoundToInt);
+  const V n = shifted - V::fill(F::kRoundToInt);
+  const V r = (x - n * V::fill(log2_high)) - n * V::fill(log2_low);
+  const auto power = (bit_cast_lanes<typename V::Bits>(shifted.v) << F::kMantissaBits) +
+                     (F::kExponentBias << F::kMantissaBits);
+  const V scaled = exp_reduced<N>(r) * V{bit_cast_lanes<typename V::Native>(power)};
+  return select<T, N>(x < V::fill(F::kLowestExp), V::fill(T(0)), scaled);
+}
+
+// log1p(t) for t >= 0 and NaN: log of s = 1 + t as exponent and 2 atanh(f / (2 + f)), then what rounding
+// t into s lost.
+template <typename T, int N>
+LNL_INLINE Vec<T, N> log1p_nonnegative(Vec<T, N> t) {
+  using V = Vec<T, N>;
+  using F = Float<T>;
+  const V one = V::fill(T(1));
+  const V s = one + t;
+  const auto bits = bit_cast_lanes<typename V::Bits>(s.v);
+  const auto exponent = (bits - F::kSqrtHalfBits) >> F::kMantissaBits;  // s >= 1: never negative
+  const V mantissa{bit_cast_lanes<typename V::Native>(bits - (exponent << F::kMantissaBits))};
+  const auto as_float_bits =
+      exponent + bit_cast_lanes<typename Float<T>::Int>(T(F::kIntToFloat));
+  const V e = V{bit_cast_lanes<typename V::Native>(as_float_bits)} - V::fill(F::kIntToFloat);
+  const V f = mantissa - one;
+  const V w = f / (V::fill(T(2)) + f);
+  // 2 (1 + w^2/3 + w^4/5 + ...), |w| <= 0.172
+  constexpr T c[] = {T(2),      T(2) / 3,  T(2) / 5,  T(2) / 7,  T(2) / 9, T(2) / 11,
+                     T(2) / 13, T(2) / 15, T(2) / 17, T(2) / 19, T(2) / 21};
+  const V series = w * polynomial<T, N>(w * w, c, sizeof(T) == 4 ? 5 : 11);
+  const V lost = (t - (s - one)) / s;
+  const V result = e * V::fill(T(0.693147180559945309417)) + (series + lost);
+  return select<T, N>(t == t, result, t);  // the exponent of a NaN is no number
+}

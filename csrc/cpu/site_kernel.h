@@ -1,0 +1,197 @@
+// Few classes: B = U * N sites at once, one site a lane, looping over the classes.
+// Formulas: reference.py. Included like simd.h: inside each instruction set's namespace.
+
+// What every site of a call shares.
+template <typename T>
+struct ClassTerms {
+  int64_t classes;
+  const T* weight;      // [classes] or null
+  T keep;               // 1 - label_smoothing
+  T spread;             // label_smoothing / classes
+  T sign;               // of dCE in the gradient: +1, or -reversal
+  T entropy;            // entropy_weight
+  T confusion;          // confusion_weight
+  bool has_confusion;
+};
+
+// One block of sites. Class strides are in elements.
+template <typename T, int B>
+struct SiteBlock {
+  using Int = typename Float<T>::Int;
+  const T* logits;
+  int64_t logits_stride;
+  const T* probabilities;  // or null
+  int64_t probabilities_stride;
+  T* gradient;  // or null
+  int64_t gradient_stride;
+  T* head_gradient;  // or null
+  int64_t head_gradient_stride;
+  Int target[B];        // -1 where ignored
+  T weight[B];          // of the target's class, 0 where ignored
+  T counted[B];         // 1: the site's CE counts
+  T entropy_counted[B];
+  T scale[B];           // of dCE: upstream / denominator, 0 where not counted
+  T entropy_scale[B];
+  // results
+  T cross_entropy[B];
+  T entropy[B];
+  T confusion[B];
+};
+
+constexpr int64_t kClassChunk = 64;  // partial sums of this many classes: rounding grows with the chunk, not with C
+
+// y_c, the weighted and smoothed target of class c in lanes u * N ...
+template <typename T, int N, int B>
+LNL_INLINE Vec<T, N> dense_target(const SiteBlock<T, B>& block, const ClassTerms<T>& terms, int64_t c,
+                                  int u) {
+  using V = Vec<T, N>;
+  V share;
+  if (block.probabilities != nullptr) {
+    share = V::load(block.probabilities + c * block.probabilities_stride + u * N);
+  } else {
+    typename V::Bits target;
+    memcpy(&target, block.target + u * N, sizeof(target));
+    const auto hit = (typename V::Mask)(target == static_cast<typename Float<T>::Int>(c));
+    share = select<T, N>(hit, V::fill(T(1)), V::fill(T(0)));
+  }
+  const V smoothed = share * V::fill(terms.keep) + V::fill(terms.spread);
+  return terms.weight != nullptr ? smoothed * V::fill(terms.weight[c]) : smoothed;
+}
+
+template <typename T, int N, int U, bool Dense, int Gradients>
+void site_block(SiteBlock<T, N * U>& block, const ClassTerms<T>& terms) {
+  using V = Vec<T, N>;
+  using Int = typename Float<T>::Int;
+  const V zero = V::fill(T(0));
+  const V one = V::fill(T(1));
+  const V floor = V::fill(-Float<T>::kMax);
+  const T* const logits = block.logits;
+  const int64_t stride = block.logits_stride;
+  const int64_t classes = terms.classes;
+
+  V maximum[U];
+  typename V::Bits target[U];
+  for (int u = 0; u < U; ++u) {
+    maximum[u] = V::load(logits + u * N);
+    memcpy(&target[u], block.target + u * N, sizeof(target[u]));
+  }
+  for (int64_t c = 1; c < classes; ++c) {
+    for (int u = 0; u < U; ++u) {
+      maximum[u] = max_keeping_nan_of_second<T, N>(V::load(logits + c * stride + u * N), maximum[u]);
+    }
+  }
+
+  V tail_sum[U], ties[U], entropy_sum[U], logit_sum[U], target_logit[U], target_sum[U];
+  for (int u = 0; u < U; ++u) {
+    tail_sum[u] = entropy_sum[u] = logit_sum[u] = target_logit[u] = target_sum[u] = zero;
+    ties[u] = V::fill(T(-1));  // one maximum is left out of the sum
+  }
+  for (int64_t begin = 0; begin < classes; begin += kClassChunk) {
+    const int64_t end = begin + kClassChunk < classes ? begin + kClassChunk : classes;
+    V part_tail[U], part_entropy[U], part_logit[U];
+    for (int u = 0; u < U; ++u) {
+      part_tail[u] = part_entropy[u] = part_logit[u] = zero;
+    }
+    for (int64_t c = begin; c < end; ++c) {
+      for (int u = 0; u < U; ++u) {
+        const V d = V::load(logits + c * stride + u * N) - maximum[u];
+        const V finite = max_keeping_nan_of_second<T, N>(floor, d);  // 0 * -inf must not be NaN
+        const V e = exp_nonpositive<T, N>(finite);
+        const auto top = d == zero;
+        part_tail[u] = part_tail[u] + select<T, N>(top, zero, e);
+        ties[u] = ties[u] + select<T, N>(top, one, zero);
+        part_entropy[u] = part_entropy[u] + e * finite;
+        if constexpr (Gradients > 0) {
+          e.store(block.gradient + c * block.gradient_stride + u * N);
+        }
+        if constexpr (Dense) {
+          const V y = dense_target<T, N>(block, terms, c, u);
+          target_logit[u] = target_logit[u] + y * d;
+          target_sum[u] = target_sum[u] + y;
+        } else {
+          const auto hit = (typename V::Mask)(target[u] == static_cast<Int>(c));
+          target_logit[u] = select<T, N>(hit, d, target_logit[u]);
+        }
+        if (terms.has_confusion) {
+          part_logit[u] = part_logit[u] + d;
+        }
+      }
+    }
+    for (int u = 0; u < U; ++u) {
+      tail_sum[u] = tail_sum[u] + part_tail[u];
+      entropy_sum[u] = entropy_sum[u] + part_entropy[u];
+      logit_sum[u] = logit_sum[u] + part_logit[u];
+    }
+  }
+
+  const V classes_reciprocal = V::fill(T(1) / static_cast<T>(classes));
+  V inverse[U], ratio[U], slope[U], level[U], constant[U], ce_scale[U], head_scale[U], hit_value[U],
+      head_hit_value[U], one_minus_top[U];
+  for (int u = 0; u < U; ++u) {
+    const V counted = V::load(block.counted + u * N);
+    const V entropy_counted = V::load(block.entropy_counted + u * N);
+    const V weight = V::load(block.weight + u * N);
+    tail_sum[u] = tail_sum[u] + ties[u];
+    const V log_sum = log1p_nonnegative<T, N>(tail_sum[u]);
+    inverse[u] = one / (one + tail_sum[u]);
+    ratio[u] = entropy_sum[u] * inverse[u];
+    V ce = Dense ? log_sum * target_sum[u] - target_logit[u] : weight * (log_sum - target_logit[u]);
+    ce = select<T, N>(counted == zero, zero, ce);
+    ce.store(block.cross_entropy + u * N);
+    const auto skipped = entropy_counted == zero;
+    select<T, N>(skipped, zero, log_sum - ratio[u]).store(block.entropy + u * N);
+    const V confusion = log_sum - logit_sum[u] * classes_reciprocal;
+    select<T, N>(skipped, zero, confusion).store(block.confusion + u * N);
+
+    if constexpr (Gradients > 0) {
+      const V entropy_scale = V::load(block.entropy_scale + u * N);
+      const V confusion_scale = entropy_scale * V::fill(terms.confusion);
+      slope[u] = entropy_scale * V::fill(terms.entropy);
+      constant[u] = zero - confusion_scale * classes_reciprocal;
+      head_scale[u] = V::load(block.scale + u * N);
+      ce_scale[u] = head_scale[u] * V::fill(terms.sign);
+      const V rest = confusion_scale - slope[u] * ratio[u];
+      one_minus_top[u] = tail_sum[u] * inverse[u];
+      if constexpr (Dense) {
+        level[u] = rest;
+      } else {
+        ce_scale[u] = ce_scale[u] * weight;
+        head_scale[u] = head_scale[u] * weight;
+        level[u] = ce_scale[u] + rest;
+        const V d = max_keeping_nan_of_second<T, N>(floor, target_logit[u]);
+        const V p = exp_nonpositive<T, N>(d) * inverse[u];
+        const V others = select<T, N>(d == zero, one_minus_top[u], one - p);
+        hit_value[u] = p * (slope[u] * d + rest) + constant[u] - ce_scale[u] * others;
+        head_hit_value[u] = zero - head_scale[u] * others;
+      }
+    }
+  }
+
+  if constexpr (Gradients > 0) {
+    for (int64_t c = 0; c < classes; ++c) {
+      for (int u = 0; u < U; ++u) {
+        T* const out = block.gradient + c * block.gradient_stride + u * N;
+        const V d = max_keeping_nan_of_second<T, N>(
+            floor, V::load(logits + c * stride + u * N) - maximum[u]);
+        const V p = V::load(out) * inverse[u];
+        V g = p * (slope[u] * d + level[u]) + constant[u];
+        V head = zero;
+        if constexpr (Dense) {
+          const V y = dense_target<T, N>(block, terms, c, u);
+          const V others = select<T, N>(d == zero, one_minus_top[u], one - p);
+          const V ce = p * (target_sum[u] - y) - y * others;
+          g = g + ce_scale[u] * ce;
+          head = head_scale[u] * ce;
+        } else {
+          const auto hit = (typename V::Mask)(target[u] == static_cast<Int>(c));
+          g = select<T, N>(hit, hit_value[u], g);
+          head = select<T, N>(hit, head_hit_value[u], head_scale[u] * p);
+        }
+        g.store(out);
+        if constexpr (Gradients > 1) {
+          head.store(block.head_gradient + c * block.head_gradient_stride + u * N);
+        }
+      }
+    }
+  }
+}
