@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from lnl_ext.checks import Coefficient, check_coefficient
+from lnl_ext.coefficients import ScheduledCoefficients
+from lnl_ext.schedules import Schedule
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -86,3 +88,30 @@ def grad_reverse(x: Tensor, scale: Coefficient = 1.0) -> Tensor:
         raise TypeError(f"x has dtype {x.dtype}, which has no gradient to reverse")
     check_coefficient("scale", scale, x.device)
     return scale_gradient(x, -scale)
+
+
+class GradientReversal(ScheduledCoefficients):
+    """The gradient reversal layer as a module: `grad_reverse` with a scale that may be scheduled.
+
+    Parameters
+    ----------
+    scale
+        A finite number >= 0, a 0-dim tensor, a schedule or its name (`lnl_ext.schedules`). It is
+        kept in the persistent buffer ``scale``; a schedule is evaluated by ``set_progress``.
+
+    Examples
+    --------
+    >>> head = nn.Sequential(GradientReversal("ramp"), nn.Linear(512, 12))
+    >>> head[0].set_progress(0.5)
+    """
+
+    scale: Tensor
+
+    def __init__(self, scale: Coefficient | Schedule | str = 1.0) -> None:
+        super().__init__()
+        self.register_coefficient("scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x`, and multiply its gradient by ``-scale``."""
+        # The module's buffer may be written before the backward; grad_reverse keeps -scale, a copy.
+        return grad_reverse(x, self.scale)

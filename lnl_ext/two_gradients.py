@@ -1,0 +1,256 @@
+"""The loss of a head that has run already, and its two gradients: the head's and the features'."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lnl_ext.reference import bias_terms, combine
+from lnl_ext.types import BiasLoss
+
+_REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # as the operators number them
+
+
+class LossOptions(NamedTuple):
+    """The options of `lnl_ext.fused_bias_loss` that are not tensors, in the operators' order."""
+
+    ignore_index: int
+    label_smoothing: float
+    reduction: str
+    mask_entropy: bool
+    heads: int
+
+
+class HeadCall(NamedTuple):
+    """A forward pass of a head and what its loss is made of."""
+
+    inner: Tensor
+    """What the head ran on: the features, cut from the outer graph."""
+    logits: Tensor
+    """What it returned, ``(N, heads * C, *S)``, with the head's graph."""
+    target: Tensor
+    weight: Tensor | None
+    reversal: Tensor
+    entropy_weight: Tensor | None
+    """None where the term is left out, as for `confusion_weight`."""
+    confusion_weight: Tensor | None
+    options: LossOptions
+    for_features: bool
+    """Whether the features need a gradient."""
+    for_head: bool
+    """Whether any parameter of the head needs one."""
+
+    @property
+    def one_walk(self) -> bool:
+        """Whether the features' gradient is a multiple of what the head sends back for its own."""
+        multiple = self.entropy_weight is None and self.confusion_weight is None
+        return multiple and self.for_features and self.for_head
+
+    @property
+    def logit_gradients(self) -> tuple[bool, bool]:
+        """Which gradients for the logits are needed: the features' and the head's."""
+        return self.for_features and not self.one_walk, self.for_head
+
+
+def adversary_loss(call: HeadCall, features: Tensor, parameters: Sequence[Tensor]) -> BiasLoss:
+    """Return the loss, whose backward gives the head and the features their gradients.
+
+    The head gets dCE; the features get ``-reversal * dCE - entropy_weight * dH`` and the confusion
+    term's (Kim et al., CVPR 2019, eq. 9).
+
+    Parameters
+    ----------
+    call
+        The head's forward pass.
+    features
+        The features with their graph.
+    parameters
+        The head's parameters that require a gradient.
+    """
+    seen = features if call.for_features else features.detach()
+    return BiasLoss(*_AdversaryLoss.apply(call, seen, *parameters))
+
+
+class _AdversaryLoss(torch.autograd.Function):
+    """Joins the head's graph, which it walks by itself, to the outer one.
+
+    `features` and `parameters` only tell autograd where the gradients go.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, call: HeadCall, features: Tensor, *parameters: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        compute = _kernel_forward if has_kernel(call.logits) else _plain_forward
+        loss, cross_entropy, entropy, *held = compute(call)
+        ctx.mark_non_differentiable(cross_entropy, entropy)
+        ctx.save_for_backward(*call[:7], *held)
+        ctx.rest = call[7:]
+        # Not saved: writing to a parameter before the backward is an error only where the head's
+        # own graph needs its old value.
+        ctx.parameters = parameters
+        return loss, cross_entropy, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        # Read first: the walks below are graph tasks of their own.
+        keep = torch._C._autograd._get_current_graph_task_keep_graph()
+        twice = torch.is_grad_enabled()
+        saved = ctx.saved_tensors
+        call = HeadCall(*saved[:7], *ctx.rest)
+        compute = _kernel_backward if has_kernel(call.logits) else _plain_backward
+        with torch.no_grad():
+            gradient, head_gradient = compute(call, grads[0], saved[7:], keep)
+            results = _walk_head(call, ctx.parameters, gradient, head_gradient, keep)
+        if twice:
+            results = [None if g is None else _no_second_derivative(g) for g in results]
+        return None, *results
+
+
+def has_kernel(logits: Tensor) -> bool:
+    """Whether there are fused kernels for the device of `logits`."""
+    return logits.device.type in ("cpu", "cuda")
+
+
+def _kernel_forward(call: HeadCall) -> Sequence[Tensor]:
+    # A mean's gradient in float16 would underflow before the upstream factor of a loss scaler can
+    # save it, and without a reduction there is a factor per site: those gradients wait for it.
+    early = call.logits.dtype != torch.float16 and call.options.reduction != "none"
+    for_features, for_head = call.logit_gradients
+    result: Sequence[Tensor] = torch.ops.lnl_ext.bias_loss(
+        call.logits.detach(),
+        call.target,
+        call.weight,
+        call.reversal,
+        call.entropy_weight,
+        call.confusion_weight,
+        *_operator_options(call.options),
+        early and for_features,
+        early and for_head,
+    )
+    return result if early else result[:4]
+
+
+def _kernel_backward(
+    call: HeadCall, upstream: Tensor, held: Sequence[Tensor], keep: bool
+) -> Sequence[Tensor]:
+    denominators, *gradients = held
+    if not gradients:
+        result: Sequence[Tensor] = torch.ops.lnl_ext.bias_loss_backward(
+            upstream,
+            call.logits.detach(),
+            call.target,
+            call.weight,
+            denominators,
+            call.reversal,
+            call.entropy_weight,
+            call.confusion_weight,
+            *_operator_options(call.options),
+            *call.logit_gradients,
+        )
+        return result
+    if keep:
+        gradients = [gradient.clone() for gradient in gradients]
+    for gradient in gradients:
+        torch.ops.lnl_ext.scale_gradient_(gradient, upstream)
+    return gradients
+
+
+def _operator_options(options: LossOptions) -> tuple[int, float, int, bool, int]:
+    ignore_index, label_smoothing, reduction, mask_entropy, heads = options
+    return ignore_index, label_smoothing, _REDUCTIONS[reduction], mask_entropy, heads
+
+
+def _plain_terms(call: HeadCall, logits: Tensor) -> Any:
+    return bias_terms(
+        logits,
+        call.target,
+        call.weight,
+        **call.options._asdict(),
+        confusion=call.confusion_weight is not None,
+    )
+
+
+def _plain_forward(call: HeadCall) -> Sequence[Tensor]:
+    terms = _plain_terms(call, call.logits.detach())
+    loss = combine(
+        terms,
+        reversal=None,
+        entropy_weight=call.entropy_weight,
+        confusion_weight=call.confusion_weight,
+    )
+    # A copy, because an autograd.Function must not return one tensor twice.
+    return loss.clone(), terms.cross_entropy, terms.entropy
+
+
+def _plain_backward(
+    call: HeadCall, upstream: Tensor, held: Sequence[Tensor], keep: bool
+) -> Sequence[Tensor | None]:
+    gradient = head_gradient = None
+    for_features, for_head = call.logit_gradients
+    with torch.enable_grad():
+        logits = call.logits.detach().requires_grad_()
+        terms = _plain_terms(call, logits)
+        if for_head:
+            (head_gradient,) = torch.autograd.grad(
+                terms.cross_entropy, logits, upstream, retain_graph=for_features
+            )
+        if for_features:
+            loss = combine(
+                terms,
+                reversal=call.reversal,
+                entropy_weight=call.entropy_weight,
+                confusion_weight=call.confusion_weight,
+            )
+            (gradient,) = torch.autograd.grad(loss, logits, upstream)
+    return gradient, head_gradient
+
+
+def _walk_head(
+    call: HeadCall,
+    parameters: Sequence[Tensor],
+    gradient: Tensor | None,
+    head_gradient: Tensor | None,
+    keep: bool,
+) -> list[Tensor | None]:
+    """Take the logits' gradients through the head; return those of the features and parameters."""
+
+    def walk(
+        inputs: Sequence[Tensor], start: Tensor | None, retain: bool
+    ) -> Sequence[Tensor | None]:
+        return torch.autograd.grad(
+            call.logits, inputs, start, retain_graph=retain, allow_unused=True
+        )
+
+    if call.one_walk:
+        first, *others = walk([call.inner, *parameters], head_gradient, keep)
+        return [None if first is None else first * -call.reversal, *others]
+    results: list[Tensor | None] = []
+    if call.for_head:
+        results += walk(parameters, head_gradient, keep or call.for_features)
+    if call.for_features:
+        return [*walk([call.inner], gradient, keep), *results]
+    return [None, *results]
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    """Marks a gradient that has no derivative, so that asking for one is a clear error."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise RuntimeError(
+            "BiasAdversary has no second derivative: for a gradient penalty or another double "
+            "backward use lnl_ext.fused_bias_loss on the head's logits"
+        )
+
+
+def _no_second_derivative(gradient: Tensor) -> Tensor:
+    result: Tensor = _NoSecondDerivative.apply(gradient.detach().requires_grad_())
+    return result
