@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from . import reference
 from ._version import __version__
 from .build import build_info
+from .functional import fused_bias_loss
+from .types import BiasLoss
 
-__all__ = ["__version__", "build_info"]
+__all__ = ["BiasLoss", "__version__", "build_info", "fused_bias_loss", "reference"]

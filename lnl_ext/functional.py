@@ -1,0 +1,168 @@
+"""The fused bias loss, for anyone's trainer."""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from lnl_ext import ops, reference
+from lnl_ext.checks import Coefficient, check_bias_loss
+from lnl_ext.types import BiasLoss
+
+
+@overload
+def fused_bias_loss(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = ...,
+    *,
+    entropy_weight: Coefficient = ...,
+    reversal: Coefficient | None = ...,
+    ignore_index: int = ...,
+    label_smoothing: float = ...,
+    reduction: str = ...,
+    mask_entropy: bool = ...,
+    heads: int = ...,
+    return_terms: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def fused_bias_loss(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = ...,
+    *,
+    entropy_weight: Coefficient = ...,
+    reversal: Coefficient | None = ...,
+    ignore_index: int = ...,
+    label_smoothing: float = ...,
+    reduction: str = ...,
+    mask_entropy: bool = ...,
+    heads: int = ...,
+    return_terms: Literal[True],
+) -> BiasLoss: ...
+
+
+def fused_bias_loss(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    entropy_weight: Coefficient = 0.0,
+    reversal: Coefficient | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    mask_entropy: bool = False,
+    heads: int = 1,
+    return_terms: bool = False,
+) -> Tensor | BiasLoss:
+    """Compute ``CE - entropy_weight * H`` of a bias head's logits, with a fused reversal layer.
+
+    CE is the cross-entropy of the bias labels, H the entropy of the predicted probabilities; each
+    is reduced on its own (Kim et al., CVPR 2019, eq. 9). One kernel makes the value and the
+    gradient from one read of the logits.
+
+    Parameters
+    ----------
+    logits
+        Bias logits, shape ``(N, heads * C, *S)``; float32, float64, float16 or bfloat16; contiguous
+        or channels_last (both without a copy).
+    target
+        Class indices, int64, shape ``(N, *S)``, with several heads ``(N, heads, *S)``; or class
+        probabilities, shape of the logits.
+    weight
+        Class weights, shape ``(C,)``; shared by all heads. It gets no gradient.
+    entropy_weight
+        How much the entropy counts (the paper's lambda), >= 0. A number or a 0-dim tensor.
+    reversal
+        None: the gradient is the true one of the value. A number or 0-dim tensor r >= 0 (the
+        paper's mu): a reversal layer is fused in, the gradient is
+        ``-r * dCE - entropy_weight * dH`` and the value stays. Everything upstream of the logits
+        gets that gradient, *the head's own parameters too*: use it where those are frozen or
+        detached. To train the head and fool it in one backward pass, use `BiasAdversary`.
+    ignore_index
+        Sites with this target add nothing to CE. With class indices only.
+    label_smoothing
+        Between 0 and 1, as in `torch.nn.functional.cross_entropy`.
+    reduction
+        ``"mean"``, ``"sum"`` or ``"none"``. H's mean is over all sites; CE's over the sites that
+        are not ignored, or by the weights of their targets.
+    mask_entropy
+        Leave the ignored sites out of H as well.
+    heads
+        Number of independent heads side by side in dimension 1. Each is reduced on its own, the
+        results are summed.
+    return_terms
+        Return a `BiasLoss`, with CE and H beside the loss, detached.
+
+    Returns
+    -------
+    Tensor or BiasLoss
+        A scalar, or ``(N, *S)`` with ``reduction="none"``; float32 (float64 for float64 logits).
+        A mean over no sites is NaN, a sum 0; the gradients are zero.
+
+    Raises
+    ------
+    TypeError
+        An argument has the wrong type or dtype.
+    ValueError
+        An argument has the wrong shape or value, or requires a gradient that does not exist.
+    IndexError
+        A class index is neither in ``[0, C)`` nor `ignore_index` (CPU; on a CUDA device that site
+        is NaN).
+    RuntimeError
+        Tensors are on different devices, or on a CUDA device without CUDA kernels in this build.
+
+    Examples
+    --------
+    >>> logits = torch.randn(8, 5, requires_grad=True)
+    >>> loss = fused_bias_loss(logits, torch.randint(5, (8,)), reversal=0.1, entropy_weight=0.01)
+    >>> loss.backward()
+    """
+    check_bias_loss(
+        logits,
+        target,
+        weight,
+        entropy_weight=entropy_weight,
+        reversal=reversal,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+        heads=heads,
+    )
+    if not ops.has_kernel(logits):
+        return reference.fused_bias_loss(  # type: ignore[call-overload, no-any-return]
+            logits,
+            target,
+            weight,
+            entropy_weight=entropy_weight,
+            reversal=reversal,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            reduction=reduction,
+            mask_entropy=mask_entropy,
+            heads=heads,
+            return_terms=return_terms,
+        )
+    options = ops.Options(
+        ignore_index, label_smoothing, ops.REDUCTIONS[reduction], mask_entropy, heads
+    )
+    loss, cross_entropy, entropy = ops.bias_loss(
+        logits,
+        target,
+        weight,
+        None if reversal is None else _as_tensor(reversal),
+        _as_tensor(entropy_weight),
+        options,
+    )
+    return BiasLoss(loss, cross_entropy, entropy) if return_terms else loss
+
+
+def _as_tensor(coefficient: Coefficient) -> Tensor:
+    if isinstance(coefficient, Tensor):
+        return coefficient
+    return torch.full((), coefficient, dtype=torch.float64)

@@ -1,0 +1,130 @@
+"""Products of a vector with the second derivatives of the bias loss, in plain PyTorch.
+
+Double backward is rare, and the formulas are short: with v the vector, p the probabilities and
+``v' = v - sum p v`` per site, and g the gradient of ``sum p log p``::
+
+    of CE            W p v'                         W the sum of the weighted target
+    of sum p log p   p v' (log p + H) + p (v' - sum g v)
+    of CE(uniform)   p v'
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lnl_ext.checks import accumulation_dtype
+
+
+def vector_products(
+    vector: Tensor,
+    grad_loss: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    denominators: Tensor,
+    reversal: Tensor | None,
+    entropy_weight: Tensor | None,
+    confusion_weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: int,
+    mask_entropy: bool,
+    heads: int,
+) -> tuple[Tensor, Tensor]:
+    """Return the derivatives of ``(vector * gradient).sum()`` by `grad_loss` and by `logits`.
+
+    Parameters
+    ----------
+    vector
+        What comes back for the gradient, shape ``(N, heads * C, *S)``.
+    grad_loss
+        The upstream factor of the loss: a scalar, or ``(N, *S)`` without a reduction.
+    logits, target, weight
+        As given to the loss.
+    denominators
+        Shape ``(heads, 2)``: what CE and H are divided by in a mean.
+    reversal, entropy_weight, confusion_weight
+        0-dim tensors or None, as given to the loss.
+    ignore_index, label_smoothing, reduction, mask_entropy, heads
+        As the operators take them (reduction: 0 none, 1 mean, 2 sum).
+
+    Returns
+    -------
+    tuple of Tensor
+        Of the shape and dtype of `grad_loss` and of `logits`. Differentiable.
+    """
+    dtype = accumulation_dtype(logits.dtype)
+    split = (logits.shape[0], heads, logits.shape[1] // heads, *logits.shape[2:])
+    per_head = (1, heads, *[1] * (logits.dim() - 1))  # against (N, K, C, *S)
+    z = logits.to(dtype).reshape(split)
+    v = vector.to(dtype).reshape(split)
+    log_p = torch.log_softmax(z, dim=2)
+    p = log_p.exp()
+    log_p = log_p.masked_fill(log_p == -torch.inf, 0.0)  # p is 0 there, and so is every product
+    entropy = -(p * log_p).sum(dim=2, keepdim=True)
+
+    y, counted = _dense_target(target, weight, split, ignore_index, label_smoothing, dtype)
+    total = y.sum(dim=2, keepdim=True)
+    scale = torch.ones(per_head, dtype=dtype, device=logits.device)
+    entropy_scale = scale
+    if reduction == 1:
+        scale = 1.0 / denominators[:, 0].reshape(per_head)
+        entropy_scale = 1.0 / denominators[:, 1].reshape(per_head)
+    sign = 1.0 if reversal is None else -reversal.to(z)
+    of_cross_entropy = (scale * sign).expand_as(total)
+    of_entropy = entropy_scale * _value(entropy_weight, z)
+    of_confusion = entropy_scale * _value(confusion_weight, z)
+    if counted is not None:
+        of_cross_entropy = of_cross_entropy.masked_fill(~counted, 0.0)
+        if mask_entropy:
+            of_entropy = of_entropy.expand_as(total).masked_fill(~counted, 0.0)
+            of_confusion = of_confusion.expand_as(total).masked_fill(~counted, 0.0)
+
+    slope = p * (log_p + entropy)  # the gradient of sum p log p
+    gradient = (
+        of_cross_entropy * (p * total - y)
+        + of_entropy * slope
+        + of_confusion * (p - 1.0 / split[2])
+    )
+    centred = v - (p * v).sum(dim=2, keepdim=True)
+    curvature = (of_cross_entropy * total + of_confusion) * p * centred + of_entropy * (
+        slope * centred + p * (centred - (slope * v).sum(dim=2, keepdim=True))
+    )
+
+    along = (v * gradient).sum(dim=(1, 2))  # (N, *S)
+    upstream = grad_loss.to(dtype)
+    if reduction == 0:
+        upstream = upstream.reshape(split[0], 1, 1, *split[3:])
+    else:
+        along = along.sum()
+    along_logits = (upstream * curvature).reshape(logits.shape).to(logits.dtype)
+    return along.to(grad_loss.dtype), along_logits
+
+
+def _value(coefficient: Tensor | None, like: Tensor) -> Tensor | float:
+    return 0.0 if coefficient is None else coefficient.to(like)
+
+
+def _dense_target(
+    target: Tensor,
+    weight: Tensor | None,
+    split: tuple[int, ...],
+    ignore_index: int,
+    label_smoothing: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor | None]:
+    """Return y, ``(N, K, C, *S)``, and which sites count, ``(N, K, 1, *S)`` (None for all)."""
+    classes = split[2]
+    counted: Tensor | None = None
+    if target.is_floating_point():
+        share = target.to(dtype).reshape(split)
+    else:
+        index = target.reshape(split[0], split[1], 1, *split[3:])
+        counted = index != ignore_index
+        share = torch.zeros(split, dtype=dtype, device=target.device)
+        share = share.scatter(2, index.masked_fill(~counted, 0), 1.0)
+    y = share * (1.0 - label_smoothing) + label_smoothing / classes
+    if weight is not None:
+        y = y * weight.to(dtype).reshape(1, 1, -1, *[1] * (len(split) - 3))
+    return y, counted
