@@ -116,7 +116,7 @@ class ScheduledCoefficients(nn.Module):
 
     def __setstate__(self, state: Any) -> None:
         """Restore a pickled or copied module."""
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._find_zeros()
 
     def _find_zeros(self) -> None:
