@@ -68,19 +68,21 @@ def extension_module() -> Extension:
     flags = {"cxx": MSVC_FLAGS if os.name == "nt" else UNIX_FLAGS}
     macros: list[tuple[str, str | None]] = [("LNL_TORCH_VERSION", torch.__version__)]
     if toolkit is None:
-        return cpp_extension.CppExtension(
+        module: Extension = cpp_extension.CppExtension(
             NAME, sources("cpu"), define_macros=macros, extra_compile_args=flags
         )
+        return module
 
     cpp_extension.CUDA_HOME = str(toolkit.home)
-    os.environ.setdefault(
-        "TORCH_CUDA_ARCH_LIST",
-        cuda.default_architectures(toolkit.nvcc, torch._C._cuda_getArchFlags().split()),
-    )
-    architectures = cpp_extension._get_cuda_arch_flags()
+    if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        torch_architectures = (torch._C._cuda_getArchFlags() or "").split()
+        os.environ["TORCH_CUDA_ARCH_LIST"] = cuda.default_architectures(
+            toolkit.nvcc, torch_architectures
+        )
+    architectures = cpp_extension._get_cuda_arch_flags()  # parses TORCH_CUDA_ARCH_LIST
     codes = sorted((flag.rpartition("code=")[2] for flag in architectures), key=architecture_order)
     macros += [("LNL_WITH_CUDA", None), ("LNL_CUDA_ARCH_LIST", ",".join(codes))]
-    return cpp_extension.CUDAExtension(
+    module = cpp_extension.CUDAExtension(
         NAME,
         sources("cpu") + sources("cuda"),
         define_macros=macros,
@@ -90,6 +92,7 @@ def extension_module() -> Extension:
         ],
         extra_compile_args={**flags, "nvcc": ["-O3", "--threads", jobs, *architectures]},
     )
+    return module
 
 
 def architecture_order(code: str) -> tuple[bool, int]:
@@ -122,7 +125,7 @@ def build_command() -> type[build_ext]:
     class WithTorch(BuildExtension):
         def build_extensions(self) -> None:
             check_compiler()
-            vars(self.extensions[0]).update(vars(extension_module()))
+            self.extensions[0].__dict__.update(extension_module().__dict__)
             super().build_extensions()
 
     return WithTorch

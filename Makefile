@@ -1,0 +1,68 @@
+# `make demo` and `make test` need Python 3.10 or newer with its headers, a C++20 compiler and make.
+# Everything else is installed into .venv. `make clean` removes what was made, .venv included.
+
+PYTHON ?= python3
+VENV ?= .venv
+# What the environment is made with; override to build and test against another release.
+TORCH ?= torch==2.14.1 torchvision==0.29.1
+DEMO_OUTPUT ?= demo_output
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+export MAX_JOBS ?= 2
+
+BIN := $(VENV)/bin
+CMAKE_BUILD := build/cmake
+CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+BUILD_INPUTS := $(CPP_FILES) $(wildcard build_support/*.py) csrc/sources.txt setup.py pyproject.toml
+
+.PHONY: help install demo test lint pytest ctest test-install format clean
+
+help:
+	@echo "make demo          train baseline and lnl on coloured MNIST; table and figure in $(DEMO_OUTPUT)/"
+	@echo "make test          all tests, linters and types"
+	@echo "make lint|pytest|ctest    one part of make test"
+	@echo "make test-install  build and install from source, sdist and wheel in new environments (slow)"
+	@echo "make format        format the Python and C++ code"
+	@echo "make clean         remove .venv, build folders and the compiled module"
+
+# A stamp is newer than what it was made from, so that nothing is installed twice.
+$(VENV)/torch.stamp: Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(TORCH)
+	@touch $@
+
+$(VENV)/package.stamp: $(VENV)/torch.stamp $(BUILD_INPUTS)
+	$(BIN)/python -m pip install --editable '.[train,test]'
+	@touch $@
+
+install: $(VENV)/package.stamp
+
+demo: install
+	$(BIN)/python benchmarks/demo.py --output $(DEMO_OUTPUT) $(DEMO_ARGS)
+
+test: lint pytest ctest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+
+pytest: install
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+ctest: install
+	$(BIN)/cmake -S . -B $(CMAKE_BUILD) -DCMAKE_BUILD_TYPE=Release -DPython3_EXECUTABLE=$(abspath $(BIN)/python)
+	$(BIN)/cmake --build $(CMAKE_BUILD) --parallel $(MAX_JOBS)
+	$(BIN)/ctest --test-dir $(CMAKE_BUILD) --output-on-failure --no-tests=error
+
+test-install: install
+	$(BIN)/python -m pytest -m slow python_tests/test_packaging.py
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+clean:
+	rm -rf $(VENV) build dist lnl_ext.egg-info lnl_ext/_C.*.so
