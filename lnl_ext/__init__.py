@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from . import reference
 from ._version import __version__
+from .adversary import BiasAdversary
 from .build import build_info
 from .functional import fused_bias_loss
+from .gradient_reversal import GradientReversal, grad_reverse
 from .types import BiasLoss
 
-__all__ = ["BiasLoss", "__version__", "build_info", "fused_bias_loss", "reference"]
+__all__ = [
+    "BiasAdversary",
+    "BiasLoss",
+    "GradientReversal",
+    "__version__",
+    "build_info",
+    "fused_bias_loss",
+    "grad_reverse",
+    "reference",
+]

@@ -7,6 +7,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from lnl_ext import ops
 from lnl_ext.checks import (
     Coefficient,
     check_logits,
@@ -16,7 +17,7 @@ from lnl_ext.checks import (
 )
 from lnl_ext.coefficients import ScheduledCoefficients
 from lnl_ext.schedules import Schedule
-from lnl_ext.two_gradients import HeadCall, LossOptions, adversary_loss
+from lnl_ext.two_gradients import HeadCall, adversary_loss
 from lnl_ext.types import BiasLoss
 
 
@@ -174,10 +175,10 @@ class BiasAdversary(ScheduledCoefficients):
             self.reversal.clone(),
             None if self.known_zero("entropy_weight") else self.entropy_weight.clone(),
             None if self.known_zero("confusion_weight") else self.confusion_weight.clone(),
-            LossOptions(
+            ops.Options(
                 self.ignore_index,
                 self.label_smoothing,
-                self.reduction,
+                ops.REDUCTIONS[self.reduction],
                 self.mask_entropy,
                 self.heads,
             ),

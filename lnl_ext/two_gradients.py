@@ -8,20 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lnl_ext.reference import bias_terms, combine
+from lnl_ext import ops
+from lnl_ext.reference import BiasTerms, bias_terms, combine
 from lnl_ext.types import BiasLoss
 
-_REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # as the operators number them
-
-
-class LossOptions(NamedTuple):
-    """The options of `lnl_ext.fused_bias_loss` that are not tensors, in the operators' order."""
-
-    ignore_index: int
-    label_smoothing: float
-    reduction: str
-    mask_entropy: bool
-    heads: int
+_REDUCTION_NAMES = {number: name for name, number in ops.REDUCTIONS.items()}
 
 
 class HeadCall(NamedTuple):
@@ -37,7 +28,7 @@ class HeadCall(NamedTuple):
     entropy_weight: Tensor | None
     """None where the term is left out, as for `confusion_weight`."""
     confusion_weight: Tensor | None
-    options: LossOptions
+    options: ops.Options
     for_features: bool
     """Whether the features need a gradient."""
     for_head: bool
@@ -84,7 +75,7 @@ class _AdversaryLoss(torch.autograd.Function):
     def forward(
         ctx: Any, call: HeadCall, features: Tensor, *parameters: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        compute = _kernel_forward if has_kernel(call.logits) else _plain_forward
+        compute = _kernel_forward if ops.has_kernel(call.logits) else _plain_forward
         loss, cross_entropy, entropy, *held = compute(call)
         ctx.mark_non_differentiable(cross_entropy, entropy)
         ctx.save_for_backward(*call[:7], *held)
@@ -101,7 +92,7 @@ class _AdversaryLoss(torch.autograd.Function):
         twice = torch.is_grad_enabled()
         saved = ctx.saved_tensors
         call = HeadCall(*saved[:7], *ctx.rest)
-        compute = _kernel_backward if has_kernel(call.logits) else _plain_backward
+        compute = _kernel_backward if ops.has_kernel(call.logits) else _plain_backward
         with torch.no_grad():
             gradient, head_gradient = compute(call, grads[0], saved[7:], keep)
             results = _walk_head(call, ctx.parameters, gradient, head_gradient, keep)
@@ -110,15 +101,10 @@ class _AdversaryLoss(torch.autograd.Function):
         return None, *results
 
 
-def has_kernel(logits: Tensor) -> bool:
-    """Whether there are fused kernels for the device of `logits`."""
-    return logits.device.type in ("cpu", "cuda")
-
-
 def _kernel_forward(call: HeadCall) -> Sequence[Tensor]:
     # A mean's gradient in float16 would underflow before the upstream factor of a loss scaler can
     # save it, and without a reduction there is a factor per site: those gradients wait for it.
-    early = call.logits.dtype != torch.float16 and call.options.reduction != "none"
+    early = call.logits.dtype != torch.float16 and call.options.reduction != ops.REDUCTIONS["none"]
     for_features, for_head = call.logit_gradients
     result: Sequence[Tensor] = torch.ops.lnl_ext.bias_loss(
         call.logits.detach(),
@@ -127,7 +113,7 @@ def _kernel_forward(call: HeadCall) -> Sequence[Tensor]:
         call.reversal,
         call.entropy_weight,
         call.confusion_weight,
-        *_operator_options(call.options),
+        *call.options,
         early and for_features,
         early and for_head,
     )
@@ -148,7 +134,7 @@ def _kernel_backward(
             call.reversal,
             call.entropy_weight,
             call.confusion_weight,
-            *_operator_options(call.options),
+            *call.options,
             *call.logit_gradients,
         )
         return result
@@ -159,17 +145,17 @@ def _kernel_backward(
     return gradients
 
 
-def _operator_options(options: LossOptions) -> tuple[int, float, int, bool, int]:
-    ignore_index, label_smoothing, reduction, mask_entropy, heads = options
-    return ignore_index, label_smoothing, _REDUCTIONS[reduction], mask_entropy, heads
-
-
-def _plain_terms(call: HeadCall, logits: Tensor) -> Any:
+def _plain_terms(call: HeadCall, logits: Tensor) -> BiasTerms:
+    options = call.options
     return bias_terms(
         logits,
         call.target,
         call.weight,
-        **call.options._asdict(),
+        ignore_index=options.ignore_index,
+        label_smoothing=options.label_smoothing,
+        reduction=_REDUCTION_NAMES[options.reduction],
+        mask_entropy=options.mask_entropy,
+        heads=options.heads,
         confusion=call.confusion_weight is not None,
     )
 

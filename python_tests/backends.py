@@ -1,0 +1,71 @@
+"""The backends that the cases of bias_loss_cases.py run on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from bias_loss_cases import Inputs, Results
+
+import lnl_ext
+
+REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """A way to compute the loss with both of its gradients: the operators, or an emulation of them."""
+
+    name: str
+    device: torch.device | None
+    """Where its tensors live; None if it takes CPU tensors without being a torch device."""
+    run: Callable[[Inputs], Results]
+
+
+def scalar(value: float | None, device: torch.device) -> torch.Tensor | None:
+    return None if value is None else torch.tensor(value, dtype=torch.float64, device=device)
+
+
+def run_operators(inputs: Inputs) -> Results:
+    """Values from the forward operator, gradients from where the package takes them."""
+    case = inputs.case
+    device = inputs.logits.device
+    arguments = (
+        scalar(case.reversal, device),
+        scalar(case.entropy_weight, device),
+        scalar(case.confusion_weight, device),
+        case.ignore_index,
+        case.label_smoothing,
+        REDUCTIONS[case.reduction],
+        case.mask_entropy,
+        case.heads,
+    )
+    early = case.dtype != torch.float16 and case.reduction != "none"
+    tensors = (inputs.logits, inputs.target, inputs.weight)
+    *values, denominators, gradient, head_gradient = torch.ops.lnl_ext.bias_loss(
+        *tensors, *arguments, early, early
+    )
+    if early:
+        for each in (gradient, head_gradient):
+            torch.ops.lnl_ext.scale_gradient_(each, inputs.upstream)
+    else:
+        gradient, head_gradient = torch.ops.lnl_ext.bias_loss_backward(
+            inputs.upstream, *tensors, denominators, *arguments, True, True
+        )
+    return Results(*values, gradient, head_gradient)
+
+
+def cuda_missing() -> str | None:
+    """Say why CUDA tensors cannot be tested here, or return None if they can."""
+    if not lnl_ext.build_info()["cuda"]:
+        return "lnl_ext was built without CUDA"
+    if not torch.cuda.is_available():
+        return "this machine has no CUDA device"
+    return None
+
+
+BACKENDS = {
+    "cpu": Backend("cpu", torch.device("cpu"), run_operators),
+    "cuda": Backend("cuda", torch.device("cuda"), run_operators),
+}

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from backends import BACKENDS, Backend, cuda_missing
+from hypothesis import HealthCheck, settings
+
+# The same examples every time, so that a change is what makes a test fail; `pytest
+# --hypothesis-profile=explore` looks for new ones.
+settings.register_profile(
+    "default",
+    derandomize=True,
+    deadline=None,
+    max_examples=100,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "explore",
+    deadline=None,
+    max_examples=5000,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("default")
+
+
+@pytest.fixture(params=list(BACKENDS), scope="session")
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """A way to compute the loss and both gradients."""
+    chosen = BACKENDS[request.param]
+    if chosen.name == "cuda" and (reason := cuda_missing()):
+        pytest.skip(reason)
+    return chosen
+
+
+@pytest.fixture(params=["cpu", "cuda"], scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """A device with kernels."""
+    if request.param == "cuda" and (reason := cuda_missing()):
+        pytest.skip(reason)
+    return torch.device(request.param)
