@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from .build import build_info  # first: says what is wrong when torch is missing or does not fit
+
+# isort: split
 from . import reference
 from ._version import __version__
 from .adversary import BiasAdversary
-from .build import build_info
 from .functional import fused_bias_loss
 from .gradient_reversal import GradientReversal, grad_reverse
 from .types import BiasLoss

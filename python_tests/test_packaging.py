@@ -1,0 +1,405 @@
+"""Metadata and build facts, and what a build or an import that cannot work says."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from setuptools.errors import PlatformError
+
+import lnl_ext
+from lnl_ext import build
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from build_support import backend, cuda, extension  # noqa: E402
+
+FACTS = {"torch": "2.14.1+cu130", "cudart": "13000"}
+
+
+def script(path: Path, text: str) -> str:
+    """Write an executable shell script and return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("#!/bin/sh\n" + text)
+    path.chmod(0o755)
+    return str(path)
+
+
+def fake_nvcc(home: Path, release: str = "13.0", codes: str = "sm_75 sm_90 sm_100") -> str:
+    """Make a toolkit whose nvcc answers what the build asks."""
+    return script(
+        home / "bin" / "nvcc",
+        f'case "$1" in\n'
+        f"--version) echo 'Cuda compilation tools, release {release}, V{release}.88';;\n"
+        f"--dryrun) echo '#$ TOP={home}/bin/..' >&2;;\n"
+        f"--list-gpu-code) printf '%s\\n' {codes};;\n"
+        "*) exit 1;;\nesac\n",
+    )
+
+
+@pytest.fixture
+def no_toolkit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide every CUDA toolkit and setting of this machine."""
+    for name in ("CUDA_HOME", "CUDA_PATH", "LNL_EXT_CUDA", "TORCH_CUDA_ARCH_LIST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cuda.shutil, "which", lambda *args, **kwargs: None)
+
+
+# The installed package
+
+
+def test_metadata_states_version_licence_and_dependencies() -> None:
+    metadata = importlib.metadata.metadata("lnl_ext")
+    requirements = importlib.metadata.requires("lnl_ext") or []
+    assert metadata["Version"] == lnl_ext.__version__
+    assert metadata["License-Expression"] == "MIT"
+    assert backend.TORCH_REQUIREMENT in requirements
+    assert any(re.fullmatch(r"numpy\b.*", line) for line in requirements if "extra" not in line)
+    assert {"train", "test"} <= set(metadata.get_all("Provides-Extra") or [])
+
+
+def test_version_is_written_once() -> None:
+    written = [
+        path.name
+        for pattern in ("*.py", "*.toml", "CMakeLists.txt", "lnl_ext/*.py", "csrc/*.cpp")
+        for path in ROOT.glob(pattern)
+        if lnl_ext.__version__ in path.read_text(encoding="utf-8")
+    ]
+    assert written == ["_version.py"]
+
+
+def test_type_hints_are_announced() -> None:
+    assert (Path(lnl_ext.__file__).parent / "py.typed").exists()
+
+
+def test_build_info_describes_this_build() -> None:
+    info = lnl_ext.build_info()
+    assert set(info) == {
+        "version",
+        "torch",
+        "cuda",
+        "cuda_version",
+        "cuda_arch_list",
+        "cpu_capability",
+        "compiler",
+    }
+    assert info["version"] == lnl_ext.__version__
+    assert info["torch"].split(".")[:2] == torch.__version__.split(".")[:2]
+    assert info["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
+    assert re.fullmatch(r"(GCC|Clang|MSVC) [\d.]+", info["compiler"])
+    if info["cuda"]:
+        assert info["cuda_version"].split(".")[0] == torch.version.cuda.split(".")[0]
+        assert all(re.fullmatch(r"(sm|compute)_\d+[af]?", name) for name in info["cuda_arch_list"])
+        assert info["cuda_arch_list"]
+    else:
+        assert info["cuda_version"] is None
+        assert info["cuda_arch_list"] == []
+
+
+def test_facts_read_from_the_file_are_those_of_the_loaded_module() -> None:
+    facts = "".join(f"|{name}={value}" for name, value in build._facts.items())
+    assert build._C.build_facts == f"lnl_ext build facts{facts}|"
+
+
+# Imports that cannot work
+
+
+@pytest.mark.parametrize(
+    ("torch_version", "torch_cuda"),
+    [("2.14.1+cu130", "13.0"), ("2.14.0+cu130", "13.0"), ("2.14.1+cu131", "13.1")],
+)
+def test_torch_of_the_same_minor_version_is_accepted(torch_version: str, torch_cuda: str) -> None:
+    build._check_torch(FACTS, torch_version, torch_cuda)
+
+
+@pytest.mark.parametrize(
+    ("torch_version", "torch_cuda", "named"),
+    [
+        ("2.13.0+cpu", None, ["torch 2.14.1+cu130", "torch 2.13.0+cpu"]),
+        ("2.15.0+cu130", "13.0", ["torch 2.14.1+cu130", "torch 2.15.0+cu130"]),
+        ("2.14.1+cpu", None, ["CUDA 13.0", "torch 2.14.1+cpu", "without CUDA"]),
+        ("2.14.1+cu126", "12.6", ["CUDA 13.0", "torch 2.14.1+cu126", "CUDA 12.6"]),
+    ],
+)
+def test_torch_that_does_not_fit_is_refused(
+    torch_version: str, torch_cuda: str | None, named: list[str]
+) -> None:
+    with pytest.raises(ImportError, match="rebuild lnl_ext") as caught:
+        build._check_torch(FACTS, torch_version, torch_cuda)
+    for words in named:
+        assert words in str(caught.value)
+
+
+def test_module_without_cuda_works_with_any_torch_of_its_version() -> None:
+    build._check_torch({"torch": "2.14.1+cpu", "cudart": "0"}, "2.14.1+cu130", "13.0")
+
+
+def failing_import(folder: Path, torch_version: str | None) -> str:
+    """Import lnl_ext in a new process and return the last line of the error.
+
+    Parameters
+    ----------
+    folder
+        Searched first: for lnl_ext, where it holds one, and for the torch that this writes to it.
+    torch_version
+        Version of a stand-in for torch, which spares the seconds of importing it; None for none.
+    """
+    hide = "" if torch_version else "import sys; sys.modules['torch'] = None; "
+    stand_in = folder / "torch" / "__init__.py"
+    stand_in.parent.mkdir()
+    stand_in.write_text(
+        f"from types import SimpleNamespace\n__version__ = {torch_version!r}\n"
+        f"version = SimpleNamespace(cuda={torch.version.cuda!r})\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", hide + "import lnl_ext"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1, run.stderr
+    return run.stderr.strip().splitlines()[-1]
+
+
+def test_import_without_torch_says_so(tmp_path: Path) -> None:
+    message = failing_import(tmp_path, None)
+    assert message.startswith("ImportError: lnl_ext needs PyTorch")
+    assert "'torch'" in message
+
+
+def test_import_with_another_torch_names_both(tmp_path: Path) -> None:
+    message = failing_import(tmp_path, "2.99.0")
+    assert message.startswith("ImportError: lnl_ext was built for torch ")
+    assert lnl_ext.build_info()["torch"] in message
+    assert "torch 2.99.0 is installed" in message
+
+
+@pytest.fixture
+def package_without_module(tmp_path: Path) -> Path:
+    """Copy what an import needs, without the compiled module."""
+    package = tmp_path / "lnl_ext"
+    package.mkdir()
+    for name in ("build.py", "_version.py"):
+        (package / name).write_text((Path(build.__file__).parent / name).read_text())
+    (package / "__init__.py").write_text("from .build import build_info\n")
+    return package
+
+
+def test_import_without_compiled_module_says_how_to_build(package_without_module: Path) -> None:
+    message = failing_import(package_without_module.parent, torch.__version__)
+    assert message.startswith("ImportError: ")
+    assert "is not compiled" in message
+    assert "pip install ." in message
+
+
+def test_undefined_symbol_is_explained(package_without_module: Path, tmp_path: Path) -> None:
+    source = tmp_path / "module.c"
+    torch_version = torch.__version__
+    source.write_text(
+        'const char facts[] = "lnl_ext build facts|torch=' + torch_version + '|cudart=0|";\n'
+        "int symbol_that_torch_lost(void);\n"
+        "int (*call)(void) = symbol_that_torch_lost;\n"
+    )
+    suffix = build.EXTENSION_SUFFIXES[0]
+    module = package_without_module / f"_C{suffix}"
+    subprocess.run(["cc", "-shared", "-fPIC", str(source), "-o", str(module)], check=True)
+    message = failing_import(package_without_module.parent, torch.__version__)
+    assert "does not load with the installed torch" in message
+    assert f"built for torch {torch_version}" in message
+    assert "symbol_that_torch_lost" in message
+
+
+def test_foreign_module_is_not_loaded(package_without_module: Path) -> None:
+    (package_without_module / f"_C{build.EXTENSION_SUFFIXES[0]}").write_bytes(b"anything else")
+    message = failing_import(package_without_module.parent, torch.__version__)
+    assert "is not the compiled module of lnl_ext" in message
+
+
+# The list of sources
+
+
+def test_every_source_is_listed_once() -> None:
+    listed = extension.sources("cpu") + extension.sources("cuda")
+    present = {
+        path.relative_to(ROOT).as_posix()
+        for suffix in ("cpp", "cu")
+        for path in (ROOT / "csrc").rglob(f"*.{suffix}")
+        if path.relative_to(ROOT / "csrc").parts[0] not in ("emulator", "tests")
+    }
+    assert sorted(listed) == sorted(present)
+
+
+def test_only_cuda_sources_need_nvcc() -> None:
+    assert not any(path.endswith(".cu") for path in extension.sources("cpu"))
+    assert [path for path in extension.sources("cuda") if path.endswith(".cu")] == [
+        "csrc/cuda/bias_loss_kernels.cu"
+    ]
+
+
+# Builds that cannot work
+
+
+def test_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler -m64")
+    with pytest.raises(PlatformError, match=r"no C\+\+ compiler: 'no-such-compiler -m64' \(from"):
+        extension.check_compiler()
+
+
+def test_missing_python_headers_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", sys.executable)
+    monkeypatch.setattr(extension.sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(PlatformError, match=r"Python\.h is missing: .*python3-dev"):
+        extension.check_compiler()
+
+
+def test_build_without_torch_says_so(tmp_path: Path) -> None:
+    code = (
+        "import sys\nsys.modules['torch'] = None\n"
+        f"sys.argv = ['setup.py', 'build_ext', '--build-lib', {str(tmp_path)!r}]\n"
+        "exec(open('setup.py').read())"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode != 0
+    message = run.stderr.strip().splitlines()[-1]
+    assert message.startswith("error: lnl_ext is compiled against PyTorch, which this environment")
+    assert backend.TORCH_REQUIREMENT in message
+
+
+def test_unknown_cuda_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LNL_EXT_CUDA", "yes")
+    with pytest.raises(PlatformError, match="LNL_EXT_CUDA is 'yes', expected one of auto, 0, 1"):
+        cuda.choose_toolkit("2.14.1", "13.0")
+
+
+@pytest.mark.usefixtures("no_toolkit")
+class TestChoiceOfToolkit:
+    def test_cuda_required_but_torch_has_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LNL_EXT_CUDA", "1")
+        with pytest.raises(PlatformError, match=r"torch 2\.14\.1\+cpu is built without CUDA"):
+            cuda.choose_toolkit("2.14.1+cpu", None)
+
+    def test_cuda_required_but_nvcc_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LNL_EXT_CUDA", "1")
+        with pytest.raises(PlatformError, match=r"nvcc is missing.*toolkit 13\.0.*2\.14\.1"):
+            cuda.choose_toolkit("2.14.1+cu130", "13.0")
+
+    def test_automatic_choice_without_nvcc_or_cuda(self) -> None:
+        assert cuda.choose_toolkit("2.14.1+cu130", "13.0") is None
+        assert cuda.choose_toolkit("2.14.1+cpu", None) is None
+
+
+class TestToolkit:
+    @pytest.fixture(autouse=True)
+    def _home(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.delenv("LNL_EXT_CUDA", raising=False)
+        monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+
+    @pytest.mark.parametrize("mode", ["auto", "1"])
+    def test_version_must_be_torchs(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: str
+    ) -> None:
+        fake_nvcc(tmp_path, release="12.4")
+        monkeypatch.setenv("LNL_EXT_CUDA", mode)
+        with pytest.raises(PlatformError, match=r"CUDA 12\.4.*torch 2\.14\.1.*CUDA 13\.0"):
+            cuda.choose_toolkit("2.14.1+cu130", "13.0")
+
+    def test_cuda_can_be_switched_off(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        fake_nvcc(tmp_path, release="12.4")
+        monkeypatch.setenv("LNL_EXT_CUDA", "0")
+        assert cuda.choose_toolkit("2.14.1+cu130", "13.0") is None
+
+    def test_folder_is_the_toolkits_when_nvcc_is_a_script_elsewhere(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        nvcc = fake_nvcc(tmp_path / "cuda-13.0")
+        script(tmp_path / "elsewhere" / "bin" / "nvcc", f'exec {nvcc} "$@"\n')
+        monkeypatch.setenv("CUDA_HOME", str(tmp_path / "elsewhere"))
+        toolkit = cuda.choose_toolkit("2.14.1+cu130", "13.0")
+        assert toolkit is not None
+        assert toolkit.home == tmp_path / "cuda-13.0"
+        assert toolkit.version == "13.0"
+
+    def test_cuda_home_without_nvcc_is_not_replaced_by_another(self, tmp_path: Path) -> None:
+        assert cuda.find_toolkit() is None
+
+    def test_architectures_are_torchs_as_far_as_nvcc_knows_them(self, tmp_path: Path) -> None:
+        nvcc = fake_nvcc(tmp_path, codes="sm_75 sm_90 sm_90a sm_100 sm_110")
+        assert (
+            cuda.default_architectures(nvcc, ["sm_100", "sm_120", "sm_75", "sm_90"])
+            == "7.5;9.0;10.0+PTX"
+        )
+
+    def test_no_common_architecture_is_an_error(self, tmp_path: Path) -> None:
+        nvcc = fake_nvcc(tmp_path, codes="sm_75")
+        with pytest.raises(PlatformError, match=r"sm_50 sm_60.*set TORCH_CUDA_ARCH_LIST"):
+            cuda.default_architectures(nvcc, ["sm_50", "sm_60"])
+
+    def test_library_headers_come_from_torchs_wheels_where_the_toolkit_lacks_them(
+        self, tmp_path: Path
+    ) -> None:
+        toolkit = cuda.Toolkit("nvcc", tmp_path / "cuda", "13.0")
+        site_packages = tmp_path / "site-packages"
+        own = toolkit.home / "include" / "cublas_v2.h"
+        wheel = site_packages / "nvidia" / "cu13" / "include"
+        for header in (own, wheel / "cublas_v2.h", wheel / "cusolverDn.h", wheel / "cusparse.h"):
+            header.parent.mkdir(parents=True, exist_ok=True)
+            header.touch()
+        assert cuda.missing_header_folders(toolkit, site_packages / "torch") == [str(wheel)]
+
+    def test_header_found_nowhere_is_named(self, tmp_path: Path) -> None:
+        toolkit = cuda.Toolkit("nvcc", tmp_path / "cuda", "13.0")
+        with pytest.raises(PlatformError, match=r"cublas_v2\.h is neither in"):
+            cuda.missing_header_folders(toolkit, tmp_path / "torch")
+
+
+# The PEP 517 backend
+
+
+def install_fake_torch(folder: Path, version: str) -> None:
+    """Make a torch of this version appear installed in a package folder."""
+    (folder / "torch").mkdir(parents=True)
+    (folder / "torch" / "__init__.py").touch()
+    metadata = folder / f"torch-{version}.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
+
+
+@pytest.mark.parametrize(
+    ("installed", "requirements"),
+    [("2.9.0", []), ("2.14.1+cu130", []), ("3.0.0", []), ("2.8.0", ["torch>=2.9"]), (None, None)],
+)
+def test_isolated_build_uses_the_torch_of_the_target_environment(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    installed: str | None,
+    requirements: list[str] | None,
+) -> None:
+    if installed:
+        install_fake_torch(tmp_path, installed)
+    monkeypatch.setattr(backend, "target_site_packages", lambda: [str(tmp_path)])
+    # An isolated environment has no torch of its own.
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if not (Path(p) / "torch").is_dir()])
+    monkeypatch.delitem(sys.modules, "torch")
+    wanted = [backend.TORCH_REQUIREMENT] if requirements is None else requirements
+    assert backend.get_requires_for_build_wheel() == wanted
+    assert backend.get_requires_for_build_editable() == wanted
+
+
+def test_torch_requirement_is_the_projects() -> None:
+    assert f'"{backend.TORCH_REQUIREMENT}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_old_setuptools_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend.setuptools, "__version__", "65.5.0")
+    with pytest.raises(SystemExit, match=r"setuptools >= 77\.0, .* has 65\.5\.0"):
+        backend.check_setuptools()
