@@ -236,13 +236,14 @@ ForwardResult bias_loss(const at::Tensor& logits, const at::Tensor& target,
   Gradients gradients(arguments, problem);
 
   const auto options = logits.options().dtype(accumulation_dtype(logits)).memory_format(std::nullopt);
-  at::Tensor cross_entropy, entropy, confusion;
+  at::Tensor loss, cross_entropy, entropy;
   if (arguments.reduction == Reduction::kNone) {
     const std::vector<int64_t> shape{geometry.rows, geometry.heads, geometry.positions};
     cross_entropy = at::empty(shape, options);
     entropy = at::empty(shape, options);
     problem.site_cross_entropy = cross_entropy.data_ptr();
     problem.site_entropy = entropy.data_ptr();
+    at::Tensor confusion;
     if (coefficients.has_confusion) {
       confusion = at::empty(shape, options);
       problem.site_confusion = confusion.data_ptr();
@@ -251,8 +252,9 @@ ForwardResult bias_loss(const at::Tensor& logits, const at::Tensor& target,
     const auto sites = site_shape(logits);
     cross_entropy = cross_entropy.sum(1).view(sites);
     entropy = entropy.sum(1).view(sites);
+    loss = cross_entropy - coefficients.entropy * entropy;
     if (confusion.defined()) {
-      confusion = confusion.sum(1).view(sites);
+      loss = loss + coefficients.confusion * confusion.sum(1).view(sites);
     }
   } else {
     const std::vector<Sums> sums = run(problem, geometry.elements());
@@ -264,13 +266,13 @@ ForwardResult bias_loss(const at::Tensor& logits, const at::Tensor& target,
       value.entropy += sums[head].entropy / (mean ? divisor[2 * head + 1] : 1.0);
       value.confusion += sums[head].confusion / (mean ? divisor[2 * head + 1] : 1.0);
     }
+    double total = value.cross_entropy - coefficients.entropy * value.entropy;
+    if (coefficients.has_confusion) {
+      total += coefficients.confusion * value.confusion;
+    }
+    loss = at::full({}, total, options);
     cross_entropy = at::full({}, value.cross_entropy, options);
     entropy = at::full({}, value.entropy, options);
-    confusion = at::full({}, value.confusion, options);
-  }
-  at::Tensor loss = cross_entropy - coefficients.entropy * entropy;
-  if (coefficients.has_confusion) {
-    loss = loss + coefficients.confusion * confusion;
   }
   return {loss,           cross_entropy,  entropy, denominators.to(options.dtype()),
           gradients.logits, gradients.head};

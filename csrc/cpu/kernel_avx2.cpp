@@ -16,6 +16,7 @@
 #pragma GCC target("avx2,fma,f16c")
 #endif
 #define LNL_HAS_F16C 1
+#define LNL_HAS_AVX2 1
 
 namespace lnl::cpu {
 namespace {

@@ -8,6 +8,10 @@
 #include <vector>
 
 #ifdef LNL_CPU_X86
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC's own avx512fintrin.h (its bug 105593)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 
 #if defined(__clang__)
@@ -16,6 +20,8 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #endif
 #define LNL_HAS_F16C 1
+#define LNL_HAS_AVX2 1
+#define LNL_HAS_AVX512 1
 
 namespace lnl::cpu {
 namespace {

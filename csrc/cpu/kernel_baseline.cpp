@@ -7,6 +7,10 @@
 #include <utility>
 #include <vector>
 
+#ifdef LNL_CPU_X86
+#include <emmintrin.h>
+#endif
+
 
 namespace lnl::cpu {
 namespace {

@@ -138,8 +138,15 @@ struct SiteRunner {
   const ClassTerms<T> terms = class_terms<T>(problem);
   Scratch<T> scratch{problem.classes * B};
   SiteBlock<T, B> block{};
+  Vec<T, N> pending[3] = {};
+  int pending_blocks = 0;
+  static constexpr int kPendingBlocks = 16;
 
-  explicit SiteRunner(const Problem& p) : problem(p) {}
+  explicit SiteRunner(const Problem& p) : problem(p) {
+    for (int lane = 0; lane < B; ++lane) {
+      block.target[lane] = -1;  // no class is hit where probabilities are given
+    }
+  }
 
   void set_lane(int lane, const SiteTerms<T>& site) {
     block.target[lane] = static_cast<typename Float<T>::Int>(site.target);
@@ -152,45 +159,57 @@ struct SiteRunner {
 
   // `count` neighbouring sites of one head, whose targets and upstream factors are neighbours too.
   void set_lanes(int64_t head, int64_t target_index, int64_t upstream_index, int count) {
+    using V = Vec<T, N>;
+    const bool has_classes = problem.target != nullptr;
+    if (has_classes) {
+      const int64_t* const target = problem.target + target_index;
+      if (count == B) {  // a constant, so that the loop becomes vector instructions
+        read_targets(target, B);
+      } else {
+        read_targets(target, count);
+      }
+    }
     const double* const inverse = problem.inverse_denominators + 2 * head;
     const bool per_site = problem.upstream != nullptr && problem.upstream_per_site;
     const T* const upstream = static_cast<const T*>(problem.upstream) + (per_site ? upstream_index : 0);
     const double common = problem.upstream == nullptr || per_site ? 1.0 : static_cast<double>(*upstream);
-    const T scale = static_cast<T>(common * inverse[0]);
-    const T entropy_scale = static_cast<T>(common * inverse[1]);
-    const T skipped_entropy = problem.mask_entropy ? T(0) : T(1);
-    if (problem.target != nullptr) {
-      const int64_t* const target = problem.target + target_index;
-      const int64_t ignore_index = problem.ignore_index;
-      for (int lane = 0; lane < count; ++lane) {
-        const bool counted = target[lane] != ignore_index;
-        block.target[lane] = static_cast<typename Float<T>::Int>(counted ? target[lane] : -1);
-        block.counted[lane] = counted ? T(1) : T(0);
-        block.entropy_counted[lane] = counted ? T(1) : skipped_entropy;
-        block.weight[lane] = counted ? T(1) : T(0);
-      }
-      if (problem.weight != nullptr) {
-        for (int lane = 0; lane < count; ++lane) {
-          if (block.target[lane] >= 0) {
-            block.weight[lane] = terms.weight[block.target[lane]];
-          }
-        }
-      }
-    } else {
-      for (int lane = 0; lane < count; ++lane) {
-        block.target[lane] = -1;
-        block.counted[lane] = block.entropy_counted[lane] = block.weight[lane] = T(1);
-      }
+    const V scale = V::fill(static_cast<T>(common * inverse[0]));
+    const V entropy_scale = V::fill(static_cast<T>(common * inverse[1]));
+    const V zero = V::fill(T(0));
+    const V one = V::fill(T(1));
+    for (int first = 0; first < B; first += N) {
+      typename V::Bits target;
+      memcpy(&target, block.target + first, sizeof(target));
+      const auto ignored =
+          (typename V::Mask)(target == static_cast<typename Float<T>::Int>(has_classes ? -1 : -2));
+      const auto entropy_ignored =
+          (typename V::Mask)(target == static_cast<typename Float<T>::Int>(
+                                           has_classes && problem.mask_entropy ? -1 : -2));
+      const V counted = select<T, N>(ignored, zero, one);
+      counted.store(block.counted + first);
+      counted.store(block.weight + first);
+      select<T, N>(entropy_ignored, zero, one).store(block.entropy_counted + first);
+      select<T, N>(ignored, zero, scale).store(block.scale + first);
+      select<T, N>(entropy_ignored, zero, entropy_scale).store(block.entropy_scale + first);
     }
-    for (int lane = 0; lane < count; ++lane) {
-      block.scale[lane] = block.counted[lane] != T(0) ? scale : T(0);
-      block.entropy_scale[lane] = block.entropy_counted[lane] != T(0) ? entropy_scale : T(0);
+    if (problem.weight != nullptr && has_classes) {
+      for (int lane = 0; lane < count; ++lane) {
+        block.weight[lane] = block.target[lane] >= 0 ? terms.weight[block.target[lane]] : T(0);
+      }
     }
     if (per_site) {
       for (int lane = 0; lane < count; ++lane) {
         block.scale[lane] *= upstream[lane];
         block.entropy_scale[lane] *= upstream[lane];
       }
+    }
+  }
+
+  LNL_INLINE void read_targets(const int64_t* target, int count) {
+    const int64_t ignore_index = problem.ignore_index;
+    for (int lane = 0; lane < count; ++lane) {
+      block.target[lane] =
+          static_cast<typename Float<T>::Int>(target[lane] == ignore_index ? -1 : target[lane]);
     }
   }
 
@@ -210,19 +229,26 @@ struct SiteRunner {
     }
   }
 
-  // Whole block of one head.
-  void add_all(Sums& sums) {
+  // A whole block of one head goes to the lanes' sums first, and from there to the head's in double before
+  // rounding can grow.
+  void add_block(Sums& sums) {
     using V = Vec<T, N>;
-    V ce = V::load(block.cross_entropy), entropy = V::load(block.entropy),
-      confusion = V::load(block.confusion);
-    for (int u = 1; u < kUnrolledVectors; ++u) {
-      ce = ce + V::load(block.cross_entropy + u * N);
-      entropy = entropy + V::load(block.entropy + u * N);
-      confusion = confusion + V::load(block.confusion + u * N);
+    for (int u = 0; u < kUnrolledVectors; ++u) {
+      pending[0] = pending[0] + V::load(block.cross_entropy + u * N);
+      pending[1] = pending[1] + V::load(block.entropy + u * N);
+      pending[2] = pending[2] + V::load(block.confusion + u * N);
     }
-    sums.cross_entropy += horizontal_sum<T, N>(ce);
-    sums.entropy += horizontal_sum<T, N>(entropy);
-    sums.confusion += horizontal_sum<T, N>(confusion);
+    if (++pending_blocks == kPendingBlocks) {
+      flush(sums);
+    }
+  }
+
+  void flush(Sums& sums) {
+    sums.cross_entropy += horizontal_sum<T, N>(pending[0]);
+    sums.entropy += horizontal_sum<T, N>(pending[1]);
+    sums.confusion += horizontal_sum<T, N>(pending[2]);
+    pending[0] = pending[1] = pending[2] = Vec<T, N>{};
+    pending_blocks = 0;
   }
 
   void compute(int count) {
@@ -280,17 +306,20 @@ struct SiteRunner {
                         block.entropy[lane], block.confusion[lane]);
         }
       }
-      add_all(sums[head]);
+      add_block(sums[head]);
+      if (problem.heads > 1 && unit % blocks == blocks - 1) {
+        flush(sums[head]);  // the next plane is another head's
+      }
+      if (unit + 1 == end) {
+        flush(sums[head]);
+      }
     }
   }
 
   template <DType From>
   void read_plane(const typename Storage<From>::type* from, int64_t stride, int count, T* tile) {
-    for (int64_t c = 0; c < problem.classes; ++c) {
+    for (int64_t c = 0; c < problem.classes; ++c) {  // lanes beyond count keep what they held: nobody reads them
       read_values<From>(from + c * stride, count, tile + c * B);
-      for (int lane = count; lane < B; ++lane) {
-        tile[c * B + lane] = T(0);
-      }
     }
   }
 
@@ -371,11 +400,12 @@ struct SiteRunner {
         }
       }
       if (problem.heads == 1) {
-        add_all(sums[0]);
+        add_block(sums[0]);
       } else {
         add(sums, places, count);
       }
     }
+    flush(sums[0]);
   }
 
   template <DType From>

@@ -24,7 +24,7 @@ template <typename T>
 struct RowSums {
   T maximum;
   double tail = 0;      // sum of e^d without the maxima
-  double ties = -1;     // maxima beyond the first
+  double maxima = 0;    // how many there are
   double entropy = 0;   // sum of e^d d
   double logit = 0;     // sum of d
   double target = 0;    // sum of y
@@ -50,25 +50,24 @@ void row_sums(const Row<T>& row, const ClassTerms<T>& terms, int64_t begin, int6
   using V = Vec<T, N>;
   constexpr int kUnroll = N > 1 ? 2 : 1;
   const V zero = V::fill(T(0));
-  const V one = V::fill(T(1));
-  const V floor = V::fill(-Float<T>::kMax);
   const V maximum = V::fill(sums.maximum);
   while (begin < end) {
     const int64_t stop = begin + kRowChunk < end ? begin + kRowChunk : end;
-    V tail[kUnroll], ties[kUnroll], entropy[kUnroll];
+    V tail[kUnroll], entropy[kUnroll];
+    Counter<T, N> maxima[kUnroll];
     for (int u = 0; u < kUnroll; ++u) {
-      tail[u] = ties[u] = entropy[u] = zero;
+      tail[u] = entropy[u] = zero;
     }
     V logit = zero, target = zero, target_logit = zero;
     for (; begin < stop;) {
       for (int u = 0; u < kUnroll && begin < stop; ++u, begin += N) {
         const V d = V::load(row.logits + begin) - maximum;
-        const V finite = max_keeping_nan_of_second<T, N>(floor, d);  // 0 * -inf must not be NaN
-        const V e = exp_nonpositive<T, N>(finite);
+        const V clamped = clamp_exponent<T, N>(d);
+        const V e = exp_nonpositive<T, N>(clamped);
         const auto top = d == zero;
         tail[u] = tail[u] + select<T, N>(top, zero, e);
-        ties[u] = ties[u] + select<T, N>(top, one, zero);
-        entropy[u] = entropy[u] + e * finite;
+        maxima[u].add(top);
+        entropy[u] = entropy[u] + e * clamped;
         if constexpr (Gradients > 0) {
           e.store(row.gradient + begin);
         }
@@ -84,7 +83,7 @@ void row_sums(const Row<T>& row, const ClassTerms<T>& terms, int64_t begin, int6
     }
     for (int u = 0; u < kUnroll; ++u) {
       sums.tail += horizontal_sum<T, N>(tail[u]);
-      sums.ties += horizontal_sum<T, N>(ties[u]);
+      sums.maxima += horizontal_sum<T, N>(maxima[u].value());
       sums.entropy += horizontal_sum<T, N>(entropy[u]);
     }
     sums.logit += horizontal_sum<T, N>(logit);
@@ -103,12 +102,10 @@ template <typename T, int N, bool Dense, int Gradients>
 void row_gradient(const Row<T>& row, const ClassTerms<T>& terms, const RowGradient<T>& k, int64_t begin,
                   int64_t end) {
   using V = Vec<T, N>;
-  const V zero = V::fill(T(0));
-  const V one = V::fill(T(1));
-  const V floor = V::fill(-Float<T>::kMax);
+  [[maybe_unused]] const V zero = V::fill(T(0));
+  [[maybe_unused]] const V one = V::fill(T(1));
   for (int64_t c = begin; c < end; c += N) {
-    const V d =
-        max_keeping_nan_of_second<T, N>(floor, V::load(row.logits + c) - V::fill(k.maximum));
+    const V d = clamp_exponent<T, N>(V::load(row.logits + c) - V::fill(k.maximum));
     const V p = V::load(row.gradient + c) * V::fill(k.inverse);
     V g = p * (V::fill(k.slope) * d + V::fill(k.level)) + V::fill(k.constant);
     V head = V::fill(k.head_scale);
@@ -161,7 +158,7 @@ RowResult row_block(const Row<T>& row, const ClassTerms<T>& terms) {
     class_weight = terms.weight != nullptr ? static_cast<double>(terms.weight[row.target]) : 1.0;
     class_weight *= static_cast<double>(terms.keep);
   }
-  const double tail = sums.tail + sums.ties;
+  const double tail = sums.tail + (sums.maxima - 1.0);  // one maximum is left out of the sum
   const double log_sum = std::log1p(tail);
   const double inverse = 1.0 / (1.0 + tail);
   const double ratio = sums.entropy * inverse;
@@ -206,10 +203,8 @@ RowResult row_block(const Row<T>& row, const ClassTerms<T>& terms) {
     // The target's own class, before its e^d is overwritten.
     double hit = 0.0, head_hit = 0.0;
     if (has_class) {
-      const double d = target_logit > -static_cast<double>(Float<T>::kMax)
-                           ? target_logit
-                           : (target_logit == target_logit ? -static_cast<double>(Float<T>::kMax)
-                                                           : target_logit);
+      const double lowest = static_cast<double>(Float<T>::kLowestExp);
+      const double d = target_logit < lowest ? lowest : target_logit;
       const double p = static_cast<double>(row.gradient[row.target]) * inverse;
       const double others = d == 0.0 ? one_minus_top : 1.0 - p;
       double y = class_weight;

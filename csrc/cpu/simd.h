@@ -6,8 +6,10 @@
 
 #if defined(_MSC_VER) && !defined(__clang__)
 #define LNL_INLINE __forceinline
+#define LNL_PREFETCH(address) ((void)(address))
 #else
 #define LNL_INLINE inline __attribute__((always_inline))
+#define LNL_PREFETCH(address) __builtin_prefetch(address)
 #endif
 
 template <typename T>
@@ -20,8 +22,8 @@ struct Float<float> {
   static constexpr Int kSqrtHalfBits = 0x3F3504F3;
   static constexpr float kRoundToInt = 12582912.0f;  // 1.5 * 2^23: adding it leaves the integer in the low bits
   static constexpr float kIntToFloat = 8388608.0f;   // 2^23
-  static constexpr float kLowestExp = -87.0f;        // exp below this is flushed to zero
-  static constexpr float kMax = 3.4028234e38f;
+  // -127 log 2: its power of two has an exponent field of zero, which makes exp exactly 0.
+  static constexpr float kLowestExp = -88.02969194f;
 };
 template <>
 struct Float<double> {
@@ -31,8 +33,7 @@ struct Float<double> {
   static constexpr Int kSqrtHalfBits = 0x3FE6A09E667F3BCD;
   static constexpr double kRoundToInt = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double kIntToFloat = 4503599627370496.0;  // 2^52
-  static constexpr double kLowestExp = -708.0;
-  static constexpr double kMax = 1.7976931348623157e308;
+  static constexpr double kLowestExp = -709.0895657128241;  // -1023 log 2
 };
 
 template <typename T, int N>
@@ -68,7 +69,6 @@ struct Vec {
   friend LNL_INLINE Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
   friend LNL_INLINE Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
   friend LNL_INLINE Mask operator==(Vec a, Vec b) { return a.v == b.v; }
-  friend LNL_INLINE Mask operator<(Vec a, Vec b) { return a.v < b.v; }
 };
 
 template <typename T, int N>
@@ -76,11 +76,60 @@ LNL_INLINE Vec<T, N> select(typename Vec<T, N>::Mask mask, Vec<T, N> yes, Vec<T,
   return {mask ? yes.v : no.v};
 }
 
-// A NaN in b wins; one in a is dropped.
+// A NaN in b wins; one in a is dropped. That is what x86's instruction does, but no compiler makes it of
+// the comparison.
 template <typename T, int N>
 LNL_INLINE Vec<T, N> max_keeping_nan_of_second(Vec<T, N> a, Vec<T, N> b) {
-  return {a.v > b.v ? a.v : b.v};
+#ifdef LNL_CPU_X86
+  constexpr int bytes = N * static_cast<int>(sizeof(T));
+  if constexpr (bytes == 16 && sizeof(T) == 4) {
+    return {(typename Vec<T, N>::Native)_mm_max_ps((__m128)a.v, (__m128)b.v)};
+  } else if constexpr (bytes == 16 && N > 1) {
+    return {(typename Vec<T, N>::Native)_mm_max_pd((__m128d)a.v, (__m128d)b.v)};
+  }
+#ifdef LNL_HAS_AVX2
+  else if constexpr (bytes == 32 && sizeof(T) == 4) {
+    return {(typename Vec<T, N>::Native)_mm256_max_ps((__m256)a.v, (__m256)b.v)};
+  } else if constexpr (bytes == 32) {
+    return {(typename Vec<T, N>::Native)_mm256_max_pd((__m256d)a.v, (__m256d)b.v)};
+  }
+#endif
+#ifdef LNL_HAS_AVX512
+  else if constexpr (bytes == 64 && sizeof(T) == 4) {
+    return {(typename Vec<T, N>::Native)_mm512_max_ps((__m512)a.v, (__m512)b.v)};
+  } else if constexpr (bytes == 64) {
+    return {(typename Vec<T, N>::Native)_mm512_max_pd((__m512d)a.v, (__m512d)b.v)};
+  }
+#endif
+  else
+#endif
+    return {a.v > b.v ? a.v : b.v};
 }
+
+// Counts how often each lane's mask was true.
+template <typename T, int N>
+struct Counter {
+  typename Vec<T, N>::Bits count{};
+
+  LNL_INLINE void add(typename Vec<T, N>::Mask mask) {
+    if constexpr (N > 1) {
+      count = count - (typename Vec<T, N>::Bits)mask;  // true is -1
+    } else {
+      count += mask ? 1 : 0;
+    }
+  }
+  LNL_INLINE Vec<T, N> value() const {
+    T lane[N];
+    for (int i = 0; i < N; ++i) {
+      if constexpr (N > 1) {
+        lane[i] = static_cast<T>(count[i]);
+      } else {
+        lane[i] = static_cast<T>(count);
+      }
+    }
+    return Vec<T, N>::load(lane);
+  }
+};
 
 template <typename To, typename From>
 LNL_INLINE To bit_cast_lanes(const From& from) {
@@ -150,27 +199,37 @@ LNL_INLINE Vec<double, N> exp_reduced(Vec<double, N> r) {
   return polynomial<double, N>(r, c, 14);
 }
 
-// exp(x) for x <= 0 and NaN; zero below Float<T>::kLowestExp.
+// x, but no lower than where exp is exactly 0: what makes p (log p) and p d of a class with z = -inf 0
+// rather than NaN. NaN stays.
+template <typename T, int N>
+LNL_INLINE Vec<T, N> clamp_exponent(Vec<T, N> x) {
+  return max_keeping_nan_of_second<T, N>(Vec<T, N>::fill(Float<T>::kLowestExp), x);
+}
+
+// exp(x) for kLowestExp <= x <= 0 and NaN.
 template <typename T, int N>
 LNL_INLINE Vec<T, N> exp_nonpositive(Vec<T, N> x) {
   using V = Vec<T, N>;
   using F = Float<T>;
-  // log(2) in two parts, the first short enough that n times it is exact.
-  constexpr T log2_high = sizeof(T) == 4 ? T(0.693359375) : T(0.693147180369123816490);
-  constexpr T log2_low = sizeof(T) == 4 ? T(-2.12194440e-4) : T(1.90821492927058770002e-10);
+  // log(2) in two parts, the first short enough that n times it is exact. In float the multiplication is
+  // fused or the values are small enough: one part is off by 2e-9 n, below rounding where e^x matters.
+  constexpr T log2_high = sizeof(T) == 4 ? T(0.693147180559945309) : T(0.693147180369123816490);
+  constexpr T log2_low = sizeof(T) == 4 ? T(0) : T(1.90821492927058770002e-10);
   const V shifted = x * V::fill(T(1.44269504088896340736)) + V::fill(F::kRoundToInt);
   const V n = shifted - V::fill(F::kRoundToInt);
-  const V r = (x - n * V::fill(log2_high)) - n * V::fill(log2_low);
+  V r = x - n * V::fill(log2_high);
+  if constexpr (sizeof(T) == 8) {
+    r = r - n * V::fill(log2_low);
+  }
   const auto power = (bit_cast_lanes<typename V::Bits>(shifted.v) << F::kMantissaBits) +
                      (F::kExponentBias << F::kMantissaBits);
-  const V scaled = exp_reduced<N>(r) * V{bit_cast_lanes<typename V::Native>(power)};
-  return select<T, N>(x < V::fill(F::kLowestExp), V::fill(T(0)), scaled);
+  return exp_reduced<N>(r) * V{bit_cast_lanes<typename V::Native>(power)};
 }
 
 // log1p(t) for t >= 0 and NaN: log of s = 1 + t as exponent and 2 atanh(f / (2 + f)), then what rounding
-// t into s lost.
+// t into s lost. `inverse` is 1 / s.
 template <typename T, int N>
-LNL_INLINE Vec<T, N> log1p_nonnegative(Vec<T, N> t) {
+LNL_INLINE Vec<T, N> log1p_nonnegative(Vec<T, N> t, Vec<T, N> inverse) {
   using V = Vec<T, N>;
   using F = Float<T>;
   const V one = V::fill(T(1));
@@ -187,7 +246,7 @@ LNL_INLINE Vec<T, N> log1p_nonnegative(Vec<T, N> t) {
   constexpr T c[] = {T(2),      T(2) / 3,  T(2) / 5,  T(2) / 7,  T(2) / 9, T(2) / 11,
                      T(2) / 13, T(2) / 15, T(2) / 17, T(2) / 19, T(2) / 21};
   const V series = w * polynomial<T, N>(w * w, c, sizeof(T) == 4 ? 5 : 11);
-  const V lost = (t - (s - one)) / s;
+  const V lost = (t - (s - one)) * inverse;
   const V result = e * V::fill(T(0.693147180559945309417)) + (series + lost);
   return select<T, N>(t == t, result, t);  // the exponent of a NaN is no number
 }

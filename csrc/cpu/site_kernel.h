@@ -64,10 +64,15 @@ void site_block(SiteBlock<T, N * U>& block, const ClassTerms<T>& terms) {
   using Int = typename Float<T>::Int;
   const V zero = V::fill(T(0));
   const V one = V::fill(T(1));
-  const V floor = V::fill(-Float<T>::kMax);
+  // Copies, because what is stored below might otherwise have changed them.
   const T* const logits = block.logits;
+  T* const gradient = block.gradient;
+  T* const head_gradient = block.head_gradient;
   const int64_t stride = block.logits_stride;
+  const int64_t gradient_stride = block.gradient_stride;
+  const int64_t head_gradient_stride = block.head_gradient_stride;
   const int64_t classes = terms.classes;
+  const bool has_confusion = terms.has_confusion;
 
   V maximum[U];
   typename V::Bits target[U];
@@ -76,15 +81,16 @@ void site_block(SiteBlock<T, N * U>& block, const ClassTerms<T>& terms) {
     memcpy(&target[u], block.target + u * N, sizeof(target[u]));
   }
   for (int64_t c = 1; c < classes; ++c) {
+    LNL_PREFETCH(logits + c * stride + N * U);  // the next block's
     for (int u = 0; u < U; ++u) {
       maximum[u] = max_keeping_nan_of_second<T, N>(V::load(logits + c * stride + u * N), maximum[u]);
     }
   }
 
-  V tail_sum[U], ties[U], entropy_sum[U], logit_sum[U], target_logit[U], target_sum[U];
+  V tail_sum[U], entropy_sum[U], logit_sum[U], target_logit[U], target_sum[U];
+  Counter<T, N> maxima[U];
   for (int u = 0; u < U; ++u) {
     tail_sum[u] = entropy_sum[u] = logit_sum[u] = target_logit[u] = target_sum[u] = zero;
-    ties[u] = V::fill(T(-1));  // one maximum is left out of the sum
   }
   for (int64_t begin = 0; begin < classes; begin += kClassChunk) {
     const int64_t end = begin + kClassChunk < classes ? begin + kClassChunk : classes;
@@ -95,14 +101,14 @@ void site_block(SiteBlock<T, N * U>& block, const ClassTerms<T>& terms) {
     for (int64_t c = begin; c < end; ++c) {
       for (int u = 0; u < U; ++u) {
         const V d = V::load(logits + c * stride + u * N) - maximum[u];
-        const V finite = max_keeping_nan_of_second<T, N>(floor, d);  // 0 * -inf must not be NaN
-        const V e = exp_nonpositive<T, N>(finite);
+        const V clamped = clamp_exponent<T, N>(d);
+        const V e = exp_nonpositive<T, N>(clamped);
         const auto top = d == zero;
         part_tail[u] = part_tail[u] + select<T, N>(top, zero, e);
-        ties[u] = ties[u] + select<T, N>(top, one, zero);
-        part_entropy[u] = part_entropy[u] + e * finite;
+        maxima[u].add(top);
+        part_entropy[u] = part_entropy[u] + e * clamped;
         if constexpr (Gradients > 0) {
-          e.store(block.gradient + c * block.gradient_stride + u * N);
+          e.store(gradient + c * gradient_stride + u * N);
         }
         if constexpr (Dense) {
           const V y = dense_target<T, N>(block, terms, c, u);
@@ -112,7 +118,7 @@ void site_block(SiteBlock<T, N * U>& block, const ClassTerms<T>& terms) {
           const auto hit = (typename V::Mask)(target[u] == static_cast<Int>(c));
           target_logit[u] = select<T, N>(hit, d, target_logit[u]);
         }
-        if (terms.has_confusion) {
+        if (has_confusion) {
           part_logit[u] = part_logit[u] + d;
         }
       }
@@ -131,9 +137,9 @@ void site_block(SiteBlock<T, N * U>& block, const ClassTerms<T>& terms) {
     const V counted = V::load(block.counted + u * N);
     const V entropy_counted = V::load(block.entropy_counted + u * N);
     const V weight = V::load(block.weight + u * N);
-    tail_sum[u] = tail_sum[u] + ties[u];
-    const V log_sum = log1p_nonnegative<T, N>(tail_sum[u]);
+    tail_sum[u] = tail_sum[u] + (maxima[u].value() - one);  // one maximum is left out of the sum
     inverse[u] = one / (one + tail_sum[u]);
+    const V log_sum = log1p_nonnegative<T, N>(tail_sum[u], inverse[u]);
     ratio[u] = entropy_sum[u] * inverse[u];
     V ce = Dense ? log_sum * target_sum[u] - target_logit[u] : weight * (log_sum - target_logit[u]);
     ce = select<T, N>(counted == zero, zero, ce);
@@ -158,7 +164,7 @@ void site_block(SiteBlock<T, N * U>& block, const ClassTerms<T>& terms) {
         ce_scale[u] = ce_scale[u] * weight;
         head_scale[u] = head_scale[u] * weight;
         level[u] = ce_scale[u] + rest;
-        const V d = max_keeping_nan_of_second<T, N>(floor, target_logit[u]);
+        const V d = clamp_exponent<T, N>(target_logit[u]);
         const V p = exp_nonpositive<T, N>(d) * inverse[u];
         const V others = select<T, N>(d == zero, one_minus_top[u], one - p);
         hit_value[u] = p * (slope[u] * d + rest) + constant[u] - ce_scale[u] * others;
@@ -168,28 +174,35 @@ void site_block(SiteBlock<T, N * U>& block, const ClassTerms<T>& terms) {
   }
 
   if constexpr (Gradients > 0) {
+    if constexpr (!Dense) {  // e instead of p below: the division goes into the coefficients
+      for (int u = 0; u < U; ++u) {
+        slope[u] = slope[u] * inverse[u];
+        level[u] = level[u] * inverse[u];
+        head_scale[u] = head_scale[u] * inverse[u];
+      }
+    }
     for (int64_t c = 0; c < classes; ++c) {
       for (int u = 0; u < U; ++u) {
-        T* const out = block.gradient + c * block.gradient_stride + u * N;
-        const V d = max_keeping_nan_of_second<T, N>(
-            floor, V::load(logits + c * stride + u * N) - maximum[u]);
-        const V p = V::load(out) * inverse[u];
-        V g = p * (slope[u] * d + level[u]) + constant[u];
-        V head = zero;
+        T* const out = gradient + c * gradient_stride + u * N;
+        const V d = clamp_exponent<T, N>(V::load(logits + c * stride + u * N) - maximum[u]);
+        const V e = V::load(out);
+        V g, head;
         if constexpr (Dense) {
+          const V p = e * inverse[u];
           const V y = dense_target<T, N>(block, terms, c, u);
           const V others = select<T, N>(d == zero, one_minus_top[u], one - p);
           const V ce = p * (target_sum[u] - y) - y * others;
-          g = g + ce_scale[u] * ce;
+          g = p * (slope[u] * d + level[u]) + constant[u] + ce_scale[u] * ce;
           head = head_scale[u] * ce;
         } else {
           const auto hit = (typename V::Mask)(target[u] == static_cast<Int>(c));
+          g = e * (slope[u] * d + level[u]) + constant[u];
           g = select<T, N>(hit, hit_value[u], g);
-          head = select<T, N>(hit, head_hit_value[u], head_scale[u] * p);
+          head = select<T, N>(hit, head_hit_value[u], head_scale[u] * e);
         }
         g.store(out);
         if constexpr (Gradients > 1) {
-          head.store(block.head_gradient + c * block.head_gradient_stride + u * N);
+          head.store(head_gradient + c * head_gradient_stride + u * N);
         }
       }
     }

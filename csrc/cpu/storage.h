@@ -170,12 +170,12 @@ void tile_to_rows(const T* tile, int64_t classes, T* rows) {
   }
 }
 
-// The same for few classes or a last, partly filled block.
+// The same for few classes or a last, partly filled block, whose other lanes keep what they held.
 template <typename T, int B>
 void some_rows_to_tile(const T* rows, int64_t classes, int count, T* tile) {
-  for (int64_t c = 0; c < classes; ++c) {
-    for (int r = 0; r < B; ++r) {
-      tile[c * B + r] = r < count ? rows[r * classes + c] : T(0);
+  for (int r = 0; r < count; ++r) {
+    for (int64_t c = 0; c < classes; ++c) {
+      tile[c * B + r] = rows[r * classes + c];
     }
   }
 }
