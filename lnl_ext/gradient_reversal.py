@@ -26,23 +26,17 @@ class _ScaleGradient(torch.autograd.Function):
         factor = inputs[1]
         if isinstance(factor, Tensor):
             ctx.save_for_backward(factor)
-            ctx.save_for_forward(factor)
         else:
             ctx.factor = factor
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _scaled(ctx, grads[0]), None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        return _scaled(ctx, tangents[0])
-
-
-def _scaled(ctx: Any, derivative: Tensor) -> Tensor:
-    factor = ctx.saved_tensors[0] if ctx.saved_tensors else ctx.factor
-    # A float64 factor must not promote the derivative of a float32 scalar.
-    return derivative * (factor.to(derivative.dtype) if isinstance(factor, Tensor) else factor)
+        (gradient,) = grads
+        factor = ctx.saved_tensors[0] if ctx.saved_tensors else ctx.factor
+        if isinstance(factor, Tensor):
+            # A float64 factor must not promote the gradient of a float32 scalar.
+            factor = factor.to(gradient.dtype)
+        return gradient * factor, None
 
 
 def scale_gradient(x: Tensor, factor: Coefficient) -> Tensor:

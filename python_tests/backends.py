@@ -15,7 +15,7 @@ REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
 @dataclasses.dataclass(frozen=True)
 class Backend:
-    """A way to compute the loss with both of its gradients: the operators, or an emulation of them."""
+    """A way to compute the loss with both of its gradients: the operators or an emulation."""
 
     name: str
     device: torch.device | None

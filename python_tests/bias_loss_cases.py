@@ -145,7 +145,7 @@ def make_inputs(case: Case) -> Inputs:
 
 
 def distance(actual: Tensor, expected: Tensor) -> float:
-    """Return the norm of the difference; NaN where NaN is expected and equal infinities differ by 0."""
+    """Return the norm of the difference, to which NaN for NaN and equal infinities add nothing."""
     same = (actual == expected) | (actual.isnan() & expected.isnan())
     return torch.where(same, 0.0, actual - expected).norm().item()
 
@@ -300,7 +300,9 @@ def cases(draw: st.DrawFn, confusion: bool = False) -> Case:
         space=space,
         heads=draw(st.sampled_from((1, 1, 1, 2, 3))),
         dtype=draw(
-            st.sampled_from((torch.float32, torch.float32, torch.float64, torch.float16, torch.bfloat16))
+            st.sampled_from(
+                (torch.float32, torch.float32, torch.float64, torch.float16, torch.bfloat16)
+            )
         ),
         layout=draw(st.sampled_from(LAYOUTS)),
         scale=draw(st.sampled_from((0.01, 1.0, 5.0, 30.0))),
