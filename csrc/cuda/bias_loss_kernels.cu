@@ -1,8 +1,58 @@
-// The only unit that nvcc compiles. The kernels arrive with the CUDA part of the package.
-#include <cuda_runtime.h>
+// The only unit that nvcc compiles: the launchers of bias_loss_launch.h for every dtype. It
+// includes no torch header, so that it builds fast and its machine code can be looked at alone.
+#include "bias_loss_kernels.cuh"
 
-namespace lnl_ext::cuda {
+namespace lnl::cuda {
 
-__global__ void placeholder_kernel(float* value) { *value = 0.0f; }
+namespace {
 
-}  // namespace lnl_ext::cuda
+template <typename Function>
+auto with_dtype(Dtype dtype, Function function) {
+  switch (dtype) {
+    case Dtype::kFloat64:
+      return function(double());
+    case Dtype::kFloat16:
+      return function(__half());
+    case Dtype::kBFloat16:
+      return function(__nv_bfloat16());
+    case Dtype::kFloat32:
+      break;
+  }
+  return function(float());
+}
+
+}  // namespace
+
+LaunchFacts launch_facts(const BiasLossCall& call, const Device& device) {
+  static const char* const names[] = {"rows_small", "rows_medium", "rows_medium",
+                                      "rows_large", "sites_small", "sites_large"};
+  const Plan plan =
+      with_dtype(call.dtype, [&](auto type) { return make_plan<decltype(type)>(call, device); });
+  const bool large = plan.kernel == Kernel::kRowsLarge || plan.kernel == Kernel::kSitesLarge;
+  LaunchFacts facts;
+  facts.kernel = names[static_cast<int>(plan.kernel)];
+  facts.threads = plan.threads;
+  facts.blocks = plan.blocks;
+  facts.shared_memory = plan.shared;
+  facts.dense = plan.dense;
+  facts.reads_logits_once = !large || plan.stage;
+  facts.workspace = plan.total;
+  return facts;
+}
+
+int launch_bias_loss(const BiasLossCall& call, const Device& device, void* workspace,
+                     CUstream_st* stream) {
+  return with_dtype(call.dtype, [&](auto type) {
+    return static_cast<int>(launch_call<decltype(type)>(call, device, workspace, stream));
+  });
+}
+
+int launch_scale_gradient(void* gradient, std::int64_t elements, Dtype dtype, const void* factor,
+                          const Device& device, CUstream_st* stream) {
+  return with_dtype(dtype, [&](auto type) {
+    return static_cast<int>(
+        launch_scale<decltype(type)>(gradient, elements, factor, device, stream));
+  });
+}
+
+}  // namespace lnl::cuda

@@ -1,0 +1,403 @@
+// Launchers: which kernel a call gets, its grid, its shared memory and its place in the workspace.
+// Raw pointers and a stream; no torch header.
+#pragma once
+
+#include "bias_loss_large.cuh"
+#include "bias_loss_rows.cuh"
+#include "bias_loss_sites.cuh"
+
+namespace lnl::cuda {
+
+constexpr int kSmallClasses = 32;        // rows_small and sites_small
+constexpr int kSmallShared = 48 * 1024;  // what every device gives a block without asking
+constexpr int kBlocksPerMultiprocessor = 16;
+
+enum class Kernel {
+  kRowsSmall,
+  kRowsMedium16,
+  kRowsMedium32,
+  kRowsLarge,
+  kSitesSmall,
+  kSitesLarge
+};
+
+struct Plan {
+  Kernel kernel = Kernel::kRowsSmall;
+  bool dense = false;
+  bool vector = false;  // sites_small
+  int sites = 1;        // of a thread of sites_small
+  int threads = 128;
+  unsigned blocks = 0;  // of one head for sites
+  std::size_t shared = 0;
+  int lanes_per_row = 32;
+  int pitch = 0;
+  bool stage = false;
+  unsigned denominator_blocks = 0;
+  // Byte offsets into the workspace.
+  std::size_t partials = 0, denominator_partials = 0, by_head = 0, total = 0;
+};
+
+inline std::int64_t divide_up(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
+
+inline std::int64_t greatest_common_divisor(std::int64_t a, std::int64_t b) {
+  return b == 0 ? a : greatest_common_divisor(b, a % b);
+}
+
+inline bool aligned(const void* pointer, std::size_t bytes) {
+  return reinterpret_cast<std::uintptr_t>(pointer) % bytes == 0;
+}
+
+// Whether an access to `other` is aligned to 16 bytes wherever one to `logits` is.
+inline bool same_phase(const void* logits, const void* other) {
+  return (reinterpret_cast<std::uintptr_t>(logits) - reinterpret_cast<std::uintptr_t>(other)) %
+             16 ==
+         0;
+}
+
+// Blocks for `work` units, each block taking `unit` of them at a time: as many as a full device
+// holds. Where blocks take several turns, a turn's stride must keep rows with their heads.
+inline unsigned blocks_for_rows(std::int64_t work, std::int64_t unit, std::int64_t heads,
+                                const Device& device) {
+  const std::int64_t needed = divide_up(work, unit);
+  const std::int64_t step = heads / greatest_common_divisor(heads, unit);
+  std::int64_t most = std::int64_t(device.multiprocessors) * kBlocksPerMultiprocessor;
+  most = divide_up(most, step) * step;
+  return static_cast<unsigned>(needed < most ? needed : most);
+}
+
+// Threads of a block whose threads need `bytes` each, whole warps that fit kSmallShared.
+inline int small_threads(std::size_t bytes) {
+  const int warps = static_cast<int>(kSmallShared / (bytes * kWarp));
+  return kWarp * (warps < 1 ? 1 : warps > 4 ? 4 : warps);
+}
+
+template <typename T>
+void plan_rows(const BiasLossCall& call, const Device& device, Plan& plan) {
+  using A = Accumulation<T>;
+  const std::int64_t rows = call.rows * call.positions * call.heads;
+  const std::int64_t window =
+      32 / sizeof(T) - 1 + call.classes;  // with the most elements before it
+  const bool medium = window <= kWarp * (sizeof(T) == 8 ? 16 : 32);
+  if (call.classes <= kSmallClasses) {
+    plan.kernel = Kernel::kRowsSmall;
+    plan.pitch = static_cast<int>(divide_up(call.classes, 4) | 1) * 4;  // 128-bit bank conflicts
+    const std::size_t bytes = plan.pitch * sizeof(A) * (plan.dense ? 3 : 2);
+    plan.threads = small_threads(bytes);
+    plan.shared = bytes * plan.threads;
+    plan.blocks = blocks_for_rows(rows, plan.threads, call.heads, device);
+  } else if (medium) {
+    const bool wide = window > kWarp * 16;
+    plan.kernel = wide ? Kernel::kRowsMedium32 : Kernel::kRowsMedium16;
+    plan.threads = 128;
+    plan.lanes_per_row = 4;
+    while (plan.lanes_per_row * (wide ? 32 : 16) < window) plan.lanes_per_row *= 2;
+    const int slots = plan.threads / plan.lanes_per_row;
+    plan.shared = kTotals * slots * sizeof(A);
+    plan.blocks = blocks_for_rows(rows, slots, call.heads, device);
+  } else {
+    plan.kernel = Kernel::kRowsLarge;
+    plan.threads = call.classes <= 4096 ? 256 : kLargeThreads;
+    const std::size_t scratch =
+        kWarp * (plan.dense ? sizeof(OnlineSums<A, true>) : sizeof(OnlineSums<A, false>));
+    const std::size_t staged = divide_up(window, kWide<T>) * 16;
+    plan.stage = scratch + staged <= static_cast<std::size_t>(device.shared_memory);
+    plan.shared = scratch + (plan.stage ? staged : 0);
+    plan.blocks = blocks_for_rows(rows, 1, call.heads, device);
+  }
+}
+
+template <typename T>
+void plan_sites(const BiasLossCall& call, const Device& device, Plan& plan) {
+  using A = Accumulation<T>;
+  const std::int64_t sites = call.rows * call.positions;
+  const auto vectors = [&](int count) {
+    const std::size_t bytes = count * sizeof(T);
+    const void* probabilities = call.probabilities;
+    return call.positions % count == 0 && aligned(call.logits, bytes) &&
+           aligned(call.gradient, bytes) && aligned(call.head_gradient, bytes) &&
+           aligned(probabilities, call.wide_probabilities ? 16 : bytes);
+  };
+  std::int64_t unit = 0;
+  if (call.classes <= kSmallClasses) {
+    plan.kernel = Kernel::kSitesSmall;
+    plan.sites = sizeof(T) == 8 ? 2 : 4;
+    plan.vector = vectors(plan.sites);
+    if (sizeof(T) == 2 && call.classes <= 16 && vectors(8)) plan.sites = 8;
+    const std::size_t bytes = call.classes * plan.sites * sizeof(A) * (plan.dense ? 3 : 2);
+    plan.threads = small_threads(bytes);
+    plan.shared = bytes * plan.threads;
+    const std::size_t totals = kTotals * plan.threads * sizeof(A);
+    if (plan.shared < totals) plan.shared = totals;
+    unit = std::int64_t(plan.threads) * plan.sites;
+  } else {
+    plan.kernel = Kernel::kSitesLarge;
+    plan.sites = kLaneSites<T>;
+    plan.vector = vectors(plan.sites);
+    plan.threads = call.classes <= 128 ? 128 : 256;
+    const std::size_t scratch =
+        plan.threads * plan.sites *
+        (plan.dense ? sizeof(OnlineSums<A, true>) : sizeof(OnlineSums<A, false>));
+    const std::size_t staged = call.classes * kWarp * plan.sites * sizeof(T);
+    plan.stage = scratch + staged <= static_cast<std::size_t>(device.shared_memory);
+    plan.shared = scratch + (plan.stage ? staged : 0);
+    unit = kWarp * plan.sites;
+  }
+  std::int64_t most =
+      divide_up(std::int64_t(device.multiprocessors) * kBlocksPerMultiprocessor, call.heads);
+  const std::int64_t needed = divide_up(sites, unit);
+  plan.blocks = static_cast<unsigned>(needed < most ? needed : most);
+}
+
+template <typename T>
+Plan make_plan(const BiasLossCall& call, const Device& device) {
+  using A = Accumulation<T>;
+  Plan plan;
+  plan.dense = call.labels == nullptr || call.label_smoothing > 0 || call.confusion_weight.present;
+  if (call.channels_last || call.positions == 1) {
+    plan_rows<T>(call, device, plan);
+  } else {
+    plan_sites<T>(call, device, plan);
+  }
+  const std::int64_t sites = call.rows * call.positions;
+  const auto reserve = [&plan](std::size_t bytes) {
+    const std::size_t begin = plan.total;
+    plan.total += (bytes + 255) / 256 * 256;
+    return begin;
+  };
+  if (call.loss == nullptr) return plan;
+  if (call.reduction == Reduction::kNone) {
+    if (call.heads > 1) plan.by_head = reserve(3 * sites * call.heads * sizeof(A));
+  } else {
+    plan.partials = reserve(plan.blocks * call.heads * kTotals * sizeof(A));
+  }
+  if (call.reduction == Reduction::kMean && call.labels != nullptr) {
+    const std::int64_t blocks = divide_up(sites, 256 * 4);
+    const std::int64_t most = std::int64_t(device.multiprocessors) * 4;
+    plan.denominator_blocks = static_cast<unsigned>(blocks < most ? blocks : most);
+    plan.denominator_partials = reserve(plan.denominator_blocks * call.heads * 2 * sizeof(A));
+  }
+  return plan;
+}
+
+template <typename A>
+DeviceCoefficient<A> coefficient(const Coefficient& given) {
+  return {static_cast<const A*>(given.device), static_cast<A>(given.host)};
+}
+
+template <typename T>
+Problem<T> make_problem(const BiasLossCall& call, const Plan& plan, unsigned char* workspace) {
+  using A = Accumulation<T>;
+  const std::int64_t sites = call.rows * call.positions;
+  const std::int64_t all = sites * call.heads;
+  Problem<T> problem{};
+  problem.logits = static_cast<const T*>(call.logits);
+  problem.labels = call.labels;
+  problem.probabilities = call.probabilities;
+  problem.wide_probabilities = call.wide_probabilities;
+  problem.weight = static_cast<const A*>(call.weight);
+  if (call.reduction == Reduction::kMean) {
+    problem.denominators = static_cast<const A*>(call.denominators);
+  }
+  problem.upstream = static_cast<const A*>(call.upstream);
+  problem.upstream_per_site = call.upstream != nullptr && call.reduction == Reduction::kNone;
+  problem.gradient = static_cast<T*>(call.gradient);
+  problem.head_gradient = static_cast<T*>(call.head_gradient);
+  if (call.loss != nullptr && call.reduction != Reduction::kNone) {
+    problem.partials = reinterpret_cast<A*>(workspace + plan.partials);
+  } else if (call.loss != nullptr && call.heads > 1) {
+    problem.site_loss = reinterpret_cast<A*>(workspace + plan.by_head);
+    problem.site_cross_entropy = problem.site_loss + all;
+    problem.site_entropy = problem.site_cross_entropy + all;
+  } else if (call.loss != nullptr) {
+    problem.site_loss = static_cast<A*>(call.loss);
+    problem.site_cross_entropy = static_cast<A*>(call.cross_entropy);
+    problem.site_entropy = static_cast<A*>(call.entropy);
+  }
+  problem.reversal = coefficient<A>(call.reversal);
+  problem.entropy_weight = coefficient<A>(call.entropy_weight);
+  problem.confusion_weight = coefficient<A>(call.confusion_weight);
+  problem.reversed = call.reversal.present;
+  problem.regularised = call.entropy_weight.present;
+  problem.confused = call.confusion_weight.present;
+  problem.mask_entropy = call.mask_entropy;
+  problem.sites = sites;
+  problem.positions = call.positions;
+  problem.ignore_index = call.ignore_index;
+  problem.classes = static_cast<int>(call.classes);
+  problem.heads = static_cast<int>(call.heads);
+  problem.lanes_per_row = plan.lanes_per_row;
+  problem.pitch = plan.pitch;
+  problem.by_heads = Divider(call.heads, all);
+  problem.by_positions = Divider(call.positions, sites);
+  problem.by_classes = Divider(call.classes, kWarp * call.classes + 256);
+  problem.keep = static_cast<A>(1.0 - call.label_smoothing);
+  problem.floor = static_cast<A>(call.label_smoothing / static_cast<double>(call.classes));
+  if (plan.kernel == Kernel::kSitesLarge || plan.kernel == Kernel::kSitesSmall) {
+    problem.wide_logits = plan.vector;
+    problem.wide_gradient = plan.vector;
+  } else {
+    problem.wide_logits = aligned(call.logits, 16);
+    problem.wide_targets = call.wide_probabilities
+                               ? aligned(call.logits, 16) && aligned(call.probabilities, 16)
+                               : same_phase(call.logits, call.probabilities);
+    problem.wide_gradient = same_phase(call.logits, call.gradient);
+    problem.wide_head_gradient = same_phase(call.logits, call.head_gradient);
+    if (plan.kernel == Kernel::kRowsSmall) {
+      // Tiles start at whole multiples of 16 bytes from the tensors' beginnings.
+      problem.wide_targets = aligned(call.probabilities, 16);
+      problem.wide_gradient = aligned(call.gradient, 16);
+      problem.wide_head_gradient = aligned(call.head_gradient, 16);
+    }
+  }
+  problem.stage = plan.stage;
+  return problem;
+}
+
+// Launches one kernel; more than 48 KiB of shared memory must be asked for.
+template <typename T>
+cudaError_t launch(void (*kernel)(Problem<T>), dim3 grid, const Plan& plan,
+                   const Problem<T>& problem, cudaStream_t stream) {
+  if (plan.shared > kSmallShared) {
+    const cudaError_t error = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared));
+    if (error != cudaSuccess) return error;
+  }
+  LNL_LAUNCH(kernel, grid, dim3(plan.threads), plan.shared, stream, problem);
+  return cudaGetLastError();
+}
+
+template <typename T, bool kDense>
+cudaError_t launch_main(const Plan& plan, const Problem<T>& problem, cudaStream_t stream) {
+  const dim3 rows(plan.blocks), sites(plan.blocks, problem.heads);
+  constexpr int kSites = sizeof(T) == 8 ? 2 : 4;
+  switch (plan.kernel) {
+    case Kernel::kRowsSmall:
+      return launch<T>(rows_small<T, kDense>, rows, plan, problem, stream);
+    case Kernel::kRowsMedium16:
+      return launch<T>(rows_medium<T, kDense, 16>, rows, plan, problem, stream);
+    case Kernel::kRowsMedium32:
+      if constexpr (sizeof(T) < 8) {
+        return launch<T>(rows_medium<T, kDense, 32>, rows, plan, problem, stream);
+      }
+      return cudaErrorInvalidValue;
+    case Kernel::kRowsLarge:
+      return launch<T>(rows_large<T, kDense>, rows, plan, problem, stream);
+    case Kernel::kSitesLarge:
+      return launch<T>(sites_large<T, kDense>, sites, plan, problem, stream);
+    case Kernel::kSitesSmall:
+      if constexpr (sizeof(T) == 2) {
+        if (plan.sites == 8) {
+          return launch<T>(sites_small<T, kDense, 8, true>, sites, plan, problem, stream);
+        }
+      }
+      return plan.vector
+                 ? launch<T>(sites_small<T, kDense, kSites, true>, sites, plan, problem, stream)
+                 : launch<T>(sites_small<T, kDense, kSites, false>, sites, plan, problem, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+template <typename T>
+cudaError_t launch_denominators(const BiasLossCall& call, const Plan& plan,
+                                unsigned char* workspace, cudaStream_t stream) {
+  using A = Accumulation<T>;
+  DenominatorProblem<A> problem{};
+  problem.labels = call.labels;
+  problem.weight = static_cast<const A*>(call.weight);
+  problem.partials = reinterpret_cast<A*>(workspace + plan.denominator_partials);
+  problem.denominators = static_cast<A*>(call.denominators);
+  problem.sites = call.rows * call.positions;
+  problem.positions = call.positions;
+  problem.ignore_index = call.ignore_index;
+  problem.by_positions = Divider(call.positions, problem.sites);
+  problem.classes = static_cast<int>(call.classes);
+  problem.heads = static_cast<int>(call.heads);
+  problem.blocks = static_cast<int>(plan.denominator_blocks);
+  problem.mask_entropy = call.mask_entropy;
+  const unsigned heads = static_cast<unsigned>(call.heads);
+  if (plan.denominator_blocks > 0) {
+    const auto kernel = sum_denominators<A>;
+    LNL_LAUNCH(kernel, dim3(plan.denominator_blocks, heads), dim3(256), 16 * sizeof(A), stream,
+               problem);
+    const cudaError_t error = cudaGetLastError();
+    if (error != cudaSuccess) return error;
+  }
+  const auto kernel = fold_denominators<A>;
+  LNL_LAUNCH(kernel, dim3(heads), dim3(kWarp), 0, stream, problem);
+  return cudaGetLastError();
+}
+
+template <typename T>
+cudaError_t launch_fold(const BiasLossCall& call, const Plan& plan, unsigned char* workspace,
+                        cudaStream_t stream) {
+  using A = Accumulation<T>;
+  if (call.reduction == Reduction::kNone) {
+    const std::int64_t sites = call.rows * call.positions;
+    if (call.heads == 1 || sites == 0) return cudaSuccess;
+    SumHeadsProblem<A> problem{};
+    problem.by_head = reinterpret_cast<const A*>(workspace + plan.by_head);
+    problem.outputs[0] = static_cast<A*>(call.loss);
+    problem.outputs[1] = static_cast<A*>(call.cross_entropy);
+    problem.outputs[2] = static_cast<A*>(call.entropy);
+    problem.sites = sites;
+    problem.positions = call.positions;
+    problem.by_positions = Divider(call.positions, sites);
+    problem.heads = static_cast<int>(call.heads);
+    const auto kernel = sum_heads<A>;
+    LNL_LAUNCH(kernel, dim3(static_cast<unsigned>(divide_up(sites, 256))), dim3(256), 0, stream,
+               problem);
+    return cudaGetLastError();
+  }
+  FoldProblem<A> problem{};
+  problem.partials = reinterpret_cast<const A*>(workspace + plan.partials);
+  if (call.reduction == Reduction::kMean) {
+    problem.denominators = static_cast<const A*>(call.denominators);
+  }
+  problem.loss = static_cast<A*>(call.loss);
+  problem.cross_entropy = static_cast<A*>(call.cross_entropy);
+  problem.entropy = static_cast<A*>(call.entropy);
+  problem.entropy_weight = coefficient<A>(call.entropy_weight);
+  problem.confusion_weight = coefficient<A>(call.confusion_weight);
+  problem.blocks = static_cast<int>(plan.blocks);
+  problem.heads = static_cast<int>(call.heads);
+  problem.regularised = call.entropy_weight.present;
+  problem.confused = call.confusion_weight.present;
+  const auto kernel = fold_totals<A>;
+  LNL_LAUNCH(kernel, dim3(1), dim3(256), 8 * kTotals * sizeof(A), stream, problem);
+  return cudaGetLastError();
+}
+
+template <typename T>
+cudaError_t launch_call(const BiasLossCall& call, const Device& device, void* workspace,
+                        cudaStream_t stream) {
+  const Plan plan = make_plan<T>(call, device);
+  auto* bytes = static_cast<unsigned char*>(workspace);
+  cudaError_t error = cudaSuccess;
+  if (call.loss != nullptr && call.reduction == Reduction::kMean) {
+    error = launch_denominators<T>(call, plan, bytes, stream);
+  }
+  if (error == cudaSuccess && plan.blocks > 0) {
+    const Problem<T> problem = make_problem<T>(call, plan, bytes);
+    error = plan.dense ? launch_main<T, true>(plan, problem, stream)
+                       : launch_main<T, false>(plan, problem, stream);
+  }
+  if (error == cudaSuccess && call.loss != nullptr) {
+    error = launch_fold<T>(call, plan, bytes, stream);
+  }
+  return error;
+}
+
+template <typename T>
+cudaError_t launch_scale(void* gradient, std::int64_t elements, const void* factor,
+                         const Device& device, cudaStream_t stream) {
+  if (elements == 0) return cudaSuccess;
+  const std::int64_t needed = divide_up(elements, std::int64_t(256) * kWide<T>);
+  const std::int64_t most = std::int64_t(device.multiprocessors) * 8;
+  const auto kernel = scale_gradient<T>;
+  LNL_LAUNCH(kernel, dim3(static_cast<unsigned>(needed < most ? needed : most)), dim3(256), 0,
+             stream, static_cast<T*>(gradient), elements,
+             static_cast<const Accumulation<T>*>(factor), aligned(gradient, 16));
+  return cudaGetLastError();
+}
+
+}  // namespace lnl::cuda

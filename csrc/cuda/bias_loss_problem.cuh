@@ -1,0 +1,175 @@
+// The parameters of every kernel, and where a site's target, output and coefficients lie.
+#pragma once
+
+#include "bias_loss_launch.h"
+#include "bias_loss_math.cuh"
+
+namespace lnl::cuda {
+
+// Values whose block sums a forward call collects: CE, H and the confusion term.
+constexpr int kTotals = 3;
+
+template <typename A>
+struct DeviceCoefficient {
+  const A* device = nullptr;
+  A host = 0;
+
+  __device__ A read() const { return device != nullptr ? *device : host; }
+};
+
+// BiasLossCall for one dtype. "Target index" is a site's place in labels, [N, K, S]; "output index"
+// its place in a loss summed over heads, [N, S].
+template <typename T>
+struct Problem {
+  using A = Accumulation<T>;
+
+  const T* logits;
+  const std::int64_t* labels;
+  const void* probabilities;  // T, or A with wide_probabilities
+  const A* weight;            // [C] or null
+  const A* denominators;      // [K, 2], or null: the sums are not divided
+  const A* upstream;          // one number, or by output index; null: 1
+  T* gradient;
+  T* head_gradient;
+  A* partials;            // [blocks, K, kTotals], or null
+  A* site_loss;           // by target index, or null
+  A* site_cross_entropy;  // likewise
+  A* site_entropy;        // likewise
+
+  DeviceCoefficient<A> reversal, entropy_weight, confusion_weight;
+  std::int64_t sites;      // N * S, of one head
+  std::int64_t positions;  // S
+  std::int64_t ignore_index;
+  int classes;
+  int heads;
+  int lanes_per_row;  // rows of the register kernel
+  int pitch;          // rows of the shared memory kernel: accumulators from row to row
+  Divider by_heads, by_positions, by_classes;
+  A keep;   // 1 - label_smoothing
+  A floor;  // label_smoothing / C
+  bool reversed;
+  bool regularised;
+  bool confused;
+  bool mask_entropy;
+  bool upstream_per_site;
+  bool wide_probabilities;
+  // Rows: whether 128-bit accesses that are aligned for logits are so for the others too.
+  bool wide_logits;
+  bool wide_targets;
+  bool wide_gradient;
+  bool wide_head_gradient;
+  bool stage;  // many classes: keep the logits on chip between the two passes
+
+  __device__ bool wants_gradient() const { return gradient != nullptr || head_gradient != nullptr; }
+  __device__ A probability(std::int64_t element) const {
+    return wide_probabilities ? static_cast<const A*>(probabilities)[element]
+                              : A(widen(static_cast<const T*>(probabilities)[element]));
+  }
+  // A window of a row of probabilities that begins at element `begin`.
+  __device__ void load_probabilities(std::int64_t begin, std::int64_t first, std::int64_t count,
+                                     A (&values)[kWide<T>]) const {
+    if (!wide_probabilities) {
+      load_window(static_cast<const T*>(probabilities) + begin, first, count, wide_targets, A(0),
+                  values);
+      return;
+    }
+#pragma unroll
+    for (int part = 0; part < kWide<T> / kWide<A>; ++part) {
+      A four[kWide<A>];
+      load_window(static_cast<const A*>(probabilities) + begin, first + part * kWide<A>, count,
+                  wide_targets, A(0), four);
+#pragma unroll
+      for (int i = 0; i < kWide<A>; ++i) values[part * kWide<A> + i] = four[i];
+    }
+  }
+};
+
+// What one head's sites multiply their gradients with.
+template <typename A>
+struct HeadScales {
+  A direction = 1;      // +1, or -reversal
+  A cross_entropy = 1;  // 1 / sum of target weights for a mean
+  A entropy = 1;        // 1 / number of sites for a mean
+  A entropy_weight = 0;
+  A confusion_weight = 0;
+  A upstream = 1;
+};
+
+template <typename T>
+__device__ HeadScales<Accumulation<T>> head_scales(const Problem<T>& problem, int head) {
+  using A = Accumulation<T>;
+  HeadScales<A> scales;
+  if (problem.reversed) scales.direction = -problem.reversal.read();
+  scales.entropy_weight = problem.entropy_weight.read();
+  scales.confusion_weight = problem.confusion_weight.read();
+  if (problem.denominators != nullptr) {
+    scales.cross_entropy = A(1) / problem.denominators[2 * head];
+    scales.entropy = A(1) / problem.denominators[2 * head + 1];
+  }
+  if (problem.upstream != nullptr && !problem.upstream_per_site)
+    scales.upstream = *problem.upstream;
+  return scales;
+}
+
+struct SitePlace {
+  std::int64_t target = 0;
+  std::int64_t output = 0;
+};
+
+// Row r of logits in memory order [N, S, K, C] is head r % K of site r / K.
+template <typename T>
+__device__ SitePlace place_of_row(const Problem<T>& problem, std::int64_t row) {
+  if (problem.heads == 1) return {row, row};
+  const std::int64_t output = problem.by_heads.divide(row);
+  if (problem.positions == 1) return {row, output};
+  const std::int64_t head = row - output * problem.heads;
+  const std::int64_t sample = problem.by_positions.divide(output);
+  const std::int64_t position = output - sample * problem.positions;
+  return {(sample * problem.heads + head) * problem.positions + position, output};
+}
+
+// The target of one site: its label (-1 without one) and whether it counts.
+struct Label {
+  std::int64_t value = -1;
+  bool counted = true;   // not ignore_index
+  bool in_range = true;  // a class, or ignored
+
+  __device__ bool is_class() const { return counted && in_range && value >= 0; }
+  __device__ int class_or_none() const { return is_class() ? static_cast<int>(value) : -1; }
+};
+
+template <typename T>
+__device__ Label read_label(const Problem<T>& problem, std::int64_t target) {
+  Label label;
+  if (problem.labels == nullptr) return label;
+  label.value = problem.labels[target];
+  label.counted = label.value != problem.ignore_index;
+  label.in_range = !label.counted || (label.value >= 0 && label.value < problem.classes);
+  return label;
+}
+
+// y_c = w_c * ((1 - smoothing) * q_c + smoothing / C), q the one-hot label or the probability.
+template <typename T>
+__device__ inline Accumulation<T> target_of_class(const Problem<T>& problem, int c,
+                                                  Accumulation<T> probability) {
+  const auto value = problem.keep * probability + problem.floor;
+  return problem.weight != nullptr ? problem.weight[c] * value : value;
+}
+
+// y of a window of classes; those outside of the row have 0.
+template <typename T>
+__device__ inline void targets_of_window(const Problem<T>& problem, std::int64_t begin,
+                                         std::int64_t first, std::int64_t count, int label,
+                                         Accumulation<T> (&y)[kWide<T>]) {
+  using A = Accumulation<T>;
+  if (problem.labels == nullptr) problem.load_probabilities(begin, first, count, y);
+#pragma unroll
+  for (int i = 0; i < kWide<T>; ++i) {
+    const std::int64_t c = first + i;
+    const bool inside = c >= 0 && c < count;
+    if (problem.labels != nullptr) y[i] = A(c == label);
+    y[i] = inside ? target_of_class(problem, static_cast<int>(c), y[i]) : A(0);
+  }
+}
+
+}  // namespace lnl::cuda

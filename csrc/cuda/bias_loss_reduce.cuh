@@ -1,0 +1,291 @@
+// Deterministic sums: within warps and blocks, of whole calls (two stages, no float atomics), the
+// denominators of means, and the kernels around the main one.
+#pragma once
+
+#include "bias_loss_site.cuh"
+
+namespace lnl::cuda {
+
+constexpr unsigned kWholeWarp = 0xffffffffu;
+constexpr int kWarp = 32;
+
+template <typename A>
+__device__ inline A sum_of_lanes(A value, int lanes) {
+  for (int offset = lanes / 2; offset > 0; offset /= 2) {
+    value += __shfl_xor_sync(kWholeWarp, value, offset);
+  }
+  return value;
+}
+
+template <typename A>
+__device__ inline A largest_of_lanes(A value, int lanes) {
+  for (int offset = lanes / 2; offset > 0; offset /= 2) {
+    value = larger(value, __shfl_xor_sync(kWholeWarp, value, offset));
+  }
+  return value;
+}
+
+// Sums of power-of-two groups of lanes; every lane gets its group's, in the same order.
+template <typename A, bool kDense>
+__device__ inline void sum_sites_of_lanes(SiteSums<A, kDense>& sums, int lanes) {
+  sums.t = sum_of_lanes(sums.t, lanes);
+  sums.u = sum_of_lanes(sums.u, lanes);
+  sums.ties = sum_of_lanes(sums.ties, lanes);
+  if constexpr (kDense) {
+    sums.y_below = sum_of_lanes(sums.y_below, lanes);
+    sums.y_ties = sum_of_lanes(sums.y_ties, lanes);
+    sums.yd = sum_of_lanes(sums.yd, lanes);
+    sums.distance = sum_of_lanes(sums.distance, lanes);
+    sums.count = sum_of_lanes(sums.count, lanes);
+  }
+}
+
+// A running sum that carries its rounding error along: a thread may add many thousands of sites.
+template <typename A>
+struct RunningSum {
+  A value = 0;
+  A lost = 0;
+
+  __device__ void add(A term) {
+    const A corrected = term - lost;
+    const A next = value + corrected;
+    lost = (next - value) - corrected;
+    value = next;
+    // An infinite sum has no rounding error, and inf - inf must not turn it into NaN.
+    if (!(lost - lost == A(0))) lost = A(0);
+  }
+};
+
+template <typename A>
+struct Totals {
+  RunningSum<A> values[kTotals];
+
+  template <bool kDense>
+  __device__ void add(const Site<A, kDense>& site) {
+    values[0].add(site.cross_entropy);
+    values[1].add(site.entropy);
+    if constexpr (kDense) values[2].add(site.confusion);
+  }
+};
+
+// Writes the site's own values where an unreduced loss is wanted, by target index.
+template <typename T, bool kDense>
+__device__ void write_site(const Problem<T>& problem, const HeadScales<Accumulation<T>>& scales,
+                           std::int64_t target, const Site<Accumulation<T>, kDense>& site) {
+  if (problem.site_loss == nullptr) return;
+  auto loss = site.cross_entropy;
+  if (problem.regularised) loss -= scales.entropy_weight * site.entropy;
+  if constexpr (kDense) {
+    if (problem.confused) loss += scales.confusion_weight * site.confusion;
+  }
+  problem.site_loss[target] = loss;
+  problem.site_cross_entropy[target] = site.cross_entropy;
+  problem.site_entropy[target] = site.entropy;
+}
+
+// Adds the totals of a block's `slots` (one per row that it works on at a time) and writes the sums
+// per head. Slot q holds sites of head (first_head + q) % heads only. `scratch` has room for
+// kTotals * slots values; all threads of the block call this.
+template <typename A>
+__device__ void write_partials(A* partials, A* scratch, int slots, int slot, bool owner,
+                               std::int64_t first_row, int heads, int heads_apart, int head_offset,
+                               const Totals<A>& totals) {
+  if (partials == nullptr) return;
+  __syncthreads();
+  if (owner) {
+    for (int i = 0; i < kTotals; ++i) scratch[i * slots + slot] = totals.values[i].value;
+  }
+  __syncthreads();
+  const int lane = threadIdx.x % kWarp;
+  const int first_head = static_cast<int>(first_row % heads);
+  for (int head = threadIdx.x / kWarp; head < heads; head += blockDim.x / kWarp) {
+    const int first_slot = (head + heads - first_head) % heads;
+    for (int i = 0; i < kTotals; ++i) {
+      A sum = 0;
+      for (int q = first_slot + lane * heads; q < slots; q += kWarp * heads) {
+        sum += scratch[i * slots + q];
+      }
+      sum = sum_of_lanes(sum, kWarp);
+      if (lane == 0) {
+        partials[(std::int64_t(blockIdx.x) * heads_apart + head_offset + head) * kTotals + i] = sum;
+      }
+    }
+  }
+}
+
+// First stage of the denominators of means over labels: per block and head, the weights of the
+// labels that count and their number. Grid (blocks, heads).
+template <typename A>
+struct DenominatorProblem {
+  const std::int64_t* labels;
+  const A* weight;
+  A* partials;      // [blocks, K, 2]
+  A* denominators;  // [K, 2]
+  std::int64_t sites;
+  std::int64_t positions;
+  std::int64_t ignore_index;
+  Divider by_positions;
+  int classes;
+  int heads;
+  int blocks;
+  bool mask_entropy;
+};
+
+template <typename A>
+__global__ void __launch_bounds__(256) sum_denominators(DenominatorProblem<A> problem) {
+  LNL_SHARED(shared);
+  A* scratch = reinterpret_cast<A*>(shared);
+  const int head = blockIdx.y;
+  RunningSum<A> weight, count;
+  for (std::int64_t site = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+       site < problem.sites; site += std::int64_t(gridDim.x) * blockDim.x) {
+    std::int64_t target = site;
+    if (problem.heads > 1) {
+      const std::int64_t sample = problem.by_positions.divide(site);
+      target = site + (sample * (problem.heads - 1) + head) * problem.positions;
+    }
+    const std::int64_t label = problem.labels[target];
+    if (label == problem.ignore_index) continue;
+    const bool weighted = problem.weight != nullptr && label >= 0 && label < problem.classes;
+    weight.add(weighted ? problem.weight[label] : A(1));
+    count.add(A(1));
+  }
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+  const A weights = sum_of_lanes(weight.value, kWarp);
+  const A counts = sum_of_lanes(count.value, kWarp);
+  if (lane == 0) {
+    scratch[warp] = weights;
+    scratch[warps + warp] = counts;
+  }
+  __syncthreads();
+  if (warp == 0) {
+    const A total_weights = sum_of_lanes(lane < warps ? scratch[lane] : A(0), kWarp);
+    const A total_counts = sum_of_lanes(lane < warps ? scratch[warps + lane] : A(0), kWarp);
+    if (lane == 0) {
+      A* partial = problem.partials + (std::int64_t(blockIdx.x) * problem.heads + head) * 2;
+      partial[0] = total_weights;
+      partial[1] = total_counts;
+    }
+  }
+}
+
+// Second stage: one warp per head. Without labels every site counts once.
+template <typename A>
+__global__ void __launch_bounds__(32) fold_denominators(DenominatorProblem<A> problem) {
+  const int head = blockIdx.x;
+  const int lane = threadIdx.x;
+  RunningSum<A> weight, count;
+  for (int block = lane; block < problem.blocks; block += kWarp) {
+    const A* partial = problem.partials + (std::int64_t(block) * problem.heads + head) * 2;
+    weight.add(partial[0]);
+    count.add(partial[1]);
+  }
+  const A weights = sum_of_lanes(weight.value, kWarp);
+  const A counts = sum_of_lanes(count.value, kWarp);
+  if (lane == 0) {
+    const A sites = A(problem.sites);
+    problem.denominators[2 * head] = problem.labels != nullptr ? weights : sites;
+    problem.denominators[2 * head + 1] =
+        problem.labels != nullptr && problem.mask_entropy ? counts : sites;
+  }
+}
+
+// The last stage of a reduced loss, one block: the heads' sums, divided for a mean, and their sum.
+template <typename A>
+struct FoldProblem {
+  const A* partials;      // [blocks, K, kTotals]
+  const A* denominators;  // [K, 2] or null
+  A* loss;
+  A* cross_entropy;
+  A* entropy;
+  DeviceCoefficient<A> entropy_weight, confusion_weight;
+  int blocks;
+  int heads;
+  bool regularised;
+  bool confused;
+};
+
+template <typename A>
+__global__ void __launch_bounds__(256) fold_totals(FoldProblem<A> problem) {
+  LNL_SHARED(shared);
+  A* scratch = reinterpret_cast<A*>(shared);
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+  A cross_entropy = 0, entropy = 0, confusion = 0;
+  for (int head = 0; head < problem.heads; ++head) {
+    A sums[kTotals];
+    for (int i = 0; i < kTotals; ++i) {
+      RunningSum<A> sum;
+      for (int block = threadIdx.x; block < problem.blocks; block += blockDim.x) {
+        sum.add(problem.partials[(std::int64_t(block) * problem.heads + head) * kTotals + i]);
+      }
+      sums[i] = sum_of_lanes(sum.value, kWarp);
+      if (lane == 0) scratch[i * warps + warp] = sums[i];
+    }
+    __syncthreads();
+    for (int i = 0; i < kTotals; ++i) {
+      sums[i] = 0;
+      for (int w = 0; w < warps; ++w) sums[i] += scratch[i * warps + w];
+    }
+    __syncthreads();
+    const bool divided = problem.denominators != nullptr;
+    const A per_weight = divided ? problem.denominators[2 * head] : A(1);
+    const A per_site = divided ? problem.denominators[2 * head + 1] : A(1);
+    cross_entropy += sums[0] / per_weight;
+    entropy += sums[1] / per_site;
+    confusion += sums[2] / per_site;
+  }
+  if (threadIdx.x == 0) {
+    A loss = cross_entropy;
+    if (problem.regularised) loss -= problem.entropy_weight.read() * entropy;
+    if (problem.confused) loss += problem.confusion_weight.read() * confusion;
+    *problem.loss = loss;
+    *problem.cross_entropy = cross_entropy;
+    *problem.entropy = entropy;
+  }
+}
+
+// Sums an unreduced loss over heads: [3, N, K, S] to three [N, S].
+template <typename A>
+struct SumHeadsProblem {
+  const A* by_head;
+  A* outputs[3];
+  std::int64_t sites;
+  std::int64_t positions;
+  Divider by_positions;
+  int heads;
+};
+
+template <typename A>
+__global__ void __launch_bounds__(256) sum_heads(SumHeadsProblem<A> problem) {
+  const std::int64_t site = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (site >= problem.sites) return;
+  const std::int64_t sample = problem.by_positions.divide(site);
+  const std::int64_t first = site + sample * (problem.heads - 1) * problem.positions;  // of head 0
+  for (int i = 0; i < 3; ++i) {
+    A sum = 0;
+    for (int head = 0; head < problem.heads; ++head) {
+      sum += problem.by_head[i * problem.sites * problem.heads + first + head * problem.positions];
+    }
+    problem.outputs[i][site] = sum;
+  }
+}
+
+// gradient *= *factor. Every block ends at once where the factor is 1, so that the usual backward
+// call costs a launch and no memory traffic, and nobody waits to look at the factor.
+template <typename T>
+__global__ void __launch_bounds__(256)
+    scale_gradient(T* gradient, std::int64_t elements, const Accumulation<T>* factor, bool wide) {
+  using A = Accumulation<T>;
+  const A scale = *factor;
+  if (scale == A(1)) return;
+  const std::int64_t windows = (elements + kWide<T> - 1) / kWide<T>;
+  for (std::int64_t window = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x; window < windows;
+       window += std::int64_t(gridDim.x) * blockDim.x) {
+    A values[kWide<T>];
+    load_window(gradient, window * kWide<T>, elements, wide, A(0), values);
+    for (int i = 0; i < kWide<T>; ++i) values[i] *= scale;
+    store_window(gradient, window * kWide<T>, elements, wide, values);
+  }
+}
+
+}  // namespace lnl::cuda

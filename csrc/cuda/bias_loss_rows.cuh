@@ -1,0 +1,306 @@
+// Rows of adjacent classes (one position, or channels_last), up to a thousand classes.
+//
+// rows_small: a warp copies 32 rows to shared memory in whole 128-bit accesses, each lane works on
+// one row there, and the warp copies the gradient out again.
+// rows_medium: a group of lanes holds a row in registers.
+#pragma once
+
+#include "bias_loss_reduce.cuh"
+
+namespace lnl::cuda {
+
+// Shared memory of rows_small and sites_small: distances, powers and, when dense, targets.
+template <bool kDense>
+constexpr int kTiles = kDense ? 3 : 2;
+
+// Copies between `count` adjacent elements in global memory and rows of `pitch` in shared memory.
+template <typename T, typename Element>
+__device__ inline void copy_tile_in(const Problem<T>& problem, const Element* from, int count,
+                                    bool wide, Accumulation<T>* tile) {
+  constexpr int kBatch = 4;
+  const int lane = threadIdx.x % kWarp;
+  const int windows = (count + kWide<Element> - 1) / kWide<Element>;
+  for (int first = lane; first < windows; first += kBatch * kWarp) {
+    Accumulation<T> values[kBatch][kWide<Element>];
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      load_window(from, std::int64_t(first + k * kWarp) * kWide<Element>, count, wide,
+                  Accumulation<T>(0), values[k]);
+    }
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const int element = (first + k * kWarp) * kWide<Element>;
+      if (element >= count) break;
+      int row = static_cast<int>(problem.by_classes.divide(element));
+      int c = element - row * problem.classes;
+      if (problem.classes % 4 == 0 && kWide<Element> >= 4) {
+#pragma unroll
+        for (int part = 0; part < kWide<Element> / 4; ++part) {
+          const Accumulation<T> four[4] = {values[k][4 * part], values[k][4 * part + 1],
+                                           values[k][4 * part + 2], values[k][4 * part + 3]};
+          if (element + 4 * part < count) store_four(tile + row * problem.pitch + c, four);
+          c += 4;
+          if (c == problem.classes) c = 0, ++row;
+        }
+      } else {
+#pragma unroll
+        for (int i = 0; i < kWide<Element>; ++i) {
+          if (element + i < count) tile[row * problem.pitch + c] = values[k][i];
+          if (++c == problem.classes) c = 0, ++row;
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+__device__ inline void copy_tile_out(const Problem<T>& problem, const Accumulation<T>* tile,
+                                     int count, bool wide, T* to) {
+  const int lane = threadIdx.x % kWarp;
+  const int windows = (count + kWide<T> - 1) / kWide<T>;
+  for (int window = lane; window < windows; window += kWarp) {
+    const int element = window * kWide<T>;
+    int row = static_cast<int>(problem.by_classes.divide(element));
+    int c = element - row * problem.classes;
+    Accumulation<T> values[kWide<T>];
+    if (problem.classes % 4 == 0 && kWide<T> >= 4) {
+#pragma unroll
+      for (int part = 0; part < kWide<T> / 4; ++part) {
+        Accumulation<T> four[4] = {};
+        if (element + 4 * part < count) load_four(tile + row * problem.pitch + c, four);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) values[4 * part + i] = four[i];
+        c += 4;
+        if (c == problem.classes) c = 0, ++row;
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kWide<T>; ++i) {
+        values[i] = element + i < count ? tile[row * problem.pitch + c] : Accumulation<T>(0);
+        if (++c == problem.classes) c = 0, ++row;
+      }
+    }
+    store_window(to, element, count, wide, values);
+  }
+}
+
+// One lane's row: sums, values, gradients; the tiles end up holding both gradients.
+template <typename T, bool kDense>
+__device__ inline void work_on_row(const Problem<T>& problem,
+                                   const HeadScales<Accumulation<T>>& scales, std::int64_t row,
+                                   Accumulation<T>* distances, Accumulation<T>* powers,
+                                   Accumulation<T>* targets, Totals<Accumulation<T>>& totals) {
+  using A = Accumulation<T>;
+  const SitePlace place = place_of_row(problem, row);
+  const Label label = read_label(problem, place.target);
+  const bool one_hot = problem.labels != nullptr && problem.floor == A(0);
+  const int label_class = label.class_or_none();
+  A maximum = -kInfinity<A>;
+  for (int c = problem.classes; c % 4 != 0; ++c) distances[c] = -kInfinity<A>;
+  for (int c = 0; c < problem.classes; c += 4) {
+    A logits[4];
+    load_four(distances + c, logits);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) maximum = larger(maximum, logits[i]);
+  }
+  const A label_logit = !kDense && label_class >= 0 ? distances[label_class] : A(0);
+  SiteSums<A, kDense> sums;
+  for (int c = 0; c < problem.classes; c += 4) {
+    A logits[4], y[4] = {}, distance[4], power[4];
+    load_four(distances + c, logits);
+    if constexpr (kDense) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (c + i < problem.classes) {
+          const A q = problem.labels == nullptr ? targets[c + i] : A(c + i == label_class);
+          y[i] = target_of_class(problem, c + i, q);
+        }
+      }
+      store_four(targets + c, y);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (kDense && c + i >= problem.classes) {
+        distance[i] = lowest_distance<A>();
+        power[i] = 0;
+      } else {
+        add_class<T>(sums, logits[i], maximum, y[i], one_hot, distance[i], power[i]);
+      }
+    }
+    store_four(distances + c, distance);
+    store_four(powers + c, power);
+  }
+  const auto site = finish_site(problem, scales, label, place.output, sums, maximum, label_logit);
+  totals.add(site);
+  write_site(problem, scales, place.target, site);
+  if (!problem.wants_gradient()) return;
+  for (int c = 0; c < problem.classes; c += 4) {
+    A distance[4], power[4], y[4] = {}, gradient[4], head_gradient[4];
+    load_four(distances + c, distance);
+    load_four(powers + c, power);
+    if constexpr (kDense) load_four(targets + c, y);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      gradient[i] = site.gradient(c + i, distance[i], power[i], y[i]);
+      head_gradient[i] = site.head_gradient(c + i, distance[i], power[i], y[i]);
+    }
+    store_four(powers + c, gradient);
+    store_four(distances + c, head_gradient);
+  }
+}
+
+template <typename T, bool kDense>
+__global__ void __launch_bounds__(128) rows_small(Problem<T> problem) {
+  using A = Accumulation<T>;
+  LNL_SHARED(shared);
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int tile = kWarp * problem.pitch;
+  A* distances = reinterpret_cast<A*>(shared) + warp * kTiles<kDense> * tile;
+  A* powers = distances + tile;
+  A* targets = powers + tile;
+  const std::int64_t first_row = std::int64_t(blockIdx.x) * blockDim.x;
+  const std::int64_t rows = problem.sites * problem.heads;
+  // The launcher makes the grid's stride a multiple of the heads: a thread stays with one.
+  const auto scales =
+      head_scales(problem, static_cast<int>((first_row + threadIdx.x) % problem.heads));
+  Totals<A> totals;
+  for (std::int64_t first = first_row + warp * kWarp; first < rows;
+       first += std::int64_t(gridDim.x) * blockDim.x) {
+    const int here = static_cast<int>(rows - first < kWarp ? rows - first : kWarp);
+    const int count = here * problem.classes;
+    const std::int64_t begin = first * problem.classes;
+    copy_tile_in(problem, problem.logits + begin, count, problem.wide_logits, distances);
+    if (kDense && problem.labels == nullptr) {
+      if (problem.wide_probabilities) {
+        copy_tile_in(problem, static_cast<const A*>(problem.probabilities) + begin, count,
+                     problem.wide_targets, targets);
+      } else {
+        copy_tile_in(problem, static_cast<const T*>(problem.probabilities) + begin, count,
+                     problem.wide_targets, targets);
+      }
+    }
+    __syncwarp();
+    if (lane < here) {
+      const int own = lane * problem.pitch;
+      work_on_row<T, kDense>(problem, scales, first + lane, distances + own, powers + own,
+                             targets + own, totals);
+    }
+    __syncwarp();
+    if (problem.gradient != nullptr) {
+      copy_tile_out(problem, powers, count, problem.wide_gradient, problem.gradient + begin);
+    }
+    if (problem.head_gradient != nullptr) {
+      copy_tile_out(problem, distances, count, problem.wide_head_gradient,
+                    problem.head_gradient + begin);
+    }
+    __syncwarp();  // the next rows overwrite the tiles
+  }
+  write_partials(problem.partials, reinterpret_cast<A*>(shared), blockDim.x, threadIdx.x, true,
+                 first_row, problem.heads, problem.heads, 0, totals);
+}
+
+// Elements of a row that a lane holds: 16, or 32 for the widest rows (then e^d is computed again
+// for the gradient, since keeping it would spill).
+template <typename T, bool kDense, int kElements>
+__global__ void __launch_bounds__(128) rows_medium(Problem<T> problem) {
+  using A = Accumulation<T>;
+  constexpr int kWindows = kElements / kWide<T>;
+  constexpr bool kKeepPowers = kElements <= 16;
+  LNL_SHARED(shared);
+  const int lanes = problem.lanes_per_row;
+  const int slots = blockDim.x / lanes;
+  const int slot = threadIdx.x / lanes;
+  const int lane = threadIdx.x % lanes;
+  const std::int64_t first_row = std::int64_t(blockIdx.x) * slots;
+  const std::int64_t rows = problem.sites * problem.heads;
+  const auto scales = head_scales(problem, static_cast<int>((first_row + slot) % problem.heads));
+  const bool one_hot = problem.labels != nullptr && problem.floor == A(0);
+  Totals<A> totals;
+  for (std::int64_t first = first_row; first < rows; first += std::int64_t(gridDim.x) * slots) {
+    const std::int64_t row = first + slot;
+    const bool here = row < rows;
+    const int classes = here ? problem.classes : 0;
+    const T* logits = problem.logits + (here ? row : 0) * problem.classes;
+    // Windows lie on 32-byte sectors of memory, wherever the row begins.
+    const int before = static_cast<int>(reinterpret_cast<std::uintptr_t>(logits) % 32 / sizeof(T));
+    A values[kWindows][kWide<T>], powers[kKeepPowers ? kWindows : 1][kWide<T>];
+    A y[kDense ? kWindows : 1][kWide<T>];
+    A maximum = -kInfinity<A>;
+#pragma unroll
+    for (int w = 0; w < kWindows; ++w) {
+      const int c = (w * lanes + lane) * kWide<T> - before;
+      load_window(logits, c, classes, true, -kInfinity<A>, values[w]);
+    }
+#pragma unroll
+    for (int w = 0; w < kWindows; ++w) {
+#pragma unroll
+      for (int i = 0; i < kWide<T>; ++i) maximum = larger(maximum, values[w][i]);
+    }
+    maximum = largest_of_lanes(maximum, lanes);
+    const SitePlace place = place_of_row(problem, here ? row : 0);
+    const Label label = read_label(problem, place.target);
+    const int label_class = label.class_or_none();
+    A label_logit = -kInfinity<A>;
+    SiteSums<A, kDense> sums;
+#pragma unroll
+    for (int w = 0; w < kWindows; ++w) {
+      const int c = (w * lanes + lane) * kWide<T> - before;
+      if constexpr (kDense) {
+        targets_of_window(problem, row * problem.classes, c, classes, label_class, y[w]);
+      }
+#pragma unroll
+      for (int i = 0; i < kWide<T>; ++i) {
+        A power = 0;
+        if constexpr (kDense) {
+          if (c + i >= 0 && c + i < classes) {
+            add_class<T>(sums, values[w][i], maximum, y[w][i], one_hot, values[w][i], power);
+          } else {
+            values[w][i] = lowest_distance<A>();
+          }
+        } else {
+          if (c + i == label_class) label_logit = values[w][i];
+          add_class<T>(sums, values[w][i], maximum, A(0), one_hot, values[w][i], power);
+        }
+        if constexpr (kKeepPowers) powers[w][i] = power;
+      }
+    }
+    sum_sites_of_lanes(sums, lanes);
+    if constexpr (!kDense) label_logit = largest_of_lanes(label_logit, lanes);
+    if (!here) continue;
+    const auto site = finish_site(problem, scales, label, place.output, sums, maximum, label_logit);
+    if (lane == 0) {
+      totals.add(site);
+      write_site(problem, scales, place.target, site);
+    }
+    if (!problem.wants_gradient()) continue;
+#pragma unroll
+    for (int w = 0; w < kWindows; ++w) {
+      const int c = (w * lanes + lane) * kWide<T> - before;
+      A gradient[kWide<T>], head_gradient[kWide<T>];
+#pragma unroll
+      for (int i = 0; i < kWide<T>; ++i) {
+        A power;
+        if constexpr (kKeepPowers) {
+          power = powers[w][i];
+        } else {
+          power = exp_distance<T>(values[w][i]);
+        }
+        const A target = kDense ? y[kDense ? w : 0][i] : A(0);
+        gradient[i] = site.gradient(c + i, values[w][i], power, target);
+        head_gradient[i] = site.head_gradient(c + i, values[w][i], power, target);
+      }
+      const std::int64_t begin = row * problem.classes;
+      if (problem.gradient != nullptr) {
+        store_window(problem.gradient + begin, c, classes, problem.wide_gradient, gradient);
+      }
+      if (problem.head_gradient != nullptr) {
+        store_window(problem.head_gradient + begin, c, classes, problem.wide_head_gradient,
+                     head_gradient);
+      }
+    }
+  }
+  write_partials(problem.partials, reinterpret_cast<A*>(shared), slots, slot, lane == 0, first_row,
+                 problem.heads, problem.heads, 0, totals);
+}
+
+}  // namespace lnl::cuda

@@ -1,0 +1,66 @@
+// Runs CUDA kernels on the CPU: a fiber per thread, blocks one after another, a switch of fibers
+// only where threads wait for each other. It shows wrong results and wrong synchronisation; it does
+// not show what ptxas makes of the code, the hardware's memory model, the bits of its
+// approximations, or time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <stdexcept>
+#include <string>
+
+namespace lnl::emulator {
+
+struct Dim3 {
+  unsigned x, y, z;
+  constexpr Dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+// Who runs next among the threads (and blocks) that can. Random alone misses write-after-read
+// hazards; reverse and fixed priorities find them.
+enum class Schedule { kForward, kReverse, kRandom, kPriority };
+
+struct Settings {
+  Schedule schedule = Schedule::kForward;
+  std::uint64_t seed = 1;
+  bool noise = false;              // perturb approximate functions within their documented error
+  int shared_memory = 227 * 1024;  // most that a block may opt in to
+  // Blocks to run, all without it: for launches too large to be run whole.
+  std::function<bool(Dim3 block, Dim3 grid)> only;
+};
+
+Settings& settings();
+
+// A fault of the kernel under test: a hazard, a wrong access, a barrier not reached by all.
+struct Fault : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// Host side.
+void launch(const void* kernel, Dim3 grid, Dim3 block, std::size_t shared_bytes,
+            const std::function<void()>& body);
+bool allow_shared_memory(const void* kernel, int bytes);
+
+// Device side, called from fibers.
+unsigned char* shared_memory();
+void block_barrier(const char* file, int line);
+void warp_barrier(unsigned mask);
+std::uint64_t exchange(unsigned mask, std::uint64_t value, int lane_mask, int width);
+float with_noise(float value, int ulps);
+
+// Ends the running thread's launch with a Fault; called from fibers and memory hooks.
+[[noreturn]] void fail(const std::string& message);
+
+// The running thread, for the memory checker.
+struct Running {
+  bool active = false;
+  std::uint32_t block = 0;        // counts all blocks ever run
+  std::uint32_t first_block = 0;  // of this launch
+  std::uint16_t thread = 0;
+  std::uint16_t block_epoch = 0;  // barriers passed by the block
+  std::uint16_t warp_epoch = 0;   // barriers passed by the warp
+};
+extern Running running;
+
+}  // namespace lnl::emulator

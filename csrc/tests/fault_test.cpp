@@ -1,0 +1,33 @@
+// The test of the tester: kernels with one fault must be caught. Prints what caught it.
+#include <cstdio>
+#include <string>
+
+#include "../emulator/emulator.h"
+#include "bias_loss_case.h"
+
+int main() {
+  using namespace lnl;
+  using emulator::Schedule;
+  for (const Schedule schedule : {Schedule::kForward, Schedule::kReverse, Schedule::kPriority}) {
+    emulator::settings().schedule = schedule;
+    for (tests::Case c : tests::all_cases()) {
+      if (c.dtype != cuda::Dtype::kFloat32) continue;
+      // Fewer blocks, so that each has several turns and reuses its shared memory.
+      c.multiprocessors = 1;
+      const std::int64_t sites = c.rows * c.positions * c.heads;
+      if (sites > 0 && c.classes > 1000) c.rows *= 9;
+      try {
+        const tests::Inputs inputs = tests::make_inputs(c);
+        const tests::Results got = tests::run_kernels(c, inputs);
+        const std::string problems = tests::compare(c, tests::oracle(c, inputs), got);
+        if (problems.empty()) continue;
+        std::printf("caught by the oracle in %s\n%s", c.name().c_str(), problems.c_str());
+      } catch (const emulator::Fault& fault) {
+        std::printf("caught by the emulator in %s\n%s\n", c.name().c_str(), fault.what());
+      }
+      return 0;
+    }
+  }
+  std::printf("NOT CAUGHT\n");
+  return 1;
+}

@@ -1,0 +1,82 @@
+# Faults put into copies of the kernels, one at a time; each must be caught, and for the right reason.
+# A fault whose place is no longer in the source, or is there twice, stops the configuration.
+
+file(GLOB LNL_KERNEL_HEADERS CONFIGURE_DEPENDS ${LNL_CSRC}/cuda/*.cuh ${LNL_CSRC}/cuda/*.h)
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${LNL_KERNEL_HEADERS})
+
+# lnl_fault(NAME FILE FIND REPLACE EXPECTED): EXPECTED is a regular expression of what is reported.
+function(lnl_fault name file find replace expected)
+  set(folder ${CMAKE_CURRENT_BINARY_DIR}/faults/${name})
+  foreach(header IN LISTS LNL_KERNEL_HEADERS)
+    get_filename_component(base ${header} NAME)
+    file(READ ${header} text)
+    if(base STREQUAL file)
+      string(FIND "${text}" "${find}" first)
+      string(FIND "${text}" "${find}" last REVERSE)
+      if(first EQUAL -1 OR NOT first EQUAL last)
+        message(FATAL_ERROR "fault ${name}: its place is not in ${file} exactly once")
+      endif()
+      string(REPLACE "${find}" "${replace}" text "${text}")
+    endif()
+    file(CONFIGURE OUTPUT ${folder}/${base} CONTENT "${text}" @ONLY)
+  endforeach()
+  add_executable(fault_${name} fault_test.cpp fault_kernels.cpp)
+  target_include_directories(fault_${name} BEFORE PRIVATE ${folder} ${LNL_CSRC}/emulator/include
+                                                          ${LNL_CSRC}/emulator)
+  target_compile_options(fault_${name} PRIVATE ${LNL_TEST_FLAGS})
+  set_source_files_properties(fault_kernels.cpp PROPERTIES
+    COMPILE_OPTIONS "-O1;-fsanitize=thread")
+  target_link_libraries(fault_${name} PRIVATE lnl_case lnl_hooks)
+  add_test(NAME fault.${name} COMMAND fault_${name})
+  set_tests_properties(fault.${name} PROPERTIES PASS_REGULAR_EXPRESSION "${expected}")
+endfunction()
+
+lnl_fault(missing_syncthreads_before_read bias_loss_large.cuh
+  "if (lane == 0) by_warp[warp] = online;
+    __syncthreads();"
+  "if (lane == 0) by_warp[warp] = online;"
+  "race: |never written")
+lnl_fault(missing_syncthreads_before_reuse bias_loss_large.cuh
+  "__syncthreads();  // the next row overwrites by_warp and the stage"
+  ""
+  "race: ")
+lnl_fault(missing_syncwarp_before_read bias_loss_rows.cuh
+  "__syncwarp();
+    if (lane < here) {"
+  "if (lane < here) {"
+  "race: |never written")
+lnl_fault(missing_syncwarp_before_reuse bias_loss_rows.cuh
+  "__syncwarp();  // the next rows overwrite the tiles"
+  ""
+  "race: ")
+lnl_fault(out_of_bounds_by_one bias_loss_math.cuh
+  "element >= 0 && element < count ? widen(row[element]) : fill"
+  "element >= 0 && element <= count ? widen(row[element]) : fill"
+  "out of bounds")
+lnl_fault(misaligned_vector bias_loss_kernels.cuh
+  "call.positions % count == 0 && aligned(call.logits, bytes)"
+  "call.positions > 0 && aligned(call.logits, 1)"
+  "misaligned access")
+lnl_fault(wrong_shuffle_mask bias_loss_reduce.cuh
+  "kWholeWarp = 0xffffffffu"
+  "kWholeWarp = 0x0fffffffu"
+  "without its caller in the mask")
+lnl_fault(exited_lane_in_shuffle bias_loss_rows.cuh
+  "sum_sites_of_lanes(sums, lanes);"
+  "if (!here) return;
+    sum_sites_of_lanes(sums, lanes);"
+  "lane that has exited")
+lnl_fault(divergent_barrier bias_loss_reduce.cuh
+  "__syncthreads();
+  if (owner) {"
+  "if (threadIdx.x >= 32) __syncthreads();
+  if (owner) {"
+  "divergent barrier")
+lnl_fault(unwritten_output bias_loss_rows.cuh
+  "store_window(to, element, count, wide, values);"
+  "if (element + kWide<T> < count) store_window(to, element, count, wide, values);"
+  "unwritten output")
+lnl_fault(write_race_across_blocks bias_loss_reduce.cuh
+  "(std::int64_t(blockIdx.x) * heads_apart + head_offset + head)"
+  "(head_offset + head)"
+  "race across blocks")
