@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 FORMAT = 1
+_UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError)
 
 
 class CheckpointError(RuntimeError):
@@ -46,7 +47,7 @@ def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as the latter
+    except (OSError, RuntimeError, *_UNPICKLABLE) as error:  # a full disk may be either of two
         raise CheckpointError(f"could not write checkpoint {path}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -80,7 +81,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+    except Exception as error:  # a damaged header makes zipfile raise almost anything
         raise CheckpointError(
             f"checkpoint {path} is cut short or not a checkpoint ({path.stat().st_size} bytes): "
             f"{error}"
@@ -89,7 +90,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {path} is damaged: wrong checksum of {damaged}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # and so does a damaged pickle
         raise CheckpointError(
             f"checkpoint {path} cannot be loaded (weights_only=True): {error}"
         ) from error

@@ -137,5 +137,5 @@ class Grey:
             raise ValueError(f"images has shape {tuple(images.shape)}, expected (N, 3, H, W)")
         mean, std = self.mean.to(images), self.std.to(images)
         luma = images.new_tensor(self._LUMA).reshape(3, 1, 1)
-        grey = ((images * std + mean) * luma).sum(1, keepdim=True)
+        grey = ((images * std + mean) * luma).sum(1, keepdim=True).expand_as(images)
         return (grey - mean) / std

@@ -88,6 +88,12 @@ class Objective(nn.Module):
         super().__init__()
         self.features = features
         self.classifier = classifier
+        for name, adversary in adversaries.items():
+            if adversary.reduction == "none":
+                raise ValueError(
+                    f'adversary {name!r} has reduction="none", expected "mean" or "sum": a step '
+                    "needs one number"
+                )
         # A list: names come from a user's table, and ModuleDict refuses names such as "a.b".
         self.adversaries = nn.ModuleList(adversaries.values())
         self.names = list(adversaries)
@@ -162,10 +168,9 @@ class PredictObjective(Objective):
     def forward(self, images: Tensor, bias: Mapping[str, Tensor]) -> tuple[Tensor, Terms]:
         """Return the sum of the heads' CE, and the terms."""
         tap = self.features(images)
-        with torch.no_grad():
-            # The authors run the whole network here and do not use its prediction: batch norm
-            # statistics of g move and dropout draws, which their procedure includes.
-            self.classifier(tap)
+        # The authors run the whole network here and do not use its prediction: batch norm statistics
+        # of g move and dropout draws, which their procedure includes.
+        self.classifier(tap)
         total = tap.new_zeros((), dtype=torch.float32)
         terms: Terms = {}
         for name, adversary in self.named_adversaries():
@@ -213,10 +218,10 @@ class TwoStepUpdate:
         stepper: Stepper,
     ) -> None:
         for name, adversary in fool.named_adversaries():
-            if float(adversary.confusion_weight) != 0:
+            if not adversary.known_zero("confusion_weight"):
                 raise ValueError(
-                    f"adversary {name!r} has confusion_weight {float(adversary.confusion_weight)}, "
-                    'which the authors\' procedure does not have: use update="joint"'
+                    f"adversary {name!r} has a confusion_weight, which the authors' procedure does "
+                    'not have: use update="joint"'
                 )
         self.pretraining = pretraining
         self.fool = fool
@@ -250,6 +255,7 @@ def _head_loss(
         adversary.weight,
         ignore_index=adversary.ignore_index,
         label_smoothing=adversary.label_smoothing,
+        reduction=adversary.reduction,
         mask_entropy=adversary.mask_entropy,
         heads=adversary.heads,
         return_terms=True,
