@@ -78,7 +78,7 @@ class _AdversaryLoss(torch.autograd.Function):
         compute = _kernel_forward if ops.has_kernel(call.logits) else _plain_forward
         loss, cross_entropy, entropy, *held = compute(call)
         ctx.mark_non_differentiable(cross_entropy, entropy)
-        ctx.save_for_backward(*call[:7], *held)
+        ctx.save_for_backward(*call[:7], features, *held)
         ctx.rest = call[7:]
         # Not saved: writing to a parameter before the backward is an error only where the head's
         # own graph needs its old value.
@@ -86,18 +86,23 @@ class _AdversaryLoss(torch.autograd.Function):
         return loss, cross_entropy, entropy
 
     @staticmethod
+    # Else torch.compile traces it where a compiled step calls backward.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         # Read first: the walks below are graph tasks of their own.
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         twice = torch.is_grad_enabled()
-        saved = ctx.saved_tensors
-        call = HeadCall(*saved[:7], *ctx.rest)
+        *tensors, features = ctx.saved_tensors[:8]
+        call = HeadCall(*tensors, *ctx.rest)
         compute = _kernel_backward if ops.has_kernel(call.logits) else _plain_backward
         with torch.no_grad():
-            gradient, head_gradient = compute(call, grads[0], saved[7:], keep)
+            gradient, head_gradient = compute(call, grads[0], ctx.saved_tensors[8:], keep)
             results = _walk_head(call, ctx.parameters, gradient, head_gradient, keep)
         if twice:
-            results = [None if g is None else _no_second_derivative(g) for g in results]
+            results = [
+                None if g is None else _NoSecondDerivative.apply(g, features, *ctx.parameters)
+                for g in results
+            ]
         return None, *results
 
 
@@ -226,7 +231,7 @@ class _NoSecondDerivative(torch.autograd.Function):
     """Marks a gradient that has no derivative, so that asking for one is a clear error."""
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor) -> Tensor:
+    def forward(ctx: Any, gradient: Tensor, *inputs: Tensor) -> Tensor:
         return gradient.view_as(gradient)
 
     @staticmethod
@@ -235,8 +240,3 @@ class _NoSecondDerivative(torch.autograd.Function):
             "BiasAdversary has no second derivative: for a gradient penalty or another double "
             "backward use lnl_ext.fused_bias_loss on the head's logits"
         )
-
-
-def _no_second_derivative(gradient: Tensor) -> Tensor:
-    result: Tensor = _NoSecondDerivative.apply(gradient.detach().requires_grad_())
-    return result
