@@ -51,12 +51,12 @@ Geometry prepare(BiasLossArguments& arguments) {
   const at::Tensor& logits = arguments.logits;
   TORCH_CHECK_VALUE(logits.dim() >= 2, "logits must have shape (N, C, *S), got ", logits.sizes());
   const auto dtype = logits.scalar_type();
-  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf ||
-                       dtype == at::kBFloat16,
-                   "logits must be float32, float64, float16 or bfloat16, got ", dtype);
+  TORCH_CHECK_TYPE(
+      dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16,
+      "logits must be float32, float64, float16 or bfloat16, got ", dtype);
   TORCH_CHECK_VALUE(arguments.heads >= 1, "heads must be at least 1, got ", arguments.heads);
-  TORCH_CHECK_VALUE(logits.size(1) > 0 && logits.size(1) % arguments.heads == 0,
-                    "logits of shape ", logits.sizes(), " do not hold heads = ", arguments.heads,
+  TORCH_CHECK_VALUE(logits.size(1) > 0 && logits.size(1) % arguments.heads == 0, "logits of shape ",
+                    logits.sizes(), " do not hold heads = ", arguments.heads,
                     " heads of at least one class each in dimension 1");
   TORCH_CHECK_VALUE(arguments.label_smoothing >= 0.0 && arguments.label_smoothing <= 1.0,
                     "label_smoothing must be in [0, 1], got ", arguments.label_smoothing);
@@ -94,8 +94,7 @@ Geometry prepare(BiasLossArguments& arguments) {
   if (arguments.weight.has_value()) {
     TORCH_CHECK_VALUE(arguments.weight->device() == logits.device(), "weight is on ",
                       arguments.weight->device(), ", logits on ", logits.device());
-    TORCH_CHECK_VALUE(arguments.weight->dim() == 1 &&
-                          arguments.weight->size(0) == geometry.classes,
+    TORCH_CHECK_VALUE(arguments.weight->dim() == 1 && arguments.weight->size(0) == geometry.classes,
                       "weight has shape ", arguments.weight->sizes(), ", expected (",
                       geometry.classes, ",)");
     TORCH_CHECK_TYPE(at::isFloatingType(arguments.weight->scalar_type()),

@@ -13,12 +13,12 @@ enum class Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2 };
 
 // Everything one call is given; the operators of bias_loss.cpp fill it from their arguments.
 struct BiasLossArguments {
-  at::Tensor logits;                            // [N, K * C, *S]
-  at::Tensor target;                            // [N, K, *S] (or [N, *S] for K = 1) int64, or as logits
-  std::optional<at::Tensor> weight;             // [C]
-  std::optional<at::Tensor> reversal;           // [], none: the true gradient
-  std::optional<at::Tensor> entropy_weight;     // [], none: 0
-  std::optional<at::Tensor> confusion_weight;   // [], none: the term is not computed
+  at::Tensor logits;                   // [N, K * C, *S]
+  at::Tensor target;                   // [N, K, *S] (or [N, *S] for K = 1) int64, or as logits
+  std::optional<at::Tensor> weight;    // [C]
+  std::optional<at::Tensor> reversal;  // [], none: the true gradient
+  std::optional<at::Tensor> entropy_weight;    // [], none: 0
+  std::optional<at::Tensor> confusion_weight;  // [], none: the term is not computed
   int64_t ignore_index = -100;
   double label_smoothing = 0.0;
   Reduction reduction = Reduction::kMean;
@@ -42,9 +42,10 @@ struct Geometry {
   int64_t elements() const { return rows * heads * classes * positions; }
 };
 
-// Checks shapes, dtypes and devices (no data), makes logits, target and weight dense (without a copy
-// where they are contiguous or channels_last), and casts weight and probability targets to a dtype the
-// kernels read: the logits' own for targets where it is already so, else the accumulation dtype.
+// Checks shapes, dtypes and devices (no data), makes logits, target and weight dense (without a
+// copy where they are contiguous or channels_last), and casts weight and probability targets to a
+// dtype the kernels read: the logits' own for targets where it is already so, else the accumulation
+// dtype.
 Geometry prepare(BiasLossArguments& arguments);
 
 // float64 for float64 logits, float32 for every other.

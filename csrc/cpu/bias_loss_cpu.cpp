@@ -1,4 +1,5 @@
-// The operators on CPU tensors: denominators from the targets, the kernels over all threads, reductions.
+// The operators on CPU tensors: denominators from the targets, the kernels over all threads,
+// reductions.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
@@ -30,8 +31,8 @@ const KernelTable& kernels() {
 
 namespace {
 
-// A chunk is what one thread takes at a time and sums on its own: fixed, so that results do not depend on
-// the number of threads, and large enough to be worth a thread.
+// A chunk is what one thread takes at a time and sums on its own: fixed, so that results do not
+// depend on the number of threads, and large enough to be worth a thread.
 constexpr int64_t kChunkElements = 16384;
 constexpr int64_t kParallelElements = 32768;
 
@@ -54,7 +55,8 @@ double host_value(const std::optional<at::Tensor>& coefficient, double otherwise
 
 Coefficients host_coefficients(const BiasLossArguments& arguments) {
   Coefficients coefficients;
-  coefficients.cross_entropy = arguments.reversal.has_value() ? -host_value(arguments.reversal, 0.0) : 1.0;
+  coefficients.cross_entropy =
+      arguments.reversal.has_value() ? -host_value(arguments.reversal, 0.0) : 1.0;
   coefficients.entropy = host_value(arguments.entropy_weight, 0.0);
   coefficients.confusion = host_value(arguments.confusion_weight, 0.0);
   coefficients.has_confusion = arguments.confusion_weight.has_value();
@@ -63,9 +65,11 @@ Coefficients host_coefficients(const BiasLossArguments& arguments) {
 
 // Names the first target that is out of range, as an index into the tensor the user gave.
 [[noreturn]] void report_target(const at::Tensor& target, int64_t ignore_index, int64_t classes) {
-  const auto outside = (target.ne(ignore_index)).logical_and(target.lt(0).logical_or(target.ge(classes)));
+  const auto outside =
+      (target.ne(ignore_index)).logical_and(target.lt(0).logical_or(target.ge(classes)));
   const auto position = outside.nonzero()[0];
-  std::vector<int64_t> index(position.data_ptr<int64_t>(), position.data_ptr<int64_t>() + position.numel());
+  std::vector<int64_t> index(position.data_ptr<int64_t>(),
+                             position.data_ptr<int64_t>() + position.numel());
   at::Tensor value = target;
   for (const int64_t i : index) {
     value = value[i];
@@ -74,12 +78,13 @@ Coefficients host_coefficients(const BiasLossArguments& arguments) {
   for (const int64_t i : index) {
     place += (place.empty() ? "" : ", ") + std::to_string(i);
   }
-  TORCH_CHECK_INDEX(false, "target[", place, "] is ", value.item<int64_t>(), ", expected a class in [0, ",
-                    classes, ") or ignore_index = ", ignore_index);
+  TORCH_CHECK_INDEX(false, "target[", place, "] is ", value.item<int64_t>(),
+                    ", expected a class in [0, ", classes, ") or ignore_index = ", ignore_index);
   std::abort();  // not reached: the check above always throws
 }
 
-// [heads, 2] in float64: what the sums of CE and H are divided by. Checks the range of class targets.
+// [heads, 2] in float64: what the sums of CE and H are divided by. Checks the range of class
+// targets.
 at::Tensor count_denominators(const BiasLossArguments& arguments, const Geometry& geometry) {
   at::Tensor denominators = at::empty({geometry.heads, 2}, at::kDouble);
   double* const out = denominators.data_ptr<double>();
@@ -89,7 +94,8 @@ at::Tensor count_denominators(const BiasLossArguments& arguments, const Geometry
     return denominators;
   }
   const int64_t* const target = arguments.target.const_data_ptr<int64_t>();
-  const void* const weight = arguments.weight.has_value() ? arguments.weight->const_data_ptr() : nullptr;
+  const void* const weight =
+      arguments.weight.has_value() ? arguments.weight->const_data_ptr() : nullptr;
   const bool weight_is_double = weight != nullptr && arguments.weight->scalar_type() == at::kDouble;
   const KernelTable& table = kernels();
   // One part is a piece of one plane, so that it belongs to one head.
@@ -104,9 +110,9 @@ at::Tensor count_denominators(const BiasLossArguments& arguments, const Geometry
     for (int64_t part = begin; part < end; ++part) {
       const int64_t first = (part % pieces) * kChunkElements;
       const int64_t count = std::min(kChunkElements, plane - first);
-      counts[part] = table.count_targets(target + (part / pieces) * plane + first, count,
-                                         arguments.ignore_index, geometry.classes, weight,
-                                         weight_is_double);
+      counts[part] =
+          table.count_targets(target + (part / pieces) * plane + first, count,
+                              arguments.ignore_index, geometry.classes, weight, weight_is_double);
     }
   });
   std::fill(out, out + 2 * geometry.heads, 0.0);
@@ -213,7 +219,8 @@ struct Gradients {
   }
 };
 
-using ForwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+using ForwardResult =
+    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 ForwardResult bias_loss(const at::Tensor& logits, const at::Tensor& target,
                         const std::optional<at::Tensor>& weight,
@@ -222,10 +229,10 @@ ForwardResult bias_loss(const at::Tensor& logits, const at::Tensor& target,
                         const std::optional<at::Tensor>& confusion_weight, int64_t ignore_index,
                         double label_smoothing, int64_t reduction, bool mask_entropy, int64_t heads,
                         bool logits_gradient, bool head_gradient) {
-  BiasLossArguments arguments{logits,           target,       weight,
-                              reversal,         entropy_weight, confusion_weight,
-                              ignore_index,     label_smoothing, static_cast<Reduction>(reduction),
-                              mask_entropy,     heads,        logits_gradient,
+  BiasLossArguments arguments{logits,       target,          weight,
+                              reversal,     entropy_weight,  confusion_weight,
+                              ignore_index, label_smoothing, static_cast<Reduction>(reduction),
+                              mask_entropy, heads,           logits_gradient,
                               head_gradient};
   const Geometry geometry = prepare(arguments);
   const at::Tensor denominators = count_denominators(arguments, geometry);
@@ -235,7 +242,8 @@ ForwardResult bias_loss(const at::Tensor& logits, const at::Tensor& target,
   const Coefficients coefficients = problem.coefficients;
   Gradients gradients(arguments, problem);
 
-  const auto options = logits.options().dtype(accumulation_dtype(logits)).memory_format(std::nullopt);
+  const auto options =
+      logits.options().dtype(accumulation_dtype(logits)).memory_format(std::nullopt);
   at::Tensor loss, cross_entropy, entropy;
   if (arguments.reduction == Reduction::kNone) {
     const std::vector<int64_t> shape{geometry.rows, geometry.heads, geometry.positions};
@@ -274,8 +282,8 @@ ForwardResult bias_loss(const at::Tensor& logits, const at::Tensor& target,
     cross_entropy = at::full({}, value.cross_entropy, options);
     entropy = at::full({}, value.entropy, options);
   }
-  return {loss,           cross_entropy,  entropy, denominators.to(options.dtype()),
-          gradients.logits, gradients.head};
+  return {loss,          cross_entropy, entropy, denominators.to(options.dtype()), gradients.logits,
+          gradients.head};
 }
 
 std::tuple<at::Tensor, at::Tensor> bias_loss_backward(
@@ -284,16 +292,18 @@ std::tuple<at::Tensor, at::Tensor> bias_loss_backward(
     const std::optional<at::Tensor>& reversal, const std::optional<at::Tensor>& entropy_weight,
     const std::optional<at::Tensor>& confusion_weight, int64_t ignore_index, double label_smoothing,
     int64_t reduction, bool mask_entropy, int64_t heads, bool logits_gradient, bool head_gradient) {
-  BiasLossArguments arguments{logits,           target,       weight,
-                              reversal,         entropy_weight, confusion_weight,
-                              ignore_index,     label_smoothing, static_cast<Reduction>(reduction),
-                              mask_entropy,     heads,        logits_gradient,
+  BiasLossArguments arguments{logits,       target,          weight,
+                              reversal,     entropy_weight,  confusion_weight,
+                              ignore_index, label_smoothing, static_cast<Reduction>(reduction),
+                              mask_entropy, heads,           logits_gradient,
                               head_gradient};
   const Geometry geometry = prepare(arguments);
   const at::Tensor upstream = prepare_upstream(grad_loss, arguments);
-  TORCH_CHECK_VALUE(denominators.dim() == 2 && denominators.size(0) == heads && denominators.size(1) == 2,
-                    "denominators has shape ", denominators.sizes(), ", expected (", heads, ", 2)");
-  count_denominators(arguments, geometry);  // the targets may have been changed: never index out of range
+  TORCH_CHECK_VALUE(
+      denominators.dim() == 2 && denominators.size(0) == heads && denominators.size(1) == 2,
+      "denominators has shape ", denominators.sizes(), ", expected (", heads, ", 2)");
+  count_denominators(arguments,
+                     geometry);  // the targets may have been changed: never index out of range
   const std::vector<double> inverse = inverse_of(denominators, arguments.reduction);
   Problem problem = make_problem(arguments, geometry);
   problem.inverse_denominators = inverse.data();
@@ -307,11 +317,12 @@ std::tuple<at::Tensor, at::Tensor> bias_loss_backward(
 }
 
 void scale_gradient_(at::Tensor& gradient, const at::Tensor& factor) {
-  TORCH_CHECK_VALUE(factor.numel() == 1, "factor has shape ", factor.sizes(), ", expected one value");
+  TORCH_CHECK_VALUE(factor.numel() == 1, "factor has shape ", factor.sizes(),
+                    ", expected one value");
   TORCH_CHECK_VALUE(gradient.is_non_overlapping_and_dense(), "gradient must be dense, got strides ",
                     gradient.strides());
-  TORCH_CHECK_TYPE(at::isFloatingType(gradient.scalar_type()), "gradient must be floating point, got ",
-                   gradient.scalar_type());
+  TORCH_CHECK_TYPE(at::isFloatingType(gradient.scalar_type()),
+                   "gradient must be floating point, got ", gradient.scalar_type());
   const double value = factor.item<double>();
   if (value == 1.0) {
     return;

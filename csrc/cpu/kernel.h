@@ -10,24 +10,26 @@ enum class DType { kFloat32, kFloat64, kFloat16, kBFloat16 };
 
 // Coefficients of the two gradients, already on the host.
 struct Coefficients {
-  double cross_entropy = 1.0;   // +1, or -reversal
-  double entropy = 0.0;         // entropy_weight
-  double confusion = 0.0;       // confusion_weight
-  bool has_confusion = false;   // whether its value is computed
+  double cross_entropy = 1.0;  // +1, or -reversal
+  double entropy = 0.0;        // entropy_weight
+  double confusion = 0.0;      // confusion_weight
+  bool has_confusion = false;  // whether its value is computed
 };
 
 struct Problem {
-  const void* logits = nullptr;          // [rows, heads, classes, positions], see Geometry
-  const int64_t* target = nullptr;       // [rows, heads, positions], or null
-  const void* probabilities = nullptr;   // as logits, or null
-  bool probabilities_accumulate = false; // probabilities have the accumulation dtype, not the logits'
-  const void* weight = nullptr;          // [classes] in the accumulation dtype, or null
-  const void* upstream = nullptr;        // null: 1
-  bool upstream_per_site = false;        // [rows, positions], else one value
+  const void* logits = nullptr;         // [rows, heads, classes, positions], see Geometry
+  const int64_t* target = nullptr;      // [rows, heads, positions], or null
+  const void* probabilities = nullptr;  // as logits, or null
+  bool probabilities_accumulate =
+      false;                       // probabilities have the accumulation dtype, not the logits'
+  const void* weight = nullptr;    // [classes] in the accumulation dtype, or null
+  const void* upstream = nullptr;  // null: 1
+  bool upstream_per_site = false;  // [rows, positions], else one value
   const double* inverse_denominators = nullptr;  // [heads, 2]: cross entropy, entropy
-  void* gradient = nullptr;              // as logits, or null
-  void* head_gradient = nullptr;         // as logits, or null
-  void* site_cross_entropy = nullptr;    // [rows, heads, positions] in the accumulation dtype, or null
+  void* gradient = nullptr;                      // as logits, or null
+  void* head_gradient = nullptr;                 // as logits, or null
+  void* site_cross_entropy =
+      nullptr;  // [rows, heads, positions] in the accumulation dtype, or null
   void* site_entropy = nullptr;
   void* site_confusion = nullptr;
   int64_t rows = 0;
@@ -51,9 +53,9 @@ struct Sums {
 
 // What one pass over the targets of one head finds.
 struct TargetCount {
-  double weight = 0.0;    // of the sites that are not ignored (their number without weights)
-  int64_t counted = 0;    // sites that are not ignored
-  bool in_range = true;   // every target is ignored or in [0, classes)
+  double weight = 0.0;   // of the sites that are not ignored (their number without weights)
+  int64_t counted = 0;   // sites that are not ignored
+  bool in_range = true;  // every target is ignored or in [0, classes)
 };
 
 // One instruction set's kernels.

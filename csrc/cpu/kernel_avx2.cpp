@@ -1,11 +1,11 @@
 // The CPU kernels for AVX2, FMA and F16C.
-#include "kernel.h"
-
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <utility>
 #include <vector>
+
+#include "kernel.h"
 
 #ifdef LNL_CPU_X86
 #include <immintrin.h>
@@ -21,17 +21,7 @@
 namespace lnl::cpu {
 namespace {
 
-using std::index_sequence;
-using std::make_index_sequence;
 constexpr int kVectorBytes = 32;
-
-#include "simd.h"
-
-#include "storage.h"
-
-#include "site_kernel.h"
-
-#include "row_kernel.h"
 
 #include "kernel_impl.h"
 

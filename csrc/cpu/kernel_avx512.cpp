@@ -1,11 +1,11 @@
 // The CPU kernels for AVX-512 (F, BW, DQ, VL).
-#include "kernel.h"
-
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <utility>
 #include <vector>
+
+#include "kernel.h"
 
 #ifdef LNL_CPU_X86
 #if defined(__GNUC__) && !defined(__clang__)
@@ -15,7 +15,9 @@
 #include <immintrin.h>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(                                                    \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
+    apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #endif
@@ -26,17 +28,7 @@
 namespace lnl::cpu {
 namespace {
 
-using std::index_sequence;
-using std::make_index_sequence;
 constexpr int kVectorBytes = 64;
-
-#include "simd.h"
-
-#include "storage.h"
-
-#include "site_kernel.h"
-
-#include "row_kernel.h"
 
 #include "kernel_impl.h"
 

@@ -1,35 +1,25 @@
-// The CPU kernels for what every processor of the architecture has: SSE2 on x86-64, NEON on aarch64.
-#include "kernel.h"
-
+// The CPU kernels for what every processor of the architecture has: SSE2 on x86-64, NEON on
+// aarch64.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <utility>
 #include <vector>
 
+#include "kernel.h"
+
 #ifdef LNL_CPU_X86
 #include <emmintrin.h>
 #endif
 
-
 namespace lnl::cpu {
 namespace {
 
-using std::index_sequence;
-using std::make_index_sequence;
 #if defined(__GNUC__) || defined(__clang__)
 constexpr int kVectorBytes = 16;
 #else
 constexpr int kVectorBytes = 0;  // one lane
 #endif
-
-#include "simd.h"
-
-#include "storage.h"
-
-#include "site_kernel.h"
-
-#include "row_kernel.h"
 
 #include "kernel_impl.h"
 

@@ -1,6 +1,6 @@
-// Many classes: one site at a time, N classes at once. Three passes over a row that stays in cache: the
-// maximum, the sums, the gradient. Formulas: reference.py.
-// Included like simd.h: inside each instruction set's namespace.
+// Many classes: one site at a time, N classes at once. Three passes over a row that stays in cache:
+// the maximum, the sums, the gradient. Formulas: reference.py. Included like simd.h: inside each
+// instruction set's namespace.
 
 template <typename T>
 struct Row {
@@ -23,11 +23,11 @@ struct RowResult {
 template <typename T>
 struct RowSums {
   T maximum;
-  double tail = 0;      // sum of e^d without the maxima
-  double maxima = 0;    // how many there are
-  double entropy = 0;   // sum of e^d d
-  double logit = 0;     // sum of d
-  double target = 0;    // sum of y
+  double tail = 0;          // sum of e^d without the maxima
+  double maxima = 0;        // how many there are
+  double entropy = 0;       // sum of e^d d
+  double logit = 0;         // sum of d
+  double target = 0;        // sum of y
   double target_logit = 0;  // sum of y d
 };
 
@@ -92,15 +92,16 @@ void row_sums(const Row<T>& row, const ClassTerms<T>& terms, int64_t begin, int6
   }
 }
 
-// Coefficients of one row's gradients: p (slope d + level) + constant, and what a dense target adds.
+// Coefficients of one row's gradients: p (slope d + level) + constant, and what a dense target
+// adds.
 template <typename T>
 struct RowGradient {
   T maximum, inverse, slope, level, constant, ce_scale, head_scale, one_minus_top, target_sum;
 };
 
 template <typename T, int N, bool Dense, int Gradients>
-void row_gradient(const Row<T>& row, const ClassTerms<T>& terms, const RowGradient<T>& k, int64_t begin,
-                  int64_t end) {
+void row_gradient(const Row<T>& row, const ClassTerms<T>& terms, const RowGradient<T>& k,
+                  int64_t begin, int64_t end) {
   using V = Vec<T, N>;
   [[maybe_unused]] const V zero = V::fill(T(0));
   [[maybe_unused]] const V one = V::fill(T(1));
@@ -209,8 +210,7 @@ RowResult row_block(const Row<T>& row, const ClassTerms<T>& terms) {
       const double others = d == 0.0 ? one_minus_top : 1.0 - p;
       double y = class_weight;
       if constexpr (Dense) {
-        y += static_cast<double>(
-            (row_target<T, 1>(row, terms, row.target)).v);
+        y += static_cast<double>((row_target<T, 1>(row, terms, row.target)).v);
       }
       const double ce = p * (target_sum - y) - y * others;
       hit = p * (slope * d + rest) + constant + ce_scale * ce;

@@ -1,8 +1,9 @@
-// N lanes of T and the few operations the kernels need, on the compiler's vector extension (GCC, Clang)
-// or, with one lane, on plain scalars (any compiler).
+// N lanes of T and the few operations the kernels need, on the compiler's vector extension (GCC,
+// Clang) or, with one lane, on plain scalars (any compiler).
 //
-// Every instruction set's unit includes this inside its own namespace and after its target pragma, so that
-// code made for one instruction set is never merged with another's. Therefore it includes nothing itself.
+// Every instruction set's unit includes this inside its own namespace and after its target pragma,
+// so that code made for one instruction set is never merged with another's. Therefore it includes
+// nothing itself.
 
 #if defined(_MSC_VER) && !defined(__clang__)
 #define LNL_INLINE __forceinline
@@ -20,8 +21,9 @@ struct Float<float> {
   static constexpr int kMantissaBits = 23;
   static constexpr Int kExponentBias = 127;
   static constexpr Int kSqrtHalfBits = 0x3F3504F3;
-  static constexpr float kRoundToInt = 12582912.0f;  // 1.5 * 2^23: adding it leaves the integer in the low bits
-  static constexpr float kIntToFloat = 8388608.0f;   // 2^23
+  static constexpr float kRoundToInt =
+      12582912.0f;  // 1.5 * 2^23: adding it leaves the integer in the low bits
+  static constexpr float kIntToFloat = 8388608.0f;  // 2^23
   // -127 log 2: its power of two has an exponent field of zero, which makes exp exactly 0.
   static constexpr float kLowestExp = -88.02969194f;
 };
@@ -33,7 +35,7 @@ struct Float<double> {
   static constexpr Int kSqrtHalfBits = 0x3FE6A09E667F3BCD;
   static constexpr double kRoundToInt = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double kIntToFloat = 4503599627370496.0;  // 2^52
-  static constexpr double kLowestExp = -709.0895657128241;  // -1023 log 2
+  static constexpr double kLowestExp = -709.0895657128241;   // -1023 log 2
 };
 
 template <typename T, int N>
@@ -76,8 +78,8 @@ LNL_INLINE Vec<T, N> select(typename Vec<T, N>::Mask mask, Vec<T, N> yes, Vec<T,
   return {mask ? yes.v : no.v};
 }
 
-// A NaN in b wins; one in a is dropped. That is what x86's instruction does, but no compiler makes it of
-// the comparison.
+// A NaN in b wins; one in a is dropped. That is what x86's instruction does, but no compiler makes
+// it of the comparison.
 template <typename T, int N>
 LNL_INLINE Vec<T, N> max_keeping_nan_of_second(Vec<T, N> a, Vec<T, N> b) {
 #ifdef LNL_CPU_X86
@@ -139,7 +141,8 @@ LNL_INLINE To bit_cast_lanes(const From& from) {
   return to;
 }
 
-// Sums in a fixed order, halving, so that the result does not depend on the instruction set's own way.
+// Sums in a fixed order, halving, so that the result does not depend on the instruction set's own
+// way.
 template <typename T, int N>
 LNL_INLINE T horizontal_sum(Vec<T, N> x) {
   T lane[N];
@@ -172,11 +175,12 @@ LNL_INLINE Vec<T, N> polynomial(Vec<T, N> x, const T* coefficients, int count) {
   return result;
 }
 
-// exp(r) on |r| <= log(2)/2. float: fit for the smallest relative error (3e-9 before rounding), with the
-// first two coefficients held at 1; double: the Taylor series, whose first term left out is below 5e-18.
+// exp(r) on |r| <= log(2)/2. float: fit for the smallest relative error (3e-9 before rounding),
+// with the first two coefficients held at 1; double: the Taylor series, whose first term left out
+// is below 5e-18.
 template <int N>
 LNL_INLINE Vec<float, N> exp_reduced(Vec<float, N> r) {
-  constexpr float c[] = {1.0f,           1.0f,          0.49999993447f,  0.16666520608f,
+  constexpr float c[] = {1.0f,           1.0f,           0.49999993447f, 0.16666520608f,
                          0.04166838810f, 0.00836871971f, 0.00138146100f};
   return polynomial<float, N>(r, c, 7);
 }
@@ -199,8 +203,8 @@ LNL_INLINE Vec<double, N> exp_reduced(Vec<double, N> r) {
   return polynomial<double, N>(r, c, 14);
 }
 
-// x, but no lower than where exp is exactly 0: what makes p (log p) and p d of a class with z = -inf 0
-// rather than NaN. NaN stays.
+// x, but no lower than where exp is exactly 0: what makes p (log p) and p d of a class with z =
+// -inf 0 rather than NaN. NaN stays.
 template <typename T, int N>
 LNL_INLINE Vec<T, N> clamp_exponent(Vec<T, N> x) {
   return max_keeping_nan_of_second<T, N>(Vec<T, N>::fill(Float<T>::kLowestExp), x);
@@ -211,8 +215,9 @@ template <typename T, int N>
 LNL_INLINE Vec<T, N> exp_nonpositive(Vec<T, N> x) {
   using V = Vec<T, N>;
   using F = Float<T>;
-  // log(2) in two parts, the first short enough that n times it is exact. In float the multiplication is
-  // fused or the values are small enough: one part is off by 2e-9 n, below rounding where e^x matters.
+  // log(2) in two parts, the first short enough that n times it is exact. In float the
+  // multiplication is fused or the values are small enough: one part is off by 2e-9 n, below
+  // rounding where e^x matters.
   constexpr T log2_high = sizeof(T) == 4 ? T(0.693147180559945309) : T(0.693147180369123816490);
   constexpr T log2_low = sizeof(T) == 4 ? T(0) : T(1.90821492927058770002e-10);
   const V shifted = x * V::fill(T(1.44269504088896340736)) + V::fill(F::kRoundToInt);
@@ -226,8 +231,8 @@ LNL_INLINE Vec<T, N> exp_nonpositive(Vec<T, N> x) {
   return exp_reduced<N>(r) * V{bit_cast_lanes<typename V::Native>(power)};
 }
 
-// log1p(t) for t >= 0 and NaN: log of s = 1 + t as exponent and 2 atanh(f / (2 + f)), then what rounding
-// t into s lost. `inverse` is 1 / s.
+// log1p(t) for t >= 0 and NaN: log of s = 1 + t as exponent and 2 atanh(f / (2 + f)), then what
+// rounding t into s lost. `inverse` is 1 / s.
 template <typename T, int N>
 LNL_INLINE Vec<T, N> log1p_nonnegative(Vec<T, N> t, Vec<T, N> inverse) {
   using V = Vec<T, N>;
@@ -237,8 +242,7 @@ LNL_INLINE Vec<T, N> log1p_nonnegative(Vec<T, N> t, Vec<T, N> inverse) {
   const auto bits = bit_cast_lanes<typename V::Bits>(s.v);
   const auto exponent = (bits - F::kSqrtHalfBits) >> F::kMantissaBits;  // s >= 1: never negative
   const V mantissa{bit_cast_lanes<typename V::Native>(bits - (exponent << F::kMantissaBits))};
-  const auto as_float_bits =
-      exponent + bit_cast_lanes<typename Float<T>::Int>(T(F::kIntToFloat));
+  const auto as_float_bits = exponent + bit_cast_lanes<typename Float<T>::Int>(T(F::kIntToFloat));
   const V e = V{bit_cast_lanes<typename V::Native>(as_float_bits)} - V::fill(F::kIntToFloat);
   const V f = mantissa - one;
   const V w = f / (V::fill(T(2)) + f);

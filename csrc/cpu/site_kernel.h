@@ -5,12 +5,12 @@
 template <typename T>
 struct ClassTerms {
   int64_t classes;
-  const T* weight;      // [classes] or null
-  T keep;               // 1 - label_smoothing
-  T spread;             // label_smoothing / classes
-  T sign;               // of dCE in the gradient: +1, or -reversal
-  T entropy;            // entropy_weight
-  T confusion;          // confusion_weight
+  const T* weight;  // [classes] or null
+  T keep;           // 1 - label_smoothing
+  T spread;         // label_smoothing / classes
+  T sign;           // of dCE in the gradient: +1, or -reversal
+  T entropy;        // entropy_weight
+  T confusion;      // confusion_weight
   bool has_confusion;
 };
 
@@ -22,15 +22,16 @@ struct SiteBlock {
   int64_t logits_stride;
   const T* probabilities;  // or null
   int64_t probabilities_stride;
-  T* gradient;  // or null
+  T* exponentials;  // [classes][B], scratch; null without gradients
+  T* gradient;      // or null
   int64_t gradient_stride;
   T* head_gradient;  // or null
   int64_t head_gradient_stride;
-  Int target[B];        // -1 where ignored
-  T weight[B];          // of the target's class, 0 where ignored
-  T counted[B];         // 1: the site's CE counts
+  Int target[B];  // -1 where ignored
+  T weight[B];    // of the target's class, 0 where ignored
+  T counted[B];   // 1: the site's CE counts
   T entropy_counted[B];
-  T scale[B];           // of dCE: upstream / denominator, 0 where not counted
+  T scale[B];  // of dCE: upstream / denominator, 0 where not counted
   T entropy_scale[B];
   // results
   T cross_entropy[B];
@@ -38,12 +39,13 @@ struct SiteBlock {
   T confusion[B];
 };
 
-constexpr int64_t kClassChunk = 64;  // partial sums of this many classes: rounding grows with the chunk, not with C
+constexpr int64_t kClassChunk =
+    64;  // partial sums of this many classes: rounding grows with the chunk, not with C
 
 // y_c, the weighted and smoothed target of class c in lanes u * N ...
 template <typename T, int N, int B>
-LNL_INLINE Vec<T, N> dense_target(const SiteBlock<T, B>& block, const ClassTerms<T>& terms, int64_t c,
-                                  int u) {
+LNL_INLINE Vec<T, N> dense_target(const SiteBlock<T, B>& block, const ClassTerms<T>& terms,
+                                  int64_t c, int u) {
   using V = Vec<T, N>;
   V share;
   if (block.probabilities != nullptr) {
@@ -62,10 +64,12 @@ template <typename T, int N, int U, bool Dense, int Gradients>
 void site_block(SiteBlock<T, N * U>& block, const ClassTerms<T>& terms) {
   using V = Vec<T, N>;
   using Int = typename Float<T>::Int;
+  constexpr int B = N * U;
   const V zero = V::fill(T(0));
   const V one = V::fill(T(1));
   // Copies, because what is stored below might otherwise have changed them.
   const T* const logits = block.logits;
+  T* const exponentials = block.exponentials;
   T* const gradient = block.gradient;
   T* const head_gradient = block.head_gradient;
   const int64_t stride = block.logits_stride;
@@ -83,7 +87,8 @@ void site_block(SiteBlock<T, N * U>& block, const ClassTerms<T>& terms) {
   for (int64_t c = 1; c < classes; ++c) {
     LNL_PREFETCH(logits + c * stride + N * U);  // the next block's
     for (int u = 0; u < U; ++u) {
-      maximum[u] = max_keeping_nan_of_second<T, N>(V::load(logits + c * stride + u * N), maximum[u]);
+      maximum[u] =
+          max_keeping_nan_of_second<T, N>(V::load(logits + c * stride + u * N), maximum[u]);
     }
   }
 
@@ -108,7 +113,7 @@ void site_block(SiteBlock<T, N * U>& block, const ClassTerms<T>& terms) {
         maxima[u].add(top);
         part_entropy[u] = part_entropy[u] + e * clamped;
         if constexpr (Gradients > 0) {
-          e.store(gradient + c * gradient_stride + u * N);
+          e.store(exponentials + c * B + u * N);
         }
         if constexpr (Dense) {
           const V y = dense_target<T, N>(block, terms, c, u);
@@ -183,9 +188,8 @@ void site_block(SiteBlock<T, N * U>& block, const ClassTerms<T>& terms) {
     }
     for (int64_t c = 0; c < classes; ++c) {
       for (int u = 0; u < U; ++u) {
-        T* const out = gradient + c * gradient_stride + u * N;
         const V d = clamp_exponent<T, N>(V::load(logits + c * stride + u * N) - maximum[u]);
-        const V e = V::load(out);
+        const V e = V::load(exponentials + c * B + u * N);
         V g, head;
         if constexpr (Dense) {
           const V p = e * inverse[u];
@@ -200,7 +204,7 @@ void site_block(SiteBlock<T, N * U>& block, const ClassTerms<T>& terms) {
           g = select<T, N>(hit, hit_value[u], g);
           head = select<T, N>(hit, head_hit_value[u], head_scale[u] * e);
         }
-        g.store(out);
+        g.store(gradient + c * gradient_stride + u * N);
         if constexpr (Gradients > 1) {
           head.store(head_gradient + c * head_gradient_stride + u * N);
         }

@@ -41,7 +41,8 @@ LNL_INLINE uint16_t float_to_float16(float x) {  // to nearest, ties to even
   const uint32_t magnitude = bits & 0x7FFFFFFF;
   const uint32_t normal = (magnitude + 0xFFF + ((magnitude >> 13) & 1) - (112u << 23)) >> 13;
   // Below 2^-14 the spacing is that of floats near 0.5, so the addition itself rounds.
-  const uint32_t subnormal = bit_cast_lanes<uint32_t>(bit_cast_lanes<float>(magnitude) + 0.5f) - 0x3F000000;
+  const uint32_t subnormal =
+      bit_cast_lanes<uint32_t>(bit_cast_lanes<float>(magnitude) + 0.5f) - 0x3F000000;
   uint32_t result = magnitude < 0x38800000 ? subnormal : normal;
   result = magnitude >= 0x477FF000 ? 0x7C00 : result;  // 65520 and above round to infinity
   result = magnitude > 0x7F800000 ? 0x7E00 : result;
@@ -94,7 +95,8 @@ void write_values(const typename Storage<D>::compute* from, int64_t count,
   }
 }
 
-// ---- transposing N x N values in registers -------------------------------------------------------------
+// ---- transposing N x N values in registers
+// -------------------------------------------------------------
 
 #if defined(__GNUC__) || defined(__clang__)
 
@@ -102,9 +104,11 @@ void write_values(const typename Storage<D>::compute* from, int64_t count,
 template <typename T, int N, int K, size_t... Lane>
 LNL_INLINE void exchange(Vec<T, N>& a, Vec<T, N>& b, index_sequence<Lane...>) {
   const auto upper = __builtin_shufflevector(
-      a.v, b.v, (static_cast<int>(Lane) & K ? N + static_cast<int>(Lane) - K : static_cast<int>(Lane))...);
+      a.v, b.v,
+      (static_cast<int>(Lane) & K ? N + static_cast<int>(Lane) - K : static_cast<int>(Lane))...);
   const auto lower = __builtin_shufflevector(
-      a.v, b.v, (static_cast<int>(Lane) & K ? N + static_cast<int>(Lane) : static_cast<int>(Lane) + K)...);
+      a.v, b.v,
+      (static_cast<int>(Lane) & K ? N + static_cast<int>(Lane) : static_cast<int>(Lane) + K)...);
   a.v = upper;
   b.v = lower;
 }
@@ -135,7 +139,8 @@ LNL_INLINE void transpose(Vec<T, N> (&)[N]) {
 
 #endif
 
-// B contiguous rows of `classes` values -> tile. Needs classes >= N; the last N columns may overlap others.
+// B contiguous rows of `classes` values -> tile. Needs classes >= N; the last N columns may overlap
+// others.
 template <typename T, int N, int B>
 void rows_to_tile(const T* rows, int64_t classes, T* tile) {
   for (int r = 0; r < B; r += N) {

@@ -1,0 +1,131 @@
+// How a problem is cut into units of work, and what one site brings to the kernels besides its
+// logits. Included like simd.h: inside each instruction set's namespace.
+
+constexpr int64_t kLargestSiteClasses = 64;  // above, contiguous classes go row by row
+
+template <typename T>
+constexpr int lanes() {
+  return kVectorBytes > 0 ? kVectorBytes / static_cast<int>(sizeof(T)) : 1;
+}
+constexpr int kUnrolledVectors = 2;  // two independent chains of exp keep the pipelines full
+
+template <typename T>
+constexpr int block_sites() {
+  return kUnrolledVectors * lanes<T>();
+}
+
+inline bool long_rows(const Problem& problem) {
+  return problem.channels_last && problem.classes > kLargestSiteClasses;
+}
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int64_t count_units(const Problem& problem) {
+  const int64_t block =
+      problem.dtype == DType::kFloat64 ? block_sites<double>() : block_sites<float>();
+  const int64_t sites = problem.rows * problem.heads * problem.positions;
+  if (long_rows(problem)) {
+    return sites;
+  }
+  if (problem.channels_last) {
+    return divide_up(sites, block);
+  }
+  return problem.rows * problem.heads * divide_up(problem.positions, block);
+}
+
+// Where one site stands: the head it belongs to, its places in target and upstream.
+struct SitePlace {
+  int64_t head;
+  int64_t target;    // in [rows, heads, positions]
+  int64_t upstream;  // in [rows, positions]
+};
+
+// Sites in the order of channels_last memory, [rows, positions, heads].
+LNL_INLINE SitePlace place_of_row(const Problem& problem, int64_t row) {
+  if (problem.heads == 1) {
+    return {0, row, row};
+  }
+  const int64_t head = row % problem.heads;
+  const int64_t site = row / problem.heads;
+  const int64_t n = site / problem.positions;
+  const int64_t s = site % problem.positions;
+  return {head, (n * problem.heads + head) * problem.positions + s, site};
+}
+
+template <typename T>
+ClassTerms<T> class_terms(const Problem& problem) {
+  ClassTerms<T> terms;
+  terms.classes = problem.classes;
+  terms.weight = static_cast<const T*>(problem.weight);
+  terms.keep = static_cast<T>(1.0 - problem.label_smoothing);
+  terms.spread = static_cast<T>(problem.label_smoothing / static_cast<double>(problem.classes));
+  terms.sign = static_cast<T>(problem.coefficients.cross_entropy);
+  terms.entropy = static_cast<T>(problem.coefficients.entropy);
+  terms.confusion = static_cast<T>(problem.coefficients.confusion);
+  terms.has_confusion = problem.coefficients.has_confusion;
+  return terms;
+}
+
+// What one site brings to the kernels besides its logits.
+template <typename T>
+struct SiteTerms {
+  int64_t target;
+  T weight, counted, entropy_counted, scale, entropy_scale;
+};
+
+template <typename T>
+LNL_INLINE SiteTerms<T> site_terms(const Problem& problem, const SitePlace& place) {
+  SiteTerms<T> site;
+  site.target = -1;
+  bool counted = true;
+  site.weight = T(1);
+  if (problem.target != nullptr) {
+    const int64_t target = problem.target[place.target];
+    counted = target != problem.ignore_index;
+    if (counted) {
+      site.target = target;
+      site.weight =
+          problem.weight != nullptr ? static_cast<const T*>(problem.weight)[target] : T(1);
+    } else {
+      site.weight = T(0);
+    }
+  }
+  const bool entropy_counted = counted || !problem.mask_entropy;
+  site.counted = counted ? T(1) : T(0);
+  site.entropy_counted = entropy_counted ? T(1) : T(0);
+  double upstream = 1.0;
+  if (problem.upstream != nullptr) {
+    upstream = static_cast<double>(
+        static_cast<const T*>(problem.upstream)[problem.upstream_per_site ? place.upstream : 0]);
+  }
+  const double* const inverse = problem.inverse_denominators + 2 * place.head;
+  site.scale = counted ? static_cast<T>(upstream * inverse[0]) : T(0);
+  site.entropy_scale = entropy_counted ? static_cast<T>(upstream * inverse[1]) : T(0);
+  return site;
+}
+
+template <typename T>
+void write_site(const Problem& problem, int64_t place, double cross_entropy, double entropy,
+                double confusion) {
+  if (problem.site_cross_entropy == nullptr) {
+    return;
+  }
+  static_cast<T*>(problem.site_cross_entropy)[place] = static_cast<T>(cross_entropy);
+  static_cast<T*>(problem.site_entropy)[place] = static_cast<T>(entropy);
+  if (problem.site_confusion != nullptr) {
+    static_cast<T*>(problem.site_confusion)[place] = static_cast<T>(confusion);
+  }
+}
+
+// Scratch of one thread, grown once per call.
+template <typename T>
+struct Scratch {
+  explicit Scratch(int64_t values)
+      : logits(values),
+        probabilities(values),
+        gradient(values),
+        head_gradient(values),
+        exponentials(values),
+        rows(values) {}
+  std::vector<T> logits, probabilities, gradient, head_gradient, exponentials, rows;
+};
