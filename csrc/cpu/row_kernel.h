@@ -31,7 +31,7 @@ struct RowSums {
   double target_logit = 0;  // sum of y d
 };
 
-constexpr int64_t kRowChunk = 1024;  // summed in T, then added in double
+constexpr int64_t kRowChunk = 512;  // summed in T, then added in double
 
 // y_c for classes c .. c + N - 1, without what belongs to a class target's own class.
 template <typename T, int N>
@@ -168,7 +168,9 @@ RowResult row_block(const Row<T>& row, const ClassTerms<T>& terms) {
   result.confusion = log_sum - sums.logit / static_cast<double>(classes);
   double target_sum = sums.target;
   if constexpr (Dense) {
-    target_sum += class_weight;
+    if (row.probabilities == nullptr) {
+      target_sum = static_cast<double>(terms.spread_sum) + class_weight;
+    }
     result.cross_entropy = log_sum * target_sum - sums.target_logit;
     if (has_class && class_weight != 0.0) {
       result.cross_entropy -= class_weight * target_logit;

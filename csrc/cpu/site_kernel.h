@@ -8,6 +8,7 @@ struct ClassTerms {
   const T* weight;  // [classes] or null
   T keep;           // 1 - label_smoothing
   T spread;         // label_smoothing / classes
+  T spread_sum;     // spread times the sum of the weights
   T sign;           // of dCE in the gradient: +1, or -reversal
   T entropy;        // entropy_weight
   T confusion;      // confusion_weight
@@ -99,9 +100,10 @@ void site_block(SiteBlock<T, N * U>& block, const ClassTerms<T>& terms) {
   }
   for (int64_t begin = 0; begin < classes; begin += kClassChunk) {
     const int64_t end = begin + kClassChunk < classes ? begin + kClassChunk : classes;
-    V part_tail[U], part_entropy[U], part_logit[U];
+    V part_tail[U], part_entropy[U], part_logit[U], part_target[U], part_target_logit[U];
     for (int u = 0; u < U; ++u) {
       part_tail[u] = part_entropy[u] = part_logit[u] = zero;
+      part_target[u] = part_target_logit[u] = zero;
     }
     for (int64_t c = begin; c < end; ++c) {
       for (int u = 0; u < U; ++u) {
@@ -117,8 +119,8 @@ void site_block(SiteBlock<T, N * U>& block, const ClassTerms<T>& terms) {
         }
         if constexpr (Dense) {
           const V y = dense_target<T, N>(block, terms, c, u);
-          target_logit[u] = target_logit[u] + y * d;
-          target_sum[u] = target_sum[u] + y;
+          part_target_logit[u] = part_target_logit[u] + y * d;
+          part_target[u] = part_target[u] + y;
         } else {
           const auto hit = (typename V::Mask)(target[u] == static_cast<Int>(c));
           target_logit[u] = select<T, N>(hit, d, target_logit[u]);
@@ -132,6 +134,10 @@ void site_block(SiteBlock<T, N * U>& block, const ClassTerms<T>& terms) {
       tail_sum[u] = tail_sum[u] + part_tail[u];
       entropy_sum[u] = entropy_sum[u] + part_entropy[u];
       logit_sum[u] = logit_sum[u] + part_logit[u];
+      if constexpr (Dense) {
+        target_sum[u] = target_sum[u] + part_target[u];
+        target_logit[u] = target_logit[u] + part_target_logit[u];
+      }
     }
   }
 
@@ -142,6 +148,9 @@ void site_block(SiteBlock<T, N * U>& block, const ClassTerms<T>& terms) {
     const V counted = V::load(block.counted + u * N);
     const V entropy_counted = V::load(block.entropy_counted + u * N);
     const V weight = V::load(block.weight + u * N);
+    if (Dense && block.probabilities == nullptr) {  // known without the rounding of a long sum
+      target_sum[u] = weight * V::fill(terms.keep) + V::fill(terms.spread_sum);
+    }
     tail_sum[u] = tail_sum[u] + (maxima[u].value() - one);  // one maximum is left out of the sum
     inverse[u] = one / (one + tail_sum[u]);
     const V log_sum = log1p_nonnegative<T, N>(tail_sum[u], inverse[u]);

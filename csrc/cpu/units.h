@@ -59,6 +59,15 @@ ClassTerms<T> class_terms(const Problem& problem) {
   terms.weight = static_cast<const T*>(problem.weight);
   terms.keep = static_cast<T>(1.0 - problem.label_smoothing);
   terms.spread = static_cast<T>(problem.label_smoothing / static_cast<double>(problem.classes));
+  double weights = static_cast<double>(problem.classes);
+  if (terms.weight != nullptr) {
+    weights = 0.0;
+    for (int64_t c = 0; c < problem.classes; ++c) {
+      weights += static_cast<double>(terms.weight[c]);
+    }
+  }
+  terms.spread_sum =
+      static_cast<T>(problem.label_smoothing / static_cast<double>(problem.classes) * weights);
   terms.sign = static_cast<T>(problem.coefficients.cross_entropy);
   terms.entropy = static_cast<T>(problem.coefficients.entropy);
   terms.confusion = static_cast<T>(problem.coefficients.confusion);
