@@ -9,7 +9,6 @@
 #include <cuda_runtime_api.h>
 #include <torch/library.h>
 
-#include <limits>
 #include <tuple>
 #include <vector>
 
@@ -19,6 +18,9 @@
 namespace lnl::cuda {
 
 namespace {
+
+// The kernels count the classes of a row, and a little beyond, in 32 bits.
+constexpr int64_t kMostClasses = int64_t{1} << 30;
 
 Dtype dtype_of(const at::Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -52,8 +54,8 @@ class TensorCall {
     const Geometry geometry = prepare(arguments_);
     const at::Tensor& logits = arguments_.logits;
     accumulation_ = logits.options().dtype(accumulation_dtype(logits)).memory_format(std::nullopt);
-    TORCH_CHECK_VALUE(geometry.classes <= std::numeric_limits<int>::max(), "logits have ",
-                      geometry.classes, " classes, at most 2^31 - 1 are supported");
+    TORCH_CHECK_VALUE(geometry.classes <= kMostClasses, "logits have ", geometry.classes,
+                      " classes, at most ", kMostClasses, " are supported on CUDA");
     TORCH_CHECK_VALUE(geometry.heads <= 65535, "heads must be at most 65535 on CUDA, got ",
                       geometry.heads);
     call_.dtype = dtype_of(logits);

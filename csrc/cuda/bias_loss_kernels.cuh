@@ -10,7 +10,6 @@ namespace lnl::cuda {
 
 constexpr int kSmallClasses = 32;        // rows_small and sites_small
 constexpr int kSmallShared = 48 * 1024;  // what every device gives a block without asking
-constexpr int kBlocksPerMultiprocessor = 16;
 
 enum class Kernel {
   kRowsSmall,
@@ -39,6 +38,10 @@ struct Plan {
 
 inline std::int64_t divide_up(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
 
+inline std::int64_t most_blocks(const Device& device) {
+  return std::int64_t(device.multiprocessors) * device.blocks_per_multiprocessor;
+}
+
 inline std::int64_t greatest_common_divisor(std::int64_t a, std::int64_t b) {
   return b == 0 ? a : greatest_common_divisor(b, a % b);
 }
@@ -60,8 +63,7 @@ inline unsigned blocks_for_rows(std::int64_t work, std::int64_t unit, std::int64
                                 const Device& device) {
   const std::int64_t needed = divide_up(work, unit);
   const std::int64_t step = heads / greatest_common_divisor(heads, unit);
-  std::int64_t most = std::int64_t(device.multiprocessors) * kBlocksPerMultiprocessor;
-  most = divide_up(most, step) * step;
+  const std::int64_t most = divide_up(most_blocks(device), step) * step;
   return static_cast<unsigned>(needed < most ? needed : most);
 }
 
@@ -142,8 +144,7 @@ void plan_sites(const BiasLossCall& call, const Device& device, Plan& plan) {
     plan.shared = scratch + (plan.stage ? staged : 0);
     unit = kWarp * plan.sites;
   }
-  std::int64_t most =
-      divide_up(std::int64_t(device.multiprocessors) * kBlocksPerMultiprocessor, call.heads);
+  const std::int64_t most = divide_up(most_blocks(device), call.heads);
   const std::int64_t needed = divide_up(sites, unit);
   plan.blocks = static_cast<unsigned>(needed < most ? needed : most);
 }
@@ -172,7 +173,7 @@ Plan make_plan(const BiasLossCall& call, const Device& device) {
   }
   if (call.reduction == Reduction::kMean && call.labels != nullptr) {
     const std::int64_t blocks = divide_up(sites, 256 * 4);
-    const std::int64_t most = std::int64_t(device.multiprocessors) * 4;
+    const std::int64_t most = divide_up(most_blocks(device), 4);
     plan.denominator_blocks = static_cast<unsigned>(blocks < most ? blocks : most);
     plan.denominator_partials = reserve(plan.denominator_blocks * call.heads * 2 * sizeof(A));
   }
@@ -392,7 +393,7 @@ cudaError_t launch_scale(void* gradient, std::int64_t elements, const void* fact
                          const Device& device, cudaStream_t stream) {
   if (elements == 0) return cudaSuccess;
   const std::int64_t needed = divide_up(elements, std::int64_t(256) * kWide<T>);
-  const std::int64_t most = std::int64_t(device.multiprocessors) * 8;
+  const std::int64_t most = divide_up(most_blocks(device), 2);
   const auto kernel = scale_gradient<T>;
   LNL_LAUNCH(kernel, dim3(static_cast<unsigned>(needed < most ? needed : most)), dim3(256), 0,
              stream, static_cast<T*>(gradient), elements,

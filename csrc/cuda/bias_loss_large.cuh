@@ -69,7 +69,7 @@ __device__ inline void load_staged(const T* stage, int window,
 constexpr int kLargeThreads = 512;
 
 template <typename T, bool kDense>
-__global__ void __launch_bounds__(kLargeThreads) rows_large(Problem<T> problem) {
+__global__ void __launch_bounds__(kLargeThreads, 1) rows_large(Problem<T> problem) {
   using A = Accumulation<T>;
   using Online = OnlineSums<A, kDense>;
   constexpr int kBatch = 2;
@@ -176,7 +176,7 @@ template <typename T>
 constexpr int kLaneSites = sizeof(T) < 4 ? 4 / static_cast<int>(sizeof(T)) : 1;
 
 template <typename T, bool kDense>
-__global__ void __launch_bounds__(256) sites_large(Problem<T> problem) {
+__global__ void __launch_bounds__(256, 2) sites_large(Problem<T> problem) {
   using A = Accumulation<T>;
   using Online = OnlineSums<A, kDense>;
   constexpr int kSites = kLaneSites<T>;

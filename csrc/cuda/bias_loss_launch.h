@@ -24,7 +24,8 @@ struct Coefficient {
 // The facts of a device that decide grid sizes and what fits on chip.
 struct Device {
   int multiprocessors = 1;
-  int shared_memory = 48 * 1024;  // most dynamic bytes one block may opt in to
+  int shared_memory = 48 * 1024;       // most dynamic bytes one block may opt in to
+  int blocks_per_multiprocessor = 16;  // a grid has no more; its blocks take several turns
 };
 
 // One call. "Accumulation dtype" is float64 for float64 logits and float32 for every other.

@@ -197,8 +197,8 @@ __device__ inline void store_four(double* address, const double (&values)[4]) {
 }
 
 // Elements first .. first + kWide - 1 of a row of `count`; those outside of it read as `fill`.
-template <typename T>
-__device__ inline void load_window(const T* row, std::int64_t first, std::int64_t count, bool wide,
+template <typename T, typename Index>
+__device__ inline void load_window(const T* row, Index first, Index count, bool wide,
                                    Accumulation<T> fill, Accumulation<T> (&values)[kWide<T>]) {
   if (wide && first >= 0 && first + kWide<T> <= count) {
     const auto pack = Pack<T, kWide<T>>::load(row + first);
@@ -207,14 +207,14 @@ __device__ inline void load_window(const T* row, std::int64_t first, std::int64_
   } else {
 #pragma unroll
     for (int i = 0; i < kWide<T>; ++i) {
-      const std::int64_t element = first + i;
+      const Index element = first + i;
       values[i] = element >= 0 && element < count ? widen(row[element]) : fill;
     }
   }
 }
 
-template <typename T>
-__device__ inline void store_window(T* row, std::int64_t first, std::int64_t count, bool wide,
+template <typename T, typename Index>
+__device__ inline void store_window(T* row, Index first, Index count, bool wide,
                                     const Accumulation<T> (&values)[kWide<T>]) {
   if (wide && first >= 0 && first + kWide<T> <= count) {
     Pack<T, kWide<T>> pack;
@@ -224,7 +224,7 @@ __device__ inline void store_window(T* row, std::int64_t first, std::int64_t cou
   } else {
 #pragma unroll
     for (int i = 0; i < kWide<T>; ++i) {
-      const std::int64_t element = first + i;
+      const Index element = first + i;
       if (element >= 0 && element < count) row[element] = narrow<T>(values[i]);
     }
   }
@@ -249,10 +249,14 @@ struct Divider {
         ((std::uint64_t{1} << 32) * ((std::uint64_t{1} << shift) - by)) / by + 1);
   }
 
+  // For dividends and divisors that are known to be below 2^31.
+  __device__ int divide_int(int dividend) const {
+    const auto value = static_cast<std::uint32_t>(dividend);
+    return static_cast<int>((__umulhi(value, multiplier) + value) >> shift);
+  }
   __device__ std::int64_t divide(std::int64_t dividend) const {
     if (!narrow) return dividend / divisor;
-    const auto value = static_cast<std::uint32_t>(dividend);
-    return (__umulhi(value, multiplier) + value) >> shift;
+    return divide_int(static_cast<int>(dividend));
   }
 };
 

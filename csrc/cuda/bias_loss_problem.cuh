@@ -66,7 +66,7 @@ struct Problem {
                               : A(widen(static_cast<const T*>(probabilities)[element]));
   }
   // A window of a row of probabilities that begins at element `begin`.
-  __device__ void load_probabilities(std::int64_t begin, std::int64_t first, std::int64_t count,
+  __device__ void load_probabilities(std::int64_t begin, int first, int count,
                                      A (&values)[kWide<T>]) const {
     if (!wide_probabilities) {
       load_window(static_cast<const T*>(probabilities) + begin, first, count, wide_targets, A(0),
@@ -158,17 +158,16 @@ __device__ inline Accumulation<T> target_of_class(const Problem<T>& problem, int
 
 // y of a window of classes; those outside of the row have 0.
 template <typename T>
-__device__ inline void targets_of_window(const Problem<T>& problem, std::int64_t begin,
-                                         std::int64_t first, std::int64_t count, int label,
-                                         Accumulation<T> (&y)[kWide<T>]) {
+__device__ inline void targets_of_window(const Problem<T>& problem, std::int64_t begin, int first,
+                                         int count, int label, Accumulation<T> (&y)[kWide<T>]) {
   using A = Accumulation<T>;
   if (problem.labels == nullptr) problem.load_probabilities(begin, first, count, y);
 #pragma unroll
   for (int i = 0; i < kWide<T>; ++i) {
-    const std::int64_t c = first + i;
+    const int c = first + i;
     const bool inside = c >= 0 && c < count;
     if (problem.labels != nullptr) y[i] = A(c == label);
-    y[i] = inside ? target_of_class(problem, static_cast<int>(c), y[i]) : A(0);
+    y[i] = inside ? target_of_class(problem, c, y[i]) : A(0);
   }
 }
 

@@ -13,8 +13,9 @@ namespace lnl::cuda {
 template <bool kDense>
 constexpr int kTiles = kDense ? 3 : 2;
 
-// Copies between `count` adjacent elements in global memory and rows of `pitch` in shared memory.
-template <typename T, typename Element>
+// Copies `count` adjacent elements from global memory to rows of `pitch` in shared memory. With
+// whole_fours a row is a multiple of four elements, so that four never lie in two rows.
+template <bool kWholeFours, typename T, typename Element>
 __device__ inline void copy_tile_in(const Problem<T>& problem, const Element* from, int count,
                                     bool wide, Accumulation<T>* tile) {
   constexpr int kBatch = 4;
@@ -24,60 +25,64 @@ __device__ inline void copy_tile_in(const Problem<T>& problem, const Element* fr
     Accumulation<T> values[kBatch][kWide<Element>];
 #pragma unroll
     for (int k = 0; k < kBatch; ++k) {
-      load_window(from, std::int64_t(first + k * kWarp) * kWide<Element>, count, wide,
-                  Accumulation<T>(0), values[k]);
+      load_window(from, (first + k * kWarp) * kWide<Element>, count, wide, Accumulation<T>(0),
+                  values[k]);
     }
 #pragma unroll
     for (int k = 0; k < kBatch; ++k) {
       const int element = (first + k * kWarp) * kWide<Element>;
       if (element >= count) break;
-      int row = static_cast<int>(problem.by_classes.divide(element));
+      int row = problem.by_classes.divide_int(element);
       int c = element - row * problem.classes;
-      if (problem.classes % 4 == 0 && kWide<Element> >= 4) {
+      Accumulation<T>* to = tile + row * problem.pitch + c;
+      if constexpr (kWholeFours) {
 #pragma unroll
-        for (int part = 0; part < kWide<Element> / 4; ++part) {
-          const Accumulation<T> four[4] = {values[k][4 * part], values[k][4 * part + 1],
-                                           values[k][4 * part + 2], values[k][4 * part + 3]};
-          if (element + 4 * part < count) store_four(tile + row * problem.pitch + c, four);
-          c += 4;
-          if (c == problem.classes) c = 0, ++row;
+        for (int part = 0; part < kWide<Element>; part += 4) {
+          const Accumulation<T> four[4] = {values[k][part], values[k][part + 1],
+                                           values[k][part + 2], values[k][part + 3]};
+          if (element + part < count) store_four(to, four);
+          to += 4, c += 4;
+          if (c == problem.classes) c = 0, to += problem.pitch - problem.classes;
         }
       } else {
 #pragma unroll
         for (int i = 0; i < kWide<Element>; ++i) {
-          if (element + i < count) tile[row * problem.pitch + c] = values[k][i];
-          if (++c == problem.classes) c = 0, ++row;
+          if (element + i < count) *to = values[k][i];
+          ++to, ++c;
+          if (c == problem.classes) c = 0, to += problem.pitch - problem.classes;
         }
       }
     }
   }
 }
 
-template <typename T>
+template <bool kWholeFours, typename T>
 __device__ inline void copy_tile_out(const Problem<T>& problem, const Accumulation<T>* tile,
                                      int count, bool wide, T* to) {
   const int lane = threadIdx.x % kWarp;
   const int windows = (count + kWide<T> - 1) / kWide<T>;
   for (int window = lane; window < windows; window += kWarp) {
     const int element = window * kWide<T>;
-    int row = static_cast<int>(problem.by_classes.divide(element));
+    const int row = problem.by_classes.divide_int(element);
     int c = element - row * problem.classes;
-    Accumulation<T> values[kWide<T>];
-    if (problem.classes % 4 == 0 && kWide<T> >= 4) {
+    const Accumulation<T>* from = tile + row * problem.pitch + c;
+    Accumulation<T> values[kWide<T>] = {};
+    if constexpr (kWholeFours) {
 #pragma unroll
-      for (int part = 0; part < kWide<T> / 4; ++part) {
+      for (int part = 0; part < kWide<T>; part += 4) {
         Accumulation<T> four[4] = {};
-        if (element + 4 * part < count) load_four(tile + row * problem.pitch + c, four);
+        if (element + part < count) load_four(from, four);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) values[4 * part + i] = four[i];
-        c += 4;
-        if (c == problem.classes) c = 0, ++row;
+        for (int i = 0; i < 4; ++i) values[part + i] = four[i];
+        from += 4, c += 4;
+        if (c == problem.classes) c = 0, from += problem.pitch - problem.classes;
       }
     } else {
 #pragma unroll
       for (int i = 0; i < kWide<T>; ++i) {
-        values[i] = element + i < count ? tile[row * problem.pitch + c] : Accumulation<T>(0);
-        if (++c == problem.classes) c = 0, ++row;
+        if (element + i < count) values[i] = *from;
+        ++from, ++c;
+        if (c == problem.classes) c = 0, from += problem.pitch - problem.classes;
       }
     }
     store_window(to, element, count, wide, values);
@@ -149,11 +154,50 @@ __device__ inline void work_on_row(const Problem<T>& problem,
   }
 }
 
+// One warp's tiles: 32 rows in, work, and their gradients out.
+template <bool kWholeFours, typename T, bool kDense>
+__device__ inline void work_on_tile(const Problem<T>& problem,
+                                    const HeadScales<Accumulation<T>>& scales, std::int64_t first,
+                                    int rows, Accumulation<T>* distances, Accumulation<T>* powers,
+                                    Accumulation<T>* targets, Totals<Accumulation<T>>& totals) {
+  using A = Accumulation<T>;
+  const int lane = threadIdx.x % kWarp;
+  const int count = rows * problem.classes;
+  const std::int64_t begin = first * problem.classes;
+  copy_tile_in<kWholeFours>(problem, problem.logits + begin, count, problem.wide_logits, distances);
+  if (kDense && problem.labels == nullptr) {
+    if (problem.wide_probabilities) {
+      copy_tile_in<kWholeFours && kWide<A> >= 4>(
+          problem, static_cast<const A*>(problem.probabilities) + begin, count,
+          problem.wide_targets, targets);
+    } else {
+      copy_tile_in<kWholeFours>(problem, static_cast<const T*>(problem.probabilities) + begin,
+                                count, problem.wide_targets, targets);
+    }
+  }
+  __syncwarp();
+  if (lane < rows) {
+    const int own = lane * problem.pitch;
+    work_on_row<T, kDense>(problem, scales, first + lane, distances + own, powers + own,
+                           targets + own, totals);
+  }
+  __syncwarp();
+  if (problem.gradient != nullptr) {
+    copy_tile_out<kWholeFours>(problem, powers, count, problem.wide_gradient,
+                               problem.gradient + begin);
+  }
+  if (problem.head_gradient != nullptr) {
+    copy_tile_out<kWholeFours>(problem, distances, count, problem.wide_head_gradient,
+                               problem.head_gradient + begin);
+  }
+  __syncwarp();  // the next rows overwrite the tiles
+}
+
 template <typename T, bool kDense>
-__global__ void __launch_bounds__(128) rows_small(Problem<T> problem) {
+__global__ void __launch_bounds__(128, 4) rows_small(Problem<T> problem) {
   using A = Accumulation<T>;
   LNL_SHARED(shared);
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int warp = threadIdx.x / kWarp;
   const int tile = kWarp * problem.pitch;
   A* distances = reinterpret_cast<A*>(shared) + warp * kTiles<kDense> * tile;
   A* powers = distances + tile;
@@ -167,42 +211,29 @@ __global__ void __launch_bounds__(128) rows_small(Problem<T> problem) {
   for (std::int64_t first = first_row + warp * kWarp; first < rows;
        first += std::int64_t(gridDim.x) * blockDim.x) {
     const int here = static_cast<int>(rows - first < kWarp ? rows - first : kWarp);
-    const int count = here * problem.classes;
-    const std::int64_t begin = first * problem.classes;
-    copy_tile_in(problem, problem.logits + begin, count, problem.wide_logits, distances);
-    if (kDense && problem.labels == nullptr) {
-      if (problem.wide_probabilities) {
-        copy_tile_in(problem, static_cast<const A*>(problem.probabilities) + begin, count,
-                     problem.wide_targets, targets);
-      } else {
-        copy_tile_in(problem, static_cast<const T*>(problem.probabilities) + begin, count,
-                     problem.wide_targets, targets);
-      }
+    if (kWide<T> >= 4 && problem.classes % 4 == 0) {
+      work_on_tile<kWide<T> >= 4, T, kDense>(problem, scales, first, here, distances, powers,
+                                             targets, totals);
+    } else {
+      work_on_tile<false, T, kDense>(problem, scales, first, here, distances, powers, targets,
+                                     totals);
     }
-    __syncwarp();
-    if (lane < here) {
-      const int own = lane * problem.pitch;
-      work_on_row<T, kDense>(problem, scales, first + lane, distances + own, powers + own,
-                             targets + own, totals);
-    }
-    __syncwarp();
-    if (problem.gradient != nullptr) {
-      copy_tile_out(problem, powers, count, problem.wide_gradient, problem.gradient + begin);
-    }
-    if (problem.head_gradient != nullptr) {
-      copy_tile_out(problem, distances, count, problem.wide_head_gradient,
-                    problem.head_gradient + begin);
-    }
-    __syncwarp();  // the next rows overwrite the tiles
   }
   write_partials(problem.partials, reinterpret_cast<A*>(shared), blockDim.x, threadIdx.x, true,
                  first_row, problem.heads, problem.heads, 0, totals);
 }
 
-// Elements of a row that a lane holds: 16, or 32 for the widest rows (then e^d is computed again
-// for the gradient, since keeping it would spill).
+// Blocks of rows_medium on a multiprocessor that leave its threads registers enough not to spill.
 template <typename T, bool kDense, int kElements>
-__global__ void __launch_bounds__(128) rows_medium(Problem<T> problem) {
+constexpr int kMediumBlocks = sizeof(T) == 8 || (kDense && kElements == 32) ? 2
+                              : kDense                                      ? 3
+                                                                            : 4;
+
+// A lane holds kElements of a row: 16, or 32 for the widest rows (then e^d is computed again for
+// the gradient, since keeping it would take too many registers).
+template <typename T, bool kDense, int kElements>
+__global__ void __launch_bounds__(128, kMediumBlocks<T, kDense, kElements>)
+    rows_medium(Problem<T> problem) {
   using A = Accumulation<T>;
   constexpr int kWindows = kElements / kWide<T>;
   constexpr bool kKeepPowers = kElements <= 16;

@@ -96,14 +96,14 @@ struct ThreadSites {
 };
 
 template <typename T, bool kDense, int kSites, bool kVector>
-__global__ void __launch_bounds__(128) sites_small(Problem<T> problem) {
+__global__ void __launch_bounds__(128, sizeof(T) == 8 || kSites == 8 ? 2 : 4)
+    sites_small(Problem<T> problem) {
   using A = Accumulation<T>;
   constexpr int kBatch = 4;
   LNL_SHARED(shared);
   const int step = blockDim.x * kSites;  // from class to class
+  // The thread's column of distances; those of powers and, when dense, of targets follow.
   A* distances = reinterpret_cast<A*>(shared) + threadIdx.x * kSites;
-  A* powers = distances + problem.classes * step;
-  A* targets = powers + problem.classes * step;
   const int head = blockIdx.y;
   const auto scales = head_scales(problem, head);
   const bool one_hot = problem.labels != nullptr && problem.floor == A(0);
@@ -116,20 +116,22 @@ __global__ void __launch_bounds__(128) sites_small(Problem<T> problem) {
     A maximum[kSites];
 #pragma unroll
     for (int v = 0; v < kSites; ++v) maximum[v] = -kInfinity<A>;
+    std::int64_t offset = 0;  // of class c from class 0; here and below
+    A* column = distances;
     for (int c = 0; c < problem.classes; c += kBatch) {
       A logits[kBatch][kSites];
 #pragma unroll
       for (int k = 0; k < kBatch; ++k) {
-        if (c + k < problem.classes) {
-          sites.load(problem.logits, (c + k) * problem.positions, A(0), logits[k]);
-        }
+        if (c + k < problem.classes) sites.load(problem.logits, offset, A(0), logits[k]);
+        offset += problem.positions;
       }
 #pragma unroll
       for (int k = 0; k < kBatch; ++k) {
         if (c + k >= problem.classes) break;
 #pragma unroll
         for (int v = 0; v < kSites; ++v) maximum[v] = larger(maximum[v], logits[k][v]);
-        store_column(distances + (c + k) * step, logits[k]);
+        store_column(column, logits[k]);
+        column += step;
       }
     }
 
@@ -143,12 +145,14 @@ __global__ void __launch_bounds__(128) sites_small(Problem<T> problem) {
       label[v] = read_label(problem, sites.target_of(v));
       if (!kDense && label[v].is_class()) label_logit[v] = distances[label[v].value * step + v];
     }
+    offset = 0;
+    column = distances;
+    const int to_powers = problem.classes * step;
     for (int c = 0; c < problem.classes; ++c) {
       A logits[kSites], y[kSites] = {}, power[kSites];
-      load_column(distances + c * step, logits);
+      load_column(column, logits);
       if constexpr (kDense) {
         if (problem.labels == nullptr) {
-          const std::int64_t offset = c * problem.positions;
           if (problem.wide_probabilities) {
             sites.load(static_cast<const A*>(problem.probabilities), offset, A(0), y);
           } else {
@@ -160,14 +164,16 @@ __global__ void __launch_bounds__(128) sites_small(Problem<T> problem) {
           if (problem.labels != nullptr) y[v] = A(c == label[v].class_or_none());
           y[v] = target_of_class(problem, c, y[v]);
         }
-        store_column(targets + c * step, y);
+        store_column(column + 2 * to_powers, y);
       }
 #pragma unroll
       for (int v = 0; v < kSites; ++v) {
         add_class<T>(sums[v], logits[v], maximum[v], y[v], one_hot, logits[v], power[v]);
       }
-      store_column(distances + c * step, logits);
-      store_column(powers + c * step, power);
+      store_column(column, logits);
+      store_column(column + to_powers, power);
+      offset += problem.positions;
+      column += step;
     }
 
     Site<A, kDense> site[kSites];
@@ -180,12 +186,13 @@ __global__ void __launch_bounds__(128) sites_small(Problem<T> problem) {
       write_site(problem, scales, sites.target_of(v), site[v]);
     }
     if (!problem.wants_gradient()) continue;
+    offset = 0;
+    column = distances;
     for (int c = 0; c < problem.classes; ++c) {
       A distance[kSites], power[kSites], y[kSites] = {}, gradient[kSites];
-      load_column(distances + c * step, distance);
-      load_column(powers + c * step, power);
-      if constexpr (kDense) load_column(targets + c * step, y);
-      const std::int64_t offset = c * problem.positions;
+      load_column(column, distance);
+      load_column(column + to_powers, power);
+      if constexpr (kDense) load_column(column + 2 * to_powers, y);
       if (problem.gradient != nullptr) {
 #pragma unroll
         for (int v = 0; v < kSites; ++v) {
@@ -200,6 +207,8 @@ __global__ void __launch_bounds__(128) sites_small(Problem<T> problem) {
         }
         sites.store(problem.head_gradient, offset, gradient);
       }
+      offset += problem.positions;
+      column += step;
     }
   }
   write_partials(problem.partials, reinterpret_cast<A*>(shared), blockDim.x, threadIdx.x, true,

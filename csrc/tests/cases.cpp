@@ -76,21 +76,24 @@ const Shape kShapes[] = {
     {31, 3, 7, 1},
     {50, 2, 31, 1},
     {40, 1, 32, 1},
+    {450, 3, 5, 1},
     // rows_medium
     {9, 1, 33, 1},
+    {60, 3, 40, 1},
     {7, 1, 64, 1},
     {5, 3, 100, 1},
     {6, 1, 257, 1},
     {3, 1, 497, 1},
     {3, 2, 1000, 1},
     // rows_large
-    {2, 1, 1025, 1},
+    {5, 2, 1025, 1},
     {3, 2, 4099, 1},
     // sites_small (channels_last: rows again)
     {3, 1, 2, 5},
     {2, 1, 8, 196},
     {1, 3, 8, 64},
     {2, 2, 5, 49},
+    {4, 2, 5, 300},
     {1, 1, 16, 256},
     {1, 2, 32, 72},
     {3, 1, 3, 128},
@@ -129,6 +132,7 @@ std::string Case::name() const {
   if (!gradient) out << " no-gradient";
   if (!head_gradient) out << " no-head-gradient";
   if (separate_backward) out << " backward";
+  if (few_blocks) out << " few-blocks";
   if (misaligned != 0) out << " misaligned=" << misaligned;
   if (shared_memory != 227 * 1024) out << " shared=" << shared_memory;
   return out.str();
@@ -225,6 +229,7 @@ std::vector<Case> all_cases() {
     c.positions = shape.positions;
     c.dtype = dtype;
     c.seed = cases.size() + 1;
+    c.few_blocks = c.seed % 2 == 0;
     cases.push_back(c);
   };
   // Every shape, dtype and layout with a third of the option sets, other ones each time.

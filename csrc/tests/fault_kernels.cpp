@@ -1,17 +1,28 @@
-// The launchers for float32 alone, from a copy of csrc/cuda with one fault put in.
+// The launchers for float32 labels alone (which is quick to compile), from a copy of csrc/cuda with
+// one fault put in.
 #include "bias_loss_kernels.cuh"
 
 namespace lnl::cuda {
 
 LaunchFacts launch_facts(const BiasLossCall& call, const Device& device) {
+  const Plan plan = make_plan<float>(call, device);
   LaunchFacts facts;
-  facts.workspace = make_plan<float>(call, device).total;
+  facts.dense = plan.dense;
+  facts.workspace = plan.total;
   return facts;
 }
 
 int launch_bias_loss(const BiasLossCall& call, const Device& device, void* workspace,
                      CUstream_st* stream) {
-  return launch_call<float>(call, device, workspace, stream);
+  const Plan plan = make_plan<float>(call, device);
+  auto* bytes = static_cast<unsigned char*>(workspace);
+  if (call.loss != nullptr && call.reduction == Reduction::kMean) {
+    launch_denominators<float>(call, plan, bytes, stream);
+  }
+  if (plan.blocks > 0) {
+    launch_main<float, false>(plan, make_problem<float>(call, plan, bytes), stream);
+  }
+  return call.loss != nullptr ? launch_fold<float>(call, plan, bytes, stream) : cudaSuccess;
 }
 
 }  // namespace lnl::cuda

@@ -42,8 +42,8 @@ lnl_fault(missing_syncthreads_before_reuse bias_loss_large.cuh
   "race: ")
 lnl_fault(missing_syncwarp_before_read bias_loss_rows.cuh
   "__syncwarp();
-    if (lane < here) {"
-  "if (lane < here) {"
+  if (lane < rows) {"
+  "if (lane < rows) {"
   "race: |never written")
 lnl_fault(missing_syncwarp_before_reuse bias_loss_rows.cuh
   "__syncwarp();  // the next rows overwrite the tiles"

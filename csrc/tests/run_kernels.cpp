@@ -126,7 +126,7 @@ Results run_kernels(const Case& c, const Inputs& inputs) {
   const bool none = c.reduction == cuda::Reduction::kNone;
   const std::size_t outputs = none ? c.sites() : 1;
   emulator::settings().shared_memory = c.shared_memory;
-  const cuda::Device device{c.multiprocessors, c.shared_memory};
+  const cuda::Device device{c.few_blocks ? 1 : 2, c.shared_memory, c.few_blocks ? 1 : 16};
 
   Numbers logits("logits", c.dtype, inputs.logits, c.misaligned);
   std::optional<Buffer> labels;

@@ -1,0 +1,119 @@
+// Tensors of more than 2^31 elements: reserved but hardly touched memory, and of each launch only
+// the last block, whose sites lie beyond what 32 bits can count.
+#include <sys/mman.h>
+
+#include <cstdio>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "../emulator/emulator.h"
+#include "../emulator/include/cuda_bf16.h"
+#include "bias_loss_case.h"
+
+namespace {
+
+using namespace lnl;
+
+// Zeros that take no memory until they are touched.
+class Reserved {
+ public:
+  explicit Reserved(std::size_t bytes) : bytes_(bytes) {
+    data_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (data_ == MAP_FAILED) throw std::runtime_error("cannot reserve memory");
+  }
+  ~Reserved() { munmap(data_, bytes_); }
+  Reserved(const Reserved&) = delete;
+  Reserved& operator=(const Reserved&) = delete;
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  void* data_;
+  std::size_t bytes_;
+};
+
+int failures = 0;
+
+// The last `tail` rows (one position) or positions of the last row carry numbers, the others zeros.
+void check(const char* kernel, std::int64_t rows, std::int64_t classes, std::int64_t positions,
+           std::int64_t tail) {
+  tests::Case small;
+  small.dtype = cuda::Dtype::kBFloat16;
+  small.reduction = cuda::Reduction::kSum;
+  small.entropy_weight = 0.3;
+  small.head_gradient = false;
+  small.classes = classes;
+  (positions == 1 ? small.rows : small.positions) = tail;
+  const tests::Inputs inputs = tests::make_inputs(small);
+  const tests::Results wanted = tests::oracle(small, inputs);
+
+  const std::int64_t elements = rows * classes * positions;
+  const Reserved logits(elements * 2), gradient(elements * 2), labels(rows * positions * 8);
+  const std::int64_t first = rows * positions - tail;
+  const auto place = [&](std::int64_t site, std::int64_t c) {
+    return positions == 1 ? (first + site) * classes + c
+                          : ((rows - 1) * classes + c) * positions + positions - tail + site;
+  };
+  for (std::int64_t site = 0; site < tail; ++site) {
+    labels.as<std::int64_t>()[first + site] = inputs.labels[site];
+    for (std::int64_t c = 0; c < classes; ++c) {
+      const std::int64_t from = positions == 1 ? site * classes + c : c * tail + site;
+      logits.as<__nv_bfloat16>()[place(site, c)] =
+          __float2bfloat16_rn(static_cast<float>(inputs.logits[from]));
+    }
+  }
+  cuda::BiasLossCall call;
+  call.dtype = small.dtype;
+  call.rows = rows;
+  call.classes = classes;
+  call.positions = positions;
+  call.logits = logits.as<void>();
+  call.labels = labels.as<std::int64_t>();
+  call.entropy_weight = {true, nullptr, small.entropy_weight};
+  call.reduction = small.reduction;
+  call.gradient = gradient.as<void>();
+  float values[3];
+  call.loss = &values[0];
+  call.cross_entropy = &values[1];
+  call.entropy = &values[2];
+  const cuda::Device device{1 << 26, 227 * 1024};  // so many that no block takes a second turn
+  const cuda::LaunchFacts facts = cuda::launch_facts(call, device);
+  const Reserved workspace(facts.workspace);
+  emulator::settings().only = [](emulator::Dim3 block, emulator::Dim3 grid) {
+    return block.x + 1 == grid.x;
+  };
+  const int error = cuda::launch_bias_loss(call, device, workspace.as<void>(), nullptr);
+  emulator::settings().only = nullptr;
+  tests::Results got = wanted;
+  for (std::int64_t site = 0; site < tail; ++site) {
+    for (std::int64_t c = 0; c < classes; ++c) {
+      const std::int64_t to = positions == 1 ? site * classes + c : c * tail + site;
+      got.gradient[to] = __bfloat162float(gradient.as<__nv_bfloat16>()[place(site, c)]);
+    }
+  }
+  std::string problems = tests::compare(small, wanted, got);
+  if (error != 0) problems += "error " + std::to_string(error) + "\n";
+  if (std::strcmp(facts.kernel, kernel) != 0) {
+    problems += std::string("launched ") + facts.kernel + "\n";
+  }
+  if (!problems.empty()) ++failures;
+  std::printf("%s %s of %lld elements, %u blocks\n%s", problems.empty() ? "ok" : "FAILED", kernel,
+              static_cast<long long>(elements), facts.blocks, problems.c_str());
+}
+
+}  // namespace
+
+int main() {
+  constexpr std::int64_t one = 1;
+  check("rows_small", (one << 28) + 3, 8, 1, 3);
+  check("rows_medium", (one << 25) + 1, 64, 1, 1);
+  check("rows_large", (one << 20) + 1, 2048, 1, 1);
+  check("sites_small", 3, 8, one << 27, 8);
+  check("sites_large", 2, 64, one << 25, 8);
+  check("sites_small", 2, 2, (one << 30) + 64, 8);  // also the sites do not fit 32 bits
+  return failures > 0;
+}
