@@ -98,20 +98,23 @@ at::Tensor count_denominators(const BiasLossArguments& arguments, const Geometry
       arguments.weight.has_value() ? arguments.weight->const_data_ptr() : nullptr;
   const bool weight_is_double = weight != nullptr && arguments.weight->scalar_type() == at::kDouble;
   const KernelTable& table = kernels();
-  // One part is a piece of one plane, so that it belongs to one head.
-  const bool one_head = geometry.heads == 1;
-  const int64_t planes = one_head ? 1 : geometry.rows * geometry.heads;
-  const int64_t plane = one_head ? geometry.sites() : geometry.positions;
-  const int64_t pieces = std::max<int64_t>(1, (plane + kChunkElements - 1) / kChunkElements);
-  const int64_t parts = plane == 0 ? 0 : planes * pieces;
+  // Targets are [rows, heads, positions]. One part is a piece of what belongs to one head: of a
+  // plane of positions, or with one position a row, or one head, of all its sites at a stride.
+  const bool whole_heads = geometry.positions == 1 || geometry.heads == 1;
+  const int64_t planes = whole_heads ? geometry.heads : geometry.rows * geometry.heads;
+  const int64_t plane = whole_heads ? geometry.sites() : geometry.positions;
+  const int64_t stride = whole_heads ? geometry.heads : 1;
+  const int64_t pieces = (plane + kChunkElements - 1) / kChunkElements;
+  const int64_t parts = planes * pieces;
   std::vector<TargetCount> counts(parts);
   const int64_t grain = std::max<int64_t>(1, kParallelElements / std::max<int64_t>(1, plane));
   at::parallel_for(0, parts, grain, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
       const int64_t first = (part % pieces) * kChunkElements;
       const int64_t count = std::min(kChunkElements, plane - first);
+      const int64_t start = whole_heads ? part / pieces : (part / pieces) * plane;
       counts[part] =
-          table.count_targets(target + (part / pieces) * plane + first, count,
+          table.count_targets(target + start + first * stride, count, stride,
                               arguments.ignore_index, geometry.classes, weight, weight_is_double);
     }
   });
@@ -120,7 +123,7 @@ at::Tensor count_denominators(const BiasLossArguments& arguments, const Geometry
     if (!counts[part].in_range) {
       report_target(arguments.target, arguments.ignore_index, geometry.classes);
     }
-    const int64_t head = one_head ? 0 : (part / pieces) % geometry.heads;
+    const int64_t head = (part / pieces) % geometry.heads;
     out[2 * head] += counts[part].weight;
     out[2 * head + 1] += static_cast<double>(counts[part].counted);
   }

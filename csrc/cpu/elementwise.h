@@ -1,29 +1,40 @@
 // What is done to whole arrays without the kernels: checking and counting targets, scaling a
 // gradient. Included like simd.h: inside each instruction set's namespace.
 
-TargetCount count_targets(const int64_t* target, int64_t count, int64_t ignore_index,
-                          int64_t classes, const void* weight, bool weight_is_double) {
-  TargetCount result;
+template <typename W>
+double sum_of_weights(const int64_t* target, int64_t count, int64_t stride, int64_t ignore_index,
+                      const W* weight) {
+  double sum = 0.0;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t value = target[i * stride];
+    if (value != ignore_index) {
+      sum += static_cast<double>(weight[value]);
+    }
+  }
+  return sum;
+}
+
+TargetCount count_targets(const int64_t* target, int64_t count, int64_t stride,
+                          int64_t ignore_index, int64_t classes, const void* weight,
+                          bool weight_is_double) {
   int64_t outside = 0;
   int64_t counted = 0;
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t is_counted = target[i] != ignore_index;
-    const int64_t in_range = (target[i] >= 0) & (target[i] < classes);
+    const int64_t value = target[i * stride];
+    const int64_t is_counted = value != ignore_index;
+    const int64_t in_range = (value >= 0) & (value < classes);
     counted += is_counted;
     outside |= is_counted & (in_range ^ 1);
   }
+  TargetCount result;
   result.counted = counted;
   result.in_range = outside == 0;
   result.weight = static_cast<double>(counted);
   if (weight != nullptr && result.in_range) {
-    double sum = 0.0;
-    for (int64_t i = 0; i < count; ++i) {
-      if (target[i] != ignore_index) {
-        sum += weight_is_double ? static_cast<const double*>(weight)[target[i]]
-                                : static_cast<double>(static_cast<const float*>(weight)[target[i]]);
-      }
-    }
-    result.weight = sum;
+    result.weight = weight_is_double ? sum_of_weights(target, count, stride, ignore_index,
+                                                      static_cast<const double*>(weight))
+                                     : sum_of_weights(target, count, stride, ignore_index,
+                                                      static_cast<const float*>(weight));
   }
   return result;
 }

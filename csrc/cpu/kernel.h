@@ -66,8 +66,10 @@ struct KernelTable {
   int64_t (*units)(const Problem&);
   // Chunks [begin, end) of `chunk` units each; adds chunk i's sums to sums[i * heads ...].
   void (*run)(const Problem&, int64_t begin, int64_t end, int64_t chunk, Sums* sums);
-  TargetCount (*count_targets)(const int64_t* target, int64_t count, int64_t ignore_index,
-                               int64_t classes, const void* weight, bool weight_is_double);
+  // target[0], target[stride], ... : `count` of them.
+  TargetCount (*count_targets)(const int64_t* target, int64_t count, int64_t stride,
+                               int64_t ignore_index, int64_t classes, const void* weight,
+                               bool weight_is_double);
   // gradient *= factor, in float32 for the halves.
   void (*scale)(void* gradient, int64_t begin, int64_t end, DType dtype, double factor);
 };

@@ -14,15 +14,15 @@ struct RowRunner {
   explicit RowRunner(const Problem& p) : problem(p) {}
 
   void run(int64_t begin, int64_t end, Sums* sums) {
-    for (int64_t index = begin; index < end; ++index) {
-      run_row(index, sums);
+    SiteCursor cursor(problem, begin);
+    for (int64_t index = begin; index < end; ++index, cursor.advance()) {
+      run_row(index, cursor.place(), sums);
     }
   }
 
-  void run_row(int64_t index, Sums* sums) {
+  void run_row(int64_t index, const SitePlace& place, Sums* sums) {
     const int64_t classes = problem.classes;
     const int64_t offset = index * classes;
-    const SitePlace place = place_of_row(problem, index);
     const SiteTerms<T> site = site_terms<T>(problem, place);
     const S* const logits = static_cast<const S*>(problem.logits) + offset;
     S* const gradient = static_cast<S*>(problem.gradient) + (Gradients > 0 ? offset : 0);

@@ -236,14 +236,15 @@ struct SiteRunner {
     const int64_t sites = problem.rows * problem.heads * problem.positions;
     const int64_t classes = problem.classes;
     SitePlace places[B];
+    SiteCursor cursor(problem, begin * B);
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t first = unit * B;
       const int count = static_cast<int>(first + B <= sites ? B : sites - first);
       if (problem.heads == 1) {
         set_lanes(0, first, first, count);
       } else {
-        for (int lane = 0; lane < count; ++lane) {
-          places[lane] = place_of_row(problem, first + lane);
+        for (int lane = 0; lane < count; ++lane, cursor.advance()) {
+          places[lane] = cursor.place();
           set_lane(lane, site_terms<T>(problem, places[lane]));
         }
       }

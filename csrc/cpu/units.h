@@ -40,17 +40,41 @@ struct SitePlace {
   int64_t upstream;  // in [rows, positions]
 };
 
-// Sites in the order of channels_last memory, [rows, positions, heads].
-LNL_INLINE SitePlace place_of_row(const Problem& problem, int64_t row) {
-  if (problem.heads == 1) {
-    return {0, row, row};
+// Walks the sites in the order of channels_last memory, [rows, positions, heads]: divides once.
+class SiteCursor {
+ public:
+  SiteCursor(const Problem& problem, int64_t site)
+      : heads_(problem.heads), positions_(problem.positions) {
+    place_.head = site % heads_;
+    place_.upstream = site / heads_;
+    position_ = place_.upstream % positions_;
+    const int64_t row = place_.upstream / positions_;
+    place_.target = (row * heads_ + place_.head) * positions_ + position_;
   }
-  const int64_t head = row % problem.heads;
-  const int64_t site = row / problem.heads;
-  const int64_t n = site / problem.positions;
-  const int64_t s = site % problem.positions;
-  return {head, (n * problem.heads + head) * problem.positions + s, site};
-}
+
+  const SitePlace& place() const { return place_; }
+
+  void advance() {
+    place_.target += positions_;
+    if (++place_.head < heads_) {
+      return;
+    }
+    // The first head of the next position; past the last one that of the next row.
+    place_.head = 0;
+    ++place_.upstream;
+    place_.target += 1 - heads_ * positions_;
+    if (++position_ == positions_) {
+      position_ = 0;
+      place_.target += (heads_ - 1) * positions_;
+    }
+  }
+
+ private:
+  int64_t heads_;
+  int64_t positions_;
+  int64_t position_;
+  SitePlace place_;
+};
 
 template <typename T>
 ClassTerms<T> class_terms(const Problem& problem) {
