@@ -57,7 +57,7 @@ ctest: install
 	$(BIN)/ctest --test-dir $(CMAKE_BUILD) --output-on-failure --no-tests=error
 
 test-install: install
-	$(BIN)/python -m pytest -m slow python_tests/test_packaging.py
+	$(BIN)/python -m pytest -m slow python_tests/test_installation.py
 
 format: install
 	$(BIN)/ruff check --fix .

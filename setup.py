@@ -5,6 +5,7 @@ from setuptools import Extension, setup
 from build_support.extension import NAME, build_command, sources
 
 setup(
+    license="MIT",
     ext_modules=[Extension(NAME, sources("cpu"))],
     cmdclass={"build_ext": build_command()},
 )

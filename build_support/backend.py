@@ -35,7 +35,8 @@ __all__ = [
 Settings: TypeAlias = "Mapping[str, str | list[str] | None] | None"
 
 MINIMUM_TORCH = (2, 9)
-MINIMUM_SETUPTOOLS = (77, 0)
+MINIMUM_SETUPTOOLS = (64, 0)  # the first that builds editable wheels
+SETUPTOOLS_WITH_WHEEL = (70, 1)  # older ones need the package wheel for it
 TORCH_REQUIREMENT = "torch>={}.{}".format(*MINIMUM_TORCH)
 
 
@@ -76,9 +77,12 @@ def find_torch() -> bool:
 
 
 def check_setuptools() -> None:
-    """Refuse a setuptools that cannot read pyproject.toml; only unisolated builds can have one."""
-    if release(setuptools.__version__) < MINIMUM_SETUPTOOLS:
-        wanted = ".".join(map(str, MINIMUM_SETUPTOOLS))
+    """Refuse a setuptools that cannot build wheels; only unisolated builds can have one."""
+    found = release(setuptools.__version__)
+    if found < MINIMUM_SETUPTOOLS or (
+        found < SETUPTOOLS_WITH_WHEEL and importlib.util.find_spec("wheel") is None
+    ):
+        wanted = ".".join(map(str, SETUPTOOLS_WITH_WHEEL))
         raise SystemExit(
             f"error: building lnl_ext needs setuptools >= {wanted}, and this environment has "
             f"{setuptools.__version__}: run `pip install --upgrade setuptools`, or leave out "

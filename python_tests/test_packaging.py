@@ -59,7 +59,7 @@ def test_metadata_states_version_licence_and_dependencies() -> None:
     metadata = importlib.metadata.metadata("lnl_ext")
     requirements = importlib.metadata.requires("lnl_ext") or []
     assert metadata["Version"] == lnl_ext.__version__
-    assert metadata["License-Expression"] == "MIT"
+    assert metadata["License"] == "MIT"
     assert backend.TORCH_REQUIREMENT in requirements
     assert any(re.fullmatch(r"numpy\b.*", line) for line in requirements if "extra" not in line)
     assert {"train", "test"} <= set(metadata.get_all("Provides-Extra") or [])
@@ -399,7 +399,17 @@ def test_torch_requirement_is_the_projects() -> None:
     assert f'"{backend.TORCH_REQUIREMENT}"' in (ROOT / "pyproject.toml").read_text()
 
 
-def test_old_setuptools_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend.setuptools, "__version__", "65.5.0")
-    with pytest.raises(SystemExit, match=r"setuptools >= 77\.0, .* has 65\.5\.0"):
+@pytest.mark.parametrize("found", ["63.4.0", "65.5.0"])
+def test_setuptools_that_cannot_build_wheels_is_refused(
+    monkeypatch: pytest.MonkeyPatch, found: str
+) -> None:
+    monkeypatch.setattr(backend.setuptools, "__version__", found)
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=rf"setuptools >= 70\.1, .* has {re.escape(found)}"):
         backend.check_setuptools()
+
+
+def test_old_setuptools_builds_with_the_package_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend.setuptools, "__version__", "65.5.0")
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: object())
+    backend.check_setuptools()
