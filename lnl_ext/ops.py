@@ -150,6 +150,13 @@ def _save_bias_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
     )
     ctx.options = Options(*options[:5])
     ctx.early = options[5]
+    # Whoever calls the operator itself has the gradient, too: it must stay as it was.
+    ctx.owns_gradient = False
+
+
+def _save_own_bias_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _save_bias_loss(ctx, inputs, output)
+    ctx.owns_gradient = True
 
 
 def _bias_loss_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -161,7 +168,7 @@ def _bias_loss_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None,
         held = gradient if ctx.early else None
         result = _Gradient.apply(grad_loss, *tensors, *ctx.options, True, False, held)[0]
     elif ctx.early:
-        result = _scaled(gradient, grad_loss)
+        result = _scaled(gradient, grad_loss) if ctx.owns_gradient else gradient * grad_loss
     else:
         result, _ = torch.ops.lnl_ext.bias_loss_backward(
             grad_loss, *tensors, *ctx.options, True, False
@@ -171,7 +178,8 @@ def _bias_loss_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None,
 
 def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
     """Return ``gradient * factor``, in place where nobody will ask for the gradient again."""
-    if torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph():
+    traced = torch.compiler.is_compiling() or type(gradient) is not Tensor
+    if traced or torch._C._autograd._get_current_graph_task_keep_graph():
         return gradient * factor
     torch.ops.lnl_ext.scale_gradient_(gradient, factor)
     return gradient
@@ -207,7 +215,7 @@ class _BiasLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
         result: tuple[Tensor, ...] = torch.ops.lnl_ext.bias_loss(*arguments)
-        _save_bias_loss(ctx, arguments, result)
+        _save_own_bias_loss(ctx, arguments, result)
         return result
 
     backward = staticmethod(_bias_loss_backward)
@@ -221,7 +229,7 @@ class _BiasLossUnderTransforms(torch.autograd.Function):
         result: tuple[Tensor, ...] = torch.ops.lnl_ext.bias_loss(*arguments)
         return result
 
-    setup_context = staticmethod(_save_bias_loss)
+    setup_context = staticmethod(_save_own_bias_loss)
     backward = staticmethod(_bias_loss_backward)
 
 
@@ -286,12 +294,16 @@ def bias_loss(
     ``reduction="none"``, where there is a factor per site.
     """
     needed = logits.requires_grad and torch.is_grad_enabled()
-    if not needed:
+    # The operator knows no tangents and would drop them; the autograd.Function refuses them.
+    forward_mode = torch.autograd.forward_ad._current_level >= 0
+    if entropy_weight is not None and entropy_weight is reversal:
+        entropy_weight = entropy_weight.clone()  # Dynamo refuses one tensor for two arguments
+    transformed = torch._C._are_functorch_transforms_active()
+    if not (needed or forward_mode or transformed):
         loss, cross_entropy, entropy, *_ = torch.ops.lnl_ext.bias_loss(
             logits.detach(), target, weight, reversal, entropy_weight, None, *options, False, False
         )
         return loss, cross_entropy, entropy
-    transformed = torch._C._are_functorch_transforms_active()
     function = _BiasLossUnderTransforms if transformed else _BiasLoss
     early = logits.dtype != torch.float16 and options.reduction != REDUCTIONS["none"]
     loss, cross_entropy, entropy, *_ = function.apply(
