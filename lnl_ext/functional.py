@@ -165,4 +165,7 @@ def fused_bias_loss(
 def _as_tensor(coefficient: Coefficient) -> Tensor:
     if isinstance(coefficient, Tensor):
         return coefficient
+    if torch.compiler.is_compiling():
+        # A sum keeps the number an input of the graph; torch.full would compile for every value.
+        return torch.zeros((), dtype=torch.float64) + coefficient
     return torch.full((), coefficient, dtype=torch.float64)
