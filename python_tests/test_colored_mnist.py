@@ -90,6 +90,18 @@ def test_bias_labels_are_those_of_the_authors_code(test_set):
         np.testing.assert_array_equal(targets["color"].numpy(), colored.max((0, 1)) // 32)
 
 
+def test_heads_of_one_digit_see_that_digit_only(test_set):
+    _, labels, targets = test_set.batch(range(200))
+    both, color = targets["color_and_digit"], targets["color"]
+    assert both.shape == (200, 33)
+    assert torch.equal(both[:, :3], color)
+    given = both[:, 3:].reshape(200, 10, 3)
+    for digit in range(10):
+        own = labels == digit
+        assert torch.equal(given[own, digit], color[own])
+        assert (given[~own, digit] == -100).all()
+
+
 def test_a_sample_a_batch_and_a_loader_agree(test_set):
     images, labels, targets = test_set.batch([5, 2])
     assert images.shape == (2, 3, 28, 28)

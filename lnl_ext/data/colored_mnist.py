@@ -85,7 +85,9 @@ class ColoredMNIST(Dataset[Batch]):
     bias : dict of str to Tensor
         ``"pixel_color"``: ``(N, 3, 14, 14)`` int8, the odd pixels' value // 32 per channel,
         ``IGNORE_INDEX`` where the value is 0. ``"color"``: ``(N, 3)`` uint8, per channel the
-        maximum over the image // 32.
+        maximum over the image // 32. ``"color_and_digit"``: ``(N, 3 + 30)`` int8, ``"color"``
+        for heads that do not know the digit, and once more for three heads of every digit,
+        ``IGNORE_INDEX`` for those of the other digits.
     source : pathlib.Path
         The file or folder that was read.
 
@@ -116,6 +118,9 @@ class ColoredMNIST(Dataset[Batch]):
         self.biased = split == "train" if biased is None else biased
         root = Path(root)
         authors = root / f"mnist_10color_jitter_var_{variance:.3f}.npy"
+        rows: slice | npt.NDArray[np.int64] = slice(None)
+        if indices is not None:
+            rows = np.asarray(indices, dtype=np.int64)
         if root.suffix == ".npy" or authors.is_file():
             self.source = root if root.suffix == ".npy" else authors
             if biased is not None and biased != (split == "train"):
@@ -123,20 +128,20 @@ class ColoredMNIST(Dataset[Batch]):
                     f"{self.source} is coloured already: its split {split!r} cannot "
                     f"be read with biased={biased}"
                 )
-            colored, labels = _read_authors_file(self.source, split)
+            images, labels = _read_authors_file(self.source, split)
+            colored, labels = images[rows], labels[rows]
         else:
             self.source = root
             grey, digits = read_mnist_split(root, split)
-            labels = digits.astype(np.int64)
-            colored = _color(grey, labels, variance, seed, split, self.biased)
-        if indices is not None:
-            keep = np.asarray(indices, dtype=np.int64)
-            colored, labels = colored[keep], labels[keep]
+            drawn = _draw_colors(digits, variance, seed, split, self.biased)
+            colored, labels = _paint(grey[rows], drawn[rows]), digits[rows].astype(np.int64)
         self.colored = torch.from_numpy(np.ascontiguousarray(colored))
         self.labels = torch.from_numpy(np.ascontiguousarray(labels))
+        color = torch.div(self.colored.amax((2, 3)), 32, rounding_mode="floor")
         self.bias = {
             "pixel_color": pixel_color_target(self.colored),
-            "color": torch.div(self.colored.amax((2, 3)), 32, rounding_mode="floor"),
+            "color": color,
+            "color_and_digit": color_and_digit_target(color, self.labels),
         }
 
     def __len__(self) -> int:
@@ -200,6 +205,27 @@ def pixel_color_target(colored: Tensor) -> Tensor:
     return bins.masked_fill_(value == 0, IGNORE_INDEX)
 
 
+def color_and_digit_target(color: Tensor, labels: Tensor) -> Tensor:
+    """Repeat the colour's bins for heads of which each sees the samples of one digit only.
+
+    Parameters
+    ----------
+    color
+        ``(N, 3)`` bins.
+    labels
+        ``(N,)`` digits.
+
+    Returns
+    -------
+    Tensor
+        ``(N, 33)`` int8: the bins, then three columns a digit.
+    """
+    own = torch.arange(10) == labels[:, None]
+    given = color.to(torch.int8)[:, None, :].expand(-1, 10, -1)
+    given = given.masked_fill(~own[:, :, None], IGNORE_INDEX)
+    return torch.cat([color.to(torch.int8), given.flatten(1)], dim=1)
+
+
 def normalize(colored: Tensor) -> Tensor:
     """Turn ``(N, 3, 28, 28)`` uint8 into normalised float32, channels_last."""
     images = colored.contiguous(memory_format=torch.channels_last).float().div_(255)
@@ -208,21 +234,21 @@ def normalize(colored: Tensor) -> Tensor:
     return images.sub_(mean).div_(std)
 
 
-def _color(
-    grey: npt.NDArray[np.uint8],
-    labels: npt.NDArray[np.int64],
-    variance: float,
-    seed: int,
-    split: str,
-    biased: bool,
-) -> npt.NDArray[np.uint8]:
-    """Colour ``(N, 28, 28)`` digits into ``(N, 3, 28, 28)``, deterministically."""
+def _draw_colors(
+    digits: npt.NDArray[np.uint8], variance: float, seed: int, split: str, biased: bool
+) -> npt.NDArray[np.float32]:
+    """Draw the colours ``(N, 3)`` of the digits ``(N,)``, in [0, 1]."""
     # The split is part of the seed: test colours must not repeat the training noise.
     generator = np.random.default_rng([seed, ("train", "test").index(split), int(biased)])
     means = np.asarray(MEAN_COLORS, dtype=np.float64) / 255
-    chosen = labels if biased else generator.integers(0, len(means), len(labels))
-    noise = generator.standard_normal((len(labels), 3)) * np.sqrt(variance)
-    color = np.clip(means[chosen] + noise, 0, 1).astype(np.float32)
+    chosen = digits if biased else generator.integers(0, len(means), len(digits))
+    noise = generator.standard_normal((len(digits), 3)) * np.sqrt(variance)
+    colors: npt.NDArray[np.float32] = np.clip(means[chosen] + noise, 0, 1).astype(np.float32)
+    return colors
+
+
+def _paint(grey: npt.NDArray[np.uint8], color: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Multiply grey ``(N, 28, 28)`` with colours ``(N, 3)`` into ``(N, 3, 28, 28)``."""
     # One channel at a time keeps the float copy a third as large.
     colored = np.empty((len(grey), 3, *grey.shape[1:]), np.uint8)
     for channel in range(3):

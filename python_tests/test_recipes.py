@@ -1,0 +1,162 @@
+"""The recipes of the coloured-MNIST benchmark, and one short run of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from lnl_ext.data import ColoredMNIST
+from lnl_ext.methods import METHODS, get_method
+from lnl_ext.recipes import RECIPES
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import colored_mnist  # noqa: E402
+import demo  # noqa: E402
+
+
+def test_paper_recipe_is_the_authors():
+    recipe = RECIPES["paper"]
+    assert recipe.batch_size == 128
+    assert recipe.from_baseline
+    assert not recipe.ramp
+    for config, rate in ((recipe.baseline, 0.01), (recipe.unlearning, 0.001)):
+        assert config.epochs == 100
+        optimizers = [config.optimizer]
+        if config is recipe.unlearning:
+            assert config.update == "two_step"
+            optimizers.append(config.head_optimizer)
+        for optimizer in optimizers:
+            assert optimizer.name == "sgd"
+            assert optimizer.learning_rate == rate
+            assert optimizer.momentum == 0.9
+            assert optimizer.weight_decay == 5e-4
+            assert optimizer.schedule == "step"
+            assert (optimizer.decay_epochs, optimizer.decay_factor) == (40, 0.1)
+    (head,) = recipe.heads
+    assert head.reversal == 0.1
+    # They weigh the mean of three heads' entropies with 0.01.
+    assert head.entropy_weight == pytest.approx(0.01 / 3)
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_the_baseline_is_not_trained_for_less(recipe):
+    assert recipe.baseline.epochs >= recipe.unlearning.epochs
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_adversaries_take_the_batches_of_the_data(recipe, name):
+    dataset = ColoredMNIST(colored_mnist.MNIST, split="test", indices=range(4))
+    _, _, bias = dataset.batch(range(4))
+    adversaries = recipe.adversaries(get_method(name))
+    assert bool(adversaries) == get_method(name).adversarial
+    features = torch.rand(4, 32, 14, 14, requires_grad=True)
+    for target, adversary in adversaries.items():
+        adversary.set_progress(1.0)
+        loss = adversary(features, bias[target])
+        assert loss.isfinite()
+        loss.backward()
+        assert features.grad.abs().sum() > 0
+
+
+def test_heads_of_single_digits_count_per_sample_of_the_batch():
+    """Their sums over the batch are those of 3 + 3 predictions a sample, absent digits included."""
+    recipe = RECIPES["default"]
+    (adversary,) = recipe.adversaries(get_method("lnl")).values()
+    adversary.set_progress(1.0)
+    dataset = ColoredMNIST(colored_mnist.MNIST, split="test", indices=range(recipe.batch_size))
+    _, labels, bias = dataset.batch(range(len(dataset)))
+    features = torch.rand(len(dataset), 32, 14, 14, requires_grad=True)
+    adversary(features, bias["color_and_digit"]).backward()
+
+    other = features.detach().requires_grad_()
+    logits = adversary.head(other).view(len(dataset), 11, 3, 8)
+    own = logits[torch.arange(len(dataset)), labels + 1]
+    seen = torch.stack([logits[:, 0], own], dim=1).log_softmax(-1)
+    color = bias["color"][:, None].expand(-1, 2, -1)
+    cross_entropy = 6 * F.nll_loss(seen.flatten(0, 2), color.flatten())
+    entropy = -6 * (seen.exp() * seen).sum(-1).mean()
+    (-0.3 * cross_entropy - 0.03 * entropy).backward()
+    torch.testing.assert_close(features.grad, other.grad, rtol=1e-4, atol=1e-8)
+
+
+@pytest.fixture(scope="module")
+def data() -> colored_mnist.Data:
+    """A few hundred digits."""
+
+    def digits(split: str, biased: bool) -> ColoredMNIST:
+        return ColoredMNIST(colored_mnist.MNIST, split=split, biased=biased, indices=range(320))
+
+    return colored_mnist.Data(
+        digits("train", True),
+        digits("test", False),
+        digits("train", False),
+        digits("test", False),
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "recipe", "stages"),
+    [
+        ("lnl", "default", ["lnl"]),
+        ("lnl", "paper", ["baseline", "lnl"]),
+        ("gray", "paper", ["gray"]),
+    ],
+)
+def test_a_run_is_measured_and_recorded(tmp_path, data, method, recipe, stages):
+    result = colored_mnist.run(
+        method, recipe, data, 0, epochs=0.5, output=tmp_path / "run", progress=False
+    )
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(stages)
+    assert result.epoch == 0.5 * len(stages)
+    assert result.paper_accuracy == colored_mnist.PAPER[method][0.02]
+    for value in (result.test_accuracy, result.leakage, result.leakage_before):
+        assert 0 <= value <= 1
+    colored_mnist.append(tmp_path / "results.jsonl", result)
+    (line,) = (tmp_path / "results.jsonl").read_text().splitlines()
+    assert json.loads(line) == dataclasses.asdict(result)
+    assert f"{result.test_accuracy:.4f}" in colored_mnist.table([result])
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, data):
+    def run() -> colored_mnist.Run:
+        return colored_mnist.run(
+            "lnl", "default", data, 0, epochs=0.5, output=tmp_path, progress=False, before=False
+        )
+
+    assert run() == run()
+
+
+def test_the_demo_draws_and_reports_both_methods(tmp_path, data):
+    result = colored_mnist.Run(
+        benchmark="colored_mnist",
+        method="lnl",
+        recipe="default",
+        variance=0.02,
+        seed=7,
+        epoch=3.0,
+        test_accuracy=0.75,
+        leakage=0.5,
+        leakage_before=None,
+        leakage_chance=0.25,
+        information=0.4,
+        minutes=1.0,
+        train_samples=320,
+        threads=1,
+        paper_accuracy=0.8185,
+    )
+    runs = [dataclasses.replace(result, method="baseline", test_accuracy=0.25), result]
+    text = demo.table(runs)
+    assert "+0.5000" in text
+    assert "0.4055" in text
+    assert "0.8185" in text
+    demo.draw(runs, data, tmp_path / "folder" / "demo.png")
+    assert (tmp_path / "folder" / "demo.png").read_bytes().startswith(b"\x89PNG")
