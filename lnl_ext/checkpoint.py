@@ -38,7 +38,7 @@ def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None
         then unchanged and the temporary file is gone.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from torch import Tensor
 Record = dict[str, Any]
 
 
-class NonFiniteLossError(ArithmeticError):
-    """A loss became NaN or infinite; the message names the term, the epoch and the step."""
+class NonFiniteError(ArithmeticError):
+    """A loss or a weight became NaN or infinite; the message says which, and at which step."""
 
 
 class LossMeter:
@@ -46,7 +47,7 @@ class LossMeter:
 
         Raises
         ------
-        NonFiniteLossError
+        NonFiniteError
             If a term of a pending step is NaN or infinite.
         """
         if not self._pending:
@@ -62,7 +63,7 @@ class LossMeter:
             for name, value in step.items():
                 if not math.isfinite(value):
                     others = ", ".join(f"{n} {v:.4g}" for n, v in step.items() if n != name)
-                    raise NonFiniteLossError(f"{name} is {value} at {where} ({others})")
+                    raise NonFiniteError(f"{name} is {value} at {where} ({others})")
                 self.sums[name] = self.sums.get(name, 0.0) + value * samples
             self.samples += samples
             self.last = step
@@ -183,7 +184,7 @@ class Scalars:
 
 
 class Progress:
-    """A bar over the steps of a run with its ETA and the latest losses.
+    """A bar over the steps of a run, with its ETA and the epoch's mean losses so far.
 
     Redrawn at most ten times a second on a terminal; elsewhere (a log file) a line at most every
     30 seconds.
@@ -194,28 +195,40 @@ class Progress:
         If the package ``tqdm`` is missing.
     """
 
+    # Those of the terms that tell whether things go well.
+    _SHOWN = ("label_loss", "label_accuracy", "cross_entropy")
+
     def __init__(self, total: int, done: int) -> None:
         try:
-            from tqdm import tqdm  # type: ignore[import-untyped]
+            from tqdm import tqdm
         except ImportError as error:
             raise ImportError(
                 "progress=True needs the package tqdm: pip install tqdm, or pass progress=False"
             ) from error
-        interval = 0.1 if sys.stderr.isatty() else 30.0
+        self._interval = 0.1 if sys.stderr.isatty() else 30.0
+        self._due = 0.0
         self._bar = tqdm(
-            total=total, initial=done, unit="step", mininterval=interval, dynamic_ncols=True
+            total=total, initial=done, unit="step", mininterval=self._interval, dynamic_ncols=True
         )
 
-    def update(self, stage: str, losses: Mapping[str, float]) -> None:
+    def update(self, stage: str, meter: LossMeter) -> None:
         """Advance by one step."""
-        shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
-        self._bar.set_description_str(stage, refresh=False)
-        self._bar.set_postfix_str(shown, refresh=False)
+        now = time.monotonic()
+        if now >= self._due:
+            self._due = now + self._interval
+            self._show(stage, meter)
         self._bar.update()
 
     def close(self) -> None:
         """Leave the bar as it stands."""
         self._bar.close()
+
+    def _show(self, stage: str, meter: LossMeter) -> None:
+        losses = {n: v for n, v in meter.means().items() if n.endswith(self._SHOWN)}
+        self._bar.set_description_str(stage, refresh=False)
+        self._bar.set_postfix_str(
+            ", ".join(f"{name} {value:.3f}" for name, value in losses.items()), refresh=False
+        )
 
 
 class RunLog:
@@ -260,10 +273,10 @@ class RunLog:
         for sink in self._sinks:
             sink.write(record)
 
-    def advance(self, stage: str, losses: Mapping[str, float]) -> None:
+    def advance(self, stage: str, meter: LossMeter) -> None:
         """Move the bar by one step."""
         if self._bar is not None:
-            self._bar.update(stage, losses)
+            self._bar.update(stage, meter)
 
     def close(self) -> None:
         """Close the files and leave the bar."""

@@ -12,20 +12,18 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lnl_ext.adversary import BiasAdversary
 from lnl_ext.batches import Batch, BatchStream, to_device
 from lnl_ext.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from lnl_ext.config import Stage, TrainerConfig, changed_fields
-from lnl_ext.metrics import LossMeter, Record, RunLog
+from lnl_ext.metrics import LossMeter, NonFiniteError, Record, RunLog
+from lnl_ext.stepper import Stepper
 from lnl_ext.updates import (
     FoolObjective,
     JointObjective,
     JointUpdate,
     PredictObjective,
-    Stepper,
     TaskLoss,
     TwoStepUpdate,
 )
@@ -105,40 +103,14 @@ class Trainer:
         if config.channels_last:
             for module in (self._network, *self.adversaries.values()):
                 module.to(memory_format=torch.channels_last)
-        self.averaged: AveragedModel | None = None
-        if config.average_decay is not None:
-            self.averaged = AveragedModel(
-                self._network,
-                multi_avg_fn=get_ema_multi_avg_fn(  # type: ignore[no-untyped-call]
-                    config.average_decay
-                ),
-                use_buffers=True,
-            )
-        self.optimizers = self._build_optimizers()
-        self.schedulers: dict[str, LRScheduler] = {}
-        amp = None if config.amp is None else cast(torch.dtype, getattr(torch, config.amp))
-        self._stepper = Stepper(self.optimizers, self.device.type, amp)
+        heads = itertools.chain.from_iterable(a.parameters() for a in self.adversaries.values())
+        self.stepper = Stepper(self._network, heads, config, self.device.type)
         self._update = self._build_update(task_loss)
         self._meter = LossMeter()
         self._stream: BatchStream | None = None
         self._loaded_stream: dict[str, Any] | None = None
 
     # ------------------------------------------------------------------ construction
-
-    def _build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        heads = itertools.chain.from_iterable(a.parameters() for a in self.adversaries.values())
-        groups = {
-            "model": (self._network.parameters(), self.config.optimizer),
-            "heads": (heads, self.config.head_optimizer),
-        }
-        optimizers = {}
-        for name, (parameters, config) in groups.items():
-            learning = [p for p in dict.fromkeys(parameters) if p.requires_grad]
-            if learning:
-                optimizers[name] = config.build(learning)
-        if "model" not in optimizers:
-            raise ValueError("features and classifier have no parameter that requires a gradient")
-        return optimizers
 
     def _build_update(self, task_loss: TaskLoss) -> JointUpdate | TwoStepUpdate:
         def objective(kind: type[_Objective]) -> _Objective:
@@ -147,22 +119,18 @@ class Trainer:
                 built.compile()
             return built
 
-        joint = JointUpdate(objective(JointObjective), self._stepper)
+        joint = JointUpdate(objective(JointObjective), self.stepper)
         if self.config.update == "joint" or not self.adversaries:
             return joint
         return TwoStepUpdate(
-            joint, objective(FoolObjective), objective(PredictObjective), self._stepper
+            joint, objective(FoolObjective), objective(PredictObjective), self.stepper
         )
 
     def _start(self, steps_per_epoch: int) -> None:
         """Fix the length of the run, which the learning rate schedules need."""
         self.steps_per_epoch = steps_per_epoch
         train_steps = self.config.stages(steps_per_epoch)[-1].steps
-        configs = {"model": self.config.optimizer, "heads": self.config.head_optimizer}
-        self.schedulers = {
-            name: configs[name].build_scheduler(optimizer, train_steps, steps_per_epoch)
-            for name, optimizer in self.optimizers.items()
-        }
+        self.stepper.start(train_steps, steps_per_epoch)
 
     # ------------------------------------------------------------------ running
 
@@ -204,8 +172,8 @@ class Trainer:
 
         Raises
         ------
-        NonFiniteLossError
-            A loss term became NaN or infinite. The last checkpoint is from before that.
+        NonFiniteError
+            A loss or a weight became NaN or infinite. The last checkpoint is from before that.
         FileExistsError
             ``output`` holds the checkpoint of another run.
         """
@@ -277,7 +245,7 @@ class Trainer:
                 self._meter.flush()
             if log_now:
                 run.log.write(self._record("step", stage, epoch) | self._meter.last)
-            run.log.advance(stage.name, self._meter.last)
+            run.log.advance(stage.name, self._meter)
             if self.step == end:
                 break
             if run.checkpoint_every is not None and self.step % run.checkpoint_every == 0:
@@ -299,24 +267,18 @@ class Trainer:
             adversary.set_progress(t)
         terms = self._update(images, labels, bias, detached=pretraining)
         if not pretraining:
-            for scheduler in self.schedulers.values():
-                scheduler.step()
-            if self.averaged is not None:
-                self.averaged.update_parameters(self._network)
+            self.stepper.end_of_train_step()
         return terms, len(labels)
 
     def _record(self, kind: str, stage: Stage, epoch: int) -> Record:
-        record: Record = {
+        return {
             "kind": kind,
             "stage": stage.name,
             "epoch": epoch,
             "step": self.step,
             "seconds": round(self.seconds, 3),
+            **self.stepper.learning_rates(),
         }
-        names = {"model": "learning_rate", "heads": "head_learning_rate"}
-        for name, optimizer in self.optimizers.items():
-            record[names[name]] = optimizer.param_groups[0]["lr"]
-        return record
 
     def _end_epoch(self, stage: Stage, run: _Run) -> None:
         assert self.steps_per_epoch is not None
@@ -324,7 +286,11 @@ class Trainer:
         record = self._record("epoch", stage, epoch) | self._meter.means()
         self._meter.reset()
         if run.evaluate is not None:
-            record |= {name: float(value) for name, value in run.evaluate(self).items()}
+            figures = {name: float(value) for name, value in run.evaluate(self).items()}
+            taken = sorted(record.keys() & figures.keys())
+            if taken:
+                raise ValueError(f"evaluate gave {', '.join(taken)}, which the record has already")
+            record |= figures
         self.history.append(record)
         run.log.write(record)
         if run.folder is not None:
@@ -339,8 +305,9 @@ class Trainer:
         front of f. They share their weights with the trainer.
         """
         features, classifier = self.features, self.classifier
-        if self.averaged is not None and self.averaged.n_averaged > 0:
-            features, classifier = cast(nn.Sequential, self.averaged.module)
+        averaged = self.stepper.averaged
+        if averaged is not None and averaged.n_averaged > 0:
+            features, classifier = cast(nn.Sequential, averaged.module)
         if self.image_transform is not None:
             features = nn.Sequential(_Apply(self.image_transform), features)
         return features, classifier
@@ -352,6 +319,8 @@ class Trainer:
         ------
         CheckpointError
             If it cannot be written; an earlier checkpoint there is unchanged.
+        NonFiniteError
+            If a loss or a weight is not finite; likewise.
         RuntimeError
             If the run has not begun.
         """
@@ -369,7 +338,17 @@ class Trainer:
         }
         for name, part in self._parts().items():
             state[name] = part.state_dict()
+            if isinstance(part, nn.Module):
+                self._check_finite(name, state[name])
         save_checkpoint(path, state)
+
+    def _check_finite(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse weights that a finite loss with an infinite gradient has spoilt."""
+        for key, tensor in tensors.items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise NonFiniteError(
+                    f"{key} of {name} is not finite after step {self.step}: not saved"
+                )
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Take over the state that :meth:`save` wrote; :meth:`fit` then goes on from there.
@@ -415,13 +394,7 @@ class Trainer:
         """Return everything with a state_dict, by its name in a checkpoint."""
         parts: dict[str, Any] = {"features": self.features, "classifier": self.classifier}
         parts |= {f"adversary:{name}": part for name, part in self.adversaries.items()}
-        parts |= {f"optimizer:{name}": part for name, part in self.optimizers.items()}
-        parts |= {f"scheduler:{name}": part for name, part in self.schedulers.items()}
-        if self.averaged is not None:
-            parts["averaged"] = self.averaged
-        if self._stepper.scaler.is_enabled():
-            parts["scaler"] = self._stepper.scaler
-        return parts
+        return parts | self.stepper.parts()
 
 
 def _part_names(state: Mapping[str, Any]) -> set[str]:

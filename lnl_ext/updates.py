@@ -7,7 +7,7 @@ the entropy of an adversary is the sum over its heads, as everywhere in this pac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -16,51 +16,11 @@ from torch import Tensor, nn
 from lnl_ext.adversary import BiasAdversary
 from lnl_ext.functional import fused_bias_loss
 from lnl_ext.gradient_reversal import grad_reverse
+from lnl_ext.stepper import Stepper
 from lnl_ext.types import BiasLoss
 
 Terms = dict[str, Tensor]
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
-
-
-class Stepper:
-    """The optimisers of a run with the mixed precision around them.
-
-    Parameters
-    ----------
-    optimizers
-        By name: ``"model"`` for features and classifier, ``"heads"`` if any head learns.
-    device_type
-        ``"cpu"`` or ``"cuda"``.
-    amp
-        The dtype of ``torch.autocast``, or None. For float16 the loss is scaled.
-    """
-
-    def __init__(
-        self,
-        optimizers: Mapping[str, torch.optim.Optimizer],
-        device_type: str,
-        amp: torch.dtype | None,
-    ) -> None:
-        self.optimizers = dict(optimizers)
-        self.device_type = device_type
-        self.amp = amp
-        self.scaler = torch.amp.GradScaler(device_type, enabled=amp is torch.float16)
-
-    def autocast(self) -> torch.autocast:
-        """Return the context for a forward pass."""
-        return torch.autocast(self.device_type, dtype=self.amp, enabled=self.amp is not None)
-
-    def zero_gradients(self, *, set_to_none: bool) -> None:
-        """Clear the gradients of all optimisers' parameters."""
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=set_to_none)
-
-    def backward_and_step(self, loss: Tensor, names: Iterable[str]) -> None:
-        """Back-propagate ``loss`` and step the optimisers called ``names``."""
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        for name in names:
-            self.scaler.step(self.optimizers[name])
-        self.scaler.update()
 
 
 class Objective(nn.Module):
@@ -168,8 +128,8 @@ class PredictObjective(Objective):
     def forward(self, images: Tensor, bias: Mapping[str, Tensor]) -> tuple[Tensor, Terms]:
         """Return the sum of the heads' CE, and the terms."""
         tap = self.features(images)
-        # The authors run the whole network here and do not use its prediction: batch norm statistics
-        # of g move and dropout draws, which their procedure includes.
+        # The authors run the whole network here and do not use its prediction: batch norm
+        # statistics of g move and dropout draws, which their procedure includes.
         self.classifier(tap)
         total = tap.new_zeros((), dtype=torch.float32)
         terms: Terms = {}

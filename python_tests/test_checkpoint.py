@@ -83,10 +83,11 @@ def test_garbage_anywhere_is_an_error_and_not_a_crash(tmp_path: Path) -> None:
         damaged[start : start + 16] = generator.randbytes(16)
         path.write_bytes(damaged)
         try:
-            assert same(load_checkpoint(path))  # padding between records may be anything
-        except CheckpointError as error:
-            assert "checkpoint.pt" in str(error)
+            state = load_checkpoint(path)
+        except CheckpointError:
             refused += 1
+        else:
+            assert same(state)  # padding between records may be anything
     assert refused > 30
 
 

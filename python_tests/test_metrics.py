@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lnl_ext.metrics import JsonLines, LossMeter, NonFiniteLossError, Progress, RunLog, Scalars
+from lnl_ext.metrics import JsonLines, LossMeter, NonFiniteError, Progress, RunLog, Scalars
 
 
 def lines(path: Path) -> list[dict]:
@@ -50,7 +50,7 @@ def test_a_value_that_is_not_finite_is_an_error_with_term_and_place(bad: float) 
     meter.add("epoch 0, step 2", 2, {"label_loss": torch.tensor(1.5), "entropy": torch.tensor(bad)})
     meter.add("epoch 0, step 3", 2, {"label_loss": torch.tensor(bad), "entropy": torch.tensor(bad)})
     with pytest.raises(
-        NonFiniteLossError, match=rf"^entropy is {bad} at epoch 0, step 2 \(label_loss 1\.5\)$"
+        NonFiniteError, match=rf"^entropy is {bad} at epoch 0, step 2 \(label_loss 1\.5\)$"
     ):
         meter.flush()
 
@@ -173,12 +173,15 @@ def test_tensorboard_without_a_folder_is_refused() -> None:
 
 
 def test_the_bar_shows_losses_and_does_not_flood_a_log(capsys: pytest.CaptureFixture[str]) -> None:
-    bar = Progress(3000, 1000)
-    for step in range(1000, 3000):
-        bar.update("train", {"label_loss": 1 / step})
+    bar, meter = Progress(3000, 1000), LossMeter()
+    for _ in range(2000):
+        meter.add("", 1, {"label_loss": torch.tensor(0.25), "pixel_entropy": torch.tensor(2.0)})
+        meter.flush()
+        bar.update("train", meter)
     bar.close()
     shown = capsys.readouterr().err
     assert shown.count("\r") < 10  # 2,000 steps in far less than the 30 seconds between lines
     assert "train" in shown
     assert "3000/3000" in shown
-    assert "label_loss 0.000" in shown
+    assert "label_loss 0.250" in shown
+    assert "entropy" not in shown

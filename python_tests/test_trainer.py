@@ -33,7 +33,7 @@ from lnl_ext.batches import TensorBatches
 from lnl_ext.checkpoint import CheckpointError, load_checkpoint
 from lnl_ext.config import TrainerConfig
 from lnl_ext.evaluation import predict
-from lnl_ext.metrics import NonFiniteLossError
+from lnl_ext.metrics import NonFiniteError
 from lnl_ext.optimizers import OptimizerConfig
 from lnl_ext.trainer import CHECKPOINT, Trainer
 
@@ -46,7 +46,7 @@ STEPS = PRETRAIN_STEPS + TRAIN_STEPS
 SGD = OptimizerConfig("sgd", learning_rate=0.05)
 
 
-class Kill(Exception):
+class Kill(Exception):  # noqa: N818 - it is no error
     """Ends a run from within."""
 
 
@@ -323,10 +323,11 @@ def test_other_modules_are_refused_by_name(finished: Path) -> None:
     pixel = BiasAdversary(tiny_heads()["pixel"], heads=3)
     with pytest.raises(CheckpointError, match=r"\['adversary:image'\] that this trainer lacks"):
         Trainer(*tiny_networks(), {"pixel": pixel}, config).load(finished)
+    wide = nn.Sequential(nn.Conv2d(3, 9, 3), nn.BatchNorm2d(9))
+    heads = {"pixel": pixel, "image": BiasAdversary(tiny_heads()["image"])}
+    trainer = Trainer(wide, tiny_networks()[1], heads, config)
     with pytest.raises(CheckpointError, match=r"(?s)checkpoint\.pt does not fit.*size mismatch"):
-        wide = nn.Sequential(nn.Conv2d(3, 9, 3), nn.BatchNorm2d(9))
-        heads = {"pixel": pixel, "image": BiasAdversary(tiny_heads()["image"])}
-        Trainer(wide, tiny_networks()[1], heads, config).load(finished)
+        trainer.load(finished)
 
 
 def test_other_batches_are_refused(finished: Path) -> None:
@@ -415,8 +416,8 @@ def rates(**optimizer: Any) -> list[float]:
     """Learning rates of the model at the steps of a tiny run."""
     trainer = tiny_trainer(optimizer=OptimizerConfig("sgd", learning_rate=0.1, **optimizer))
     seen = []
-    group = trainer.optimizers["model"].param_groups[0]
-    trainer.optimizers["model"].register_step_pre_hook(lambda *_: seen.append(group["lr"]))
+    group = trainer.stepper.optimizers["model"].param_groups[0]
+    trainer.stepper.optimizers["model"].register_step_pre_hook(lambda *_: seen.append(group["lr"]))
     trainer.fit(tiny_batches(), progress=False)
     return seen
 
@@ -443,7 +444,7 @@ def test_averages_are_those_of_the_weights_and_buffers_of_the_training_stage() -
     features, classifier = trainer.inference_modules()
     assert features is trainer.features
     assert classifier is trainer.classifier
-    trainer.optimizers["model"].register_step_post_hook(after_step)
+    trainer.stepper.optimizers["model"].register_step_post_hook(after_step)
     trainer.fit(tiny_batches(), progress=False)
     features, _ = trainer.inference_modules()
     assert features is not trainer.features
@@ -465,10 +466,9 @@ def test_records_say_what_happened(tmp_path: Path) -> None:
         ("train", 0, 9),
         ("train", 1, 12),
     ]
-    fields = {
-        "kind", "stage", "epoch", "step", "seconds", "learning_rate", "head_learning_rate",
-        "label_loss", "label_accuracy", "accuracy", "draw",
-    } | {f"{n}_{t}" for n in ("pixel", "image") for t in ("loss", "cross_entropy", "entropy")}  # fmt: skip
+    fields = {"kind", "stage", "epoch", "step", "seconds", "learning_rate", "head_learning_rate"}
+    fields |= {"label_loss", "label_accuracy", "accuracy", "draw"}
+    fields |= {f"{n}_{t}" for n in ("pixel", "image") for t in ("loss", "cross_entropy", "entropy")}
     assert all(set(record) == fields for record in history)
     written = metrics(tmp_path)
     assert [(r["kind"], r["step"]) for r in written] == [
@@ -584,7 +584,7 @@ def test_a_loss_that_is_not_finite_names_term_epoch_and_step(
                 next(module.parameters()).fill_(torch.nan)
 
     with pytest.raises(
-        NonFiniteLossError,
+        NonFiniteError,
         match=rf"{term} is nan at stage train, epoch 1, step 11 \(batch 2 of 6\)",
     ):
         trainer.fit(
@@ -596,6 +596,23 @@ def test_a_loss_that_is_not_finite_names_term_epoch_and_step(
     saved = load_checkpoint(tmp_path / CHECKPOINT)
     assert saved["step"] == 10
     assert all(t.isfinite().all() for t in saved["classifier"].values())
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    """Step 10 has a finite loss and an infinite gradient."""
+    trainer = tiny_trainer(optimizer=SGD)
+    bias = trainer.classifier[3].bias
+    bias.register_hook(lambda grad: grad * torch.inf if trainer.step == 9 else grad)
+    with pytest.raises(NonFiniteError, match=r"^3\.bias of classifier is not finite after step 10"):
+        trainer.fit(tiny_batches(), output=tmp_path, checkpoint_every=1, progress=False)
+    assert load_checkpoint(tmp_path / CHECKPOINT)["step"] == 9
+
+
+def test_an_evaluation_cannot_replace_what_a_record_has() -> None:
+    with pytest.raises(ValueError, match="evaluate gave label_loss, step, which the record has"):
+        tiny_trainer().fit(
+            tiny_batches(), evaluate=lambda _: {"step": 1.0, "label_loss": 1.0}, progress=False
+        )
 
 
 @pytest.mark.parametrize(
