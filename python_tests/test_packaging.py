@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from setuptools.errors import PlatformError
+from torch.utils import cpp_extension
 
 import lnl_ext
 from lnl_ext import build
@@ -360,6 +361,36 @@ class TestToolkit:
         toolkit = cuda.Toolkit("nvcc", tmp_path / "cuda", "13.0")
         with pytest.raises(PlatformError, match=r"cublas_v2\.h is neither in"):
             cuda.missing_header_folders(toolkit, tmp_path / "torch")
+
+    @pytest.mark.parametrize(
+        ("wanted", "codes"),
+        [("8.0;9.0+PTX", "sm_80,sm_90,compute_90"), ("", "sm_75,sm_90,sm_100,compute_100")],
+    )
+    def test_architectures_wanted_are_compiled_and_remembered(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wanted: str, codes: str
+    ) -> None:
+        fake_nvcc(tmp_path)
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", wanted)
+        monkeypatch.setenv("MAX_JOBS", "3")
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(torch._C, "_cuda_getArchFlags", lambda: "sm_75 sm_90 sm_100 sm_120")
+        monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
+        monkeypatch.setattr(cuda, "missing_header_folders", lambda *arguments: [])
+        module = extension.extension_module()
+        assert set(module.sources) == {*extension.sources("cpu"), *extension.sources("cuda")}
+        assert ("LNL_CUDA_ARCH_LIST", codes) in module.define_macros
+        flags = module.extra_compile_args["nvcc"]
+        assert {flag.rpartition("code=")[2] for flag in flags if "code=" in flag} == set(
+            codes.split(",")
+        )
+
+
+def test_module_without_cuda_runs_on_every_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LNL_EXT_CUDA", "0")
+    monkeypatch.setenv("MAX_JOBS", "3")
+    module = extension.extension_module()
+    assert list(module.sources) == extension.sources("cpu")
+    assert not [f for f in module.extra_compile_args["cxx"] if f.startswith(("-march", "-std"))]
 
 
 # The PEP 517 backend
