@@ -54,7 +54,7 @@ def train_all(seed: int, epochs: float | None, train_samples: int | None) -> lis
 def table(runs: Sequence[Run]) -> str:
     """Set the runs out as text: colour leakage before (baseline) and after unlearning."""
     baseline, lnl = runs
-    rows = [
+    rows: list[tuple[str, ...]] = [
         ("method", "test accuracy", "paper's", "colour leakage", "minutes"),
         *(
             (

@@ -37,7 +37,7 @@ def plain_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def fused_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """The same value from the fused kernel."""
+    """Return the same value from the fused kernel."""
     return lnl_ext.fused_bias_loss(logits, target, entropy_weight=ENTROPY_WEIGHT)
 
 
@@ -120,7 +120,7 @@ def loss_command(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Parse the command line, measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=["loss"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=20.0, help="per shape")
@@ -129,7 +129,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     info = lnl_ext.build_info()
-    print(f"torch {torch.__version__}, {options.threads} threads, kernels for {info['cpu_capability']}")
+    kernels = f"kernels for {info['cpu_capability']}"
+    print(f"torch {torch.__version__}, {options.threads} threads, {kernels}")
     rows = loss_command(options)
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
