@@ -189,8 +189,7 @@ def demangle(name: str) -> str:
     found = re.search(r"lnl::cuda::(\w+<.*?>)\(", text)
     if found is None:
         raise RuntimeError(f"{text} is not a kernel of lnl::cuda")
-    arguments = re.sub(r"\((?:bool|int)\)", "", found.group(1))
-    return arguments.replace("lnl::cuda::", "").replace(" 1", " true").replace(" 0", " false")
+    return re.sub(r"\((?:bool|int)\)", "", found.group(1))
 
 
 def read_report(report: str) -> dict[str, Kernel]:
@@ -287,7 +286,7 @@ class Loop:
 
 
 def main_loops(kernel: Kernel) -> list[Loop]:
-    """Return the loops over classes that read, sum up and write, those that do most at a time."""
+    """Return the loops over classes: of each kind, the one that does most at a time."""
     width = 16
     if kernel.base == "sites_large":  # a warp's request is one line of 128 bytes
         width = 4
@@ -307,12 +306,20 @@ def main_loops(kernel: Kernel) -> list[Loop]:
         powers = sum(i.opcode.startswith("MUFU.EX2") for i in body)
         loads = [i.bytes for i in body if i.opcode.startswith("LDG") and i.bytes >= width]
         stores = [i.bytes for i in body if i.opcode.startswith("STG") and i.bytes >= width]
+        from_shared = [i.bytes for i in body if i.opcode.startswith("LDS")]
+        to_shared = [i.bytes for i in body if i.opcode.startswith("STS")]
+        # rows_small writes one gradient in a loop, the others both.
+        gradients = 1 if kernel.base == "rows_small" else 2
+        role = "write" if stores else "sum" if powers else "read"
+        elements = max(powers, sum(loads) // kernel.size, sum(stores) // (gradients * kernel.size))
         if kernel.base == "rows_medium":
-            elements = int(kernel.arguments[2])
-            if powers < elements:
+            if powers < int(kernel.arguments[2]):
                 continue
-        else:
-            elements = max(powers, sum(loads) // kernel.size, sum(stores) // (2 * kernel.size))
+            elements = int(kernel.arguments[2])
+        elif kernel.base == "rows_small" and not (powers or loads or stores):
+            # From shared memory to shared memory: the maximum, and d and e^d into both gradients.
+            role = "gradient" if to_shared else "maximum"
+            elements = sum(from_shared) // (4 * (2 if to_shared else 1))
         if elements == 0:
             continue
         loop = Loop(
@@ -322,10 +329,13 @@ def main_loops(kernel: Kernel) -> list[Loop]:
             max(loads, default=0),
             max(stores, default=0),
         )
-        role = "write" if stores else "sum" if powers else "read"
-        if role not in best or best[role].elements < loop.elements:
+        known = best.get(role)
+        if known is None or (known.elements, -known.instructions) < (
+            loop.elements,
+            -loop.instructions,
+        ):
             best[role] = loop
-    return [best[role] for role in ("read", "sum", "write") if role in best]
+    return list(best.values())
 
 
 def shared_memory_of(kernel: Kernel) -> int:

@@ -243,7 +243,7 @@ def timed(action: Callable[[], Any], device: str) -> float:
     action()
     end_event.record()
     end_event.synchronize()
-    return begin_event.elapsed_time(end_event) / 1000
+    return float(begin_event.elapsed_time(end_event)) / 1000
 
 
 def competitors(logits: Any, target: Any) -> dict[str, Callable[[], Any]]:
@@ -353,7 +353,11 @@ def facts(device: str) -> dict[str, Any]:
     """Return what the figures were taken on."""
     import torch
 
-    result = {"torch": torch.__version__, "python": platform.python_version(), "device": device}
+    result: dict[str, Any] = {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": device,
+    }
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
         result |= {

@@ -314,10 +314,10 @@ __global__ void __launch_bounds__(256, 2) sites_large(Problem<T> problem) {
         }
         if (vector && problem.wide_gradient) {
           if (problem.gradient != nullptr) {
-            gradient.store(problem.gradient + begin[0] + c * stride);
+            gradient.store_global(problem.gradient + begin[0] + c * stride);
           }
           if (problem.head_gradient != nullptr) {
-            head_gradient.store(problem.head_gradient + begin[0] + c * stride);
+            head_gradient.store_global(problem.head_gradient + begin[0] + c * stride);
           }
         } else {
 #pragma unroll

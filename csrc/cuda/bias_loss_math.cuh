@@ -160,6 +160,13 @@ struct Pack {
     memcpy(&word, values, sizeof(Word));
     *reinterpret_cast<Word*>(address) = word;
   }
+  // To global memory. nvcc takes plain stores apart where it can share them with an unaligned path.
+  __device__ void store_global(T* address) const {
+    using Word = typename WordOf<sizeof(T) * Count>::type;
+    Word word;
+    memcpy(&word, values, sizeof(Word));
+    __stwb(reinterpret_cast<Word*>(address), word);
+  }
 };
 
 // Values in one 128-bit access.
@@ -220,7 +227,7 @@ __device__ inline void store_window(T* row, Index first, Index count, bool wide,
     Pack<T, kWide<T>> pack;
 #pragma unroll
     for (int i = 0; i < kWide<T>; ++i) pack.values[i] = narrow<T>(values[i]);
-    pack.store(row + first);
+    pack.store_global(row + first);
   } else {
 #pragma unroll
     for (int i = 0; i < kWide<T>; ++i) {

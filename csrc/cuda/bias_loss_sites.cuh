@@ -85,7 +85,7 @@ struct ThreadSites {
       Pack<T, kSites> pack;
 #pragma unroll
       for (int v = 0; v < kSites; ++v) pack.values[v] = narrow<T>(values[v]);
-      pack.store(to + begin[0] + offset);
+      pack.store_global(to + begin[0] + offset);
     } else {
 #pragma unroll
       for (int v = 0; v < kSites; ++v) {

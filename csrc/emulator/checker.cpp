@@ -178,9 +178,8 @@ void Checker::check_write(const Region& region, Cell& cell) {
 
 void Checker::count(const void* place, const Region& region, std::uintptr_t address,
                     std::size_t bytes, bool write) {
-  const auto instruction = reinterpret_cast<std::uintptr_t>(place) << 10;
-  const std::uint32_t visit = visits_[instruction | running.thread]++;
-  Request& request = requests_[{instruction | running.thread / kWarp, visit}];
+  const std::uint32_t visit = visits_[{place, &region, running.thread}]++;
+  Request& request = requests_[{{place, &region, running.thread / kWarp}, visit}];
   request.region = &region;
   request.write = write;
   request.bytes += bytes;

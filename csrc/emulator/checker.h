@@ -6,7 +6,8 @@
 #include <cstdint>
 #include <map>
 #include <string>
-#include <unordered_map>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "memory.h"
@@ -65,15 +66,17 @@ class Checker {
   std::vector<Region> regions_;
   std::size_t next_page_ = 1;
 
-  // Requests of warps: accesses of one instruction, the n-th time that each lane comes by.
+  // Requests of warps: accesses of one instruction to one region, the n-th time that each lane
+  // comes by.
+  using Instruction = std::tuple<const void*, const Region*, unsigned>;  // of a thread or a warp
   struct Request {
     const Region* region;
     bool write;
     std::uint64_t bytes = 0;
     std::vector<std::uintptr_t> sectors;
   };
-  std::unordered_map<std::uint64_t, std::uint32_t> visits_;              // by thread and place
-  std::map<std::pair<std::uint64_t, std::uint32_t>, Request> requests_;  // by warp and place, visit
+  std::map<Instruction, std::uint32_t> visits_;
+  std::map<std::pair<Instruction, std::uint32_t>, Request> requests_;
 };
 
 Checker& checker();

@@ -54,6 +54,11 @@ T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32) {
   return value;
 }
 
+template <typename T>
+void __stwb(T* address, T value) {
+  *address = value;
+}
+
 inline std::uint32_t __umulhi(std::uint32_t a, std::uint32_t b) {
   return static_cast<std::uint32_t>((std::uint64_t{a} * b) >> 32);
 }
