@@ -8,14 +8,20 @@ from .build import build_info  # first: says what is wrong when torch is missing
 from . import reference
 from ._version import __version__
 from .adversary import BiasAdversary
+from .config import TrainerConfig
 from .functional import fused_bias_loss
 from .gradient_reversal import GradientReversal, grad_reverse
+from .optimizers import OptimizerConfig
+from .trainer import Trainer
 from .types import BiasLoss
 
 __all__ = [
     "BiasAdversary",
     "BiasLoss",
     "GradientReversal",
+    "OptimizerConfig",
+    "Trainer",
+    "TrainerConfig",
     "__version__",
     "build_info",
     "fused_bias_loss",
