@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Any
 
+import emulated_cuda
 import torch
 from bias_loss_cases import Inputs, Results
 
@@ -18,16 +21,18 @@ class Backend:
     """A way to compute the loss with both of its gradients: the operators or an emulation."""
 
     name: str
-    device: torch.device | None
-    """Where its tensors live; None if it takes CPU tensors without being a torch device."""
+    device: torch.device
+    """Where its tensors live."""
     run: Callable[[Inputs], Results]
+    missing: Callable[[], str | None] = lambda: None
+    """Says why it cannot run here, if it cannot."""
 
 
 def scalar(value: float | None, device: torch.device) -> torch.Tensor | None:
     return None if value is None else torch.tensor(value, dtype=torch.float64, device=device)
 
 
-def run_operators(inputs: Inputs) -> Results:
+def run_operators(inputs: Inputs, operators: Any = torch.ops.lnl_ext) -> Results:
     """Values from the forward operator, gradients from where the package takes them."""
     case = inputs.case
     device = inputs.logits.device
@@ -43,14 +48,14 @@ def run_operators(inputs: Inputs) -> Results:
     )
     early = case.dtype != torch.float16 and case.reduction != "none"
     tensors = (inputs.logits, inputs.target, inputs.weight)
-    *values, denominators, gradient, head_gradient = torch.ops.lnl_ext.bias_loss(
+    *values, denominators, gradient, head_gradient = operators.bias_loss(
         *tensors, *arguments, early, early
     )
     if early:
         for each in (gradient, head_gradient):
-            torch.ops.lnl_ext.scale_gradient_(each, inputs.upstream)
+            operators.scale_gradient_(each, inputs.upstream)
     else:
-        gradient, head_gradient = torch.ops.lnl_ext.bias_loss_backward(
+        gradient, head_gradient = operators.bias_loss_backward(
             inputs.upstream, *tensors, denominators, *arguments, True, True
         )
     return Results(*values, gradient, head_gradient)
@@ -67,5 +72,11 @@ def cuda_missing() -> str | None:
 
 BACKENDS = {
     "cpu": Backend("cpu", torch.device("cpu"), run_operators),
-    "cuda": Backend("cuda", torch.device("cuda"), run_operators),
+    "cuda": Backend("cuda", torch.device("cuda"), run_operators, cuda_missing),
+    "emulated CUDA": Backend(
+        "emulated CUDA",
+        torch.device("cpu"),
+        functools.partial(run_operators, operators=emulated_cuda),
+        emulated_cuda.missing,
+    ),
 }

@@ -28,7 +28,7 @@ settings.load_profile("default")
 def backend(request: pytest.FixtureRequest) -> Backend:
     """A way to compute the loss and both gradients."""
     chosen = BACKENDS[request.param]
-    if chosen.name == "cuda" and (reason := cuda_missing()):
+    if reason := chosen.missing():
         pytest.skip(reason)
     return chosen
 

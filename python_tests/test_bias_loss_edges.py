@@ -18,7 +18,7 @@ INF = math.inf
 
 def check(backend: Backend, case: Case, logits: torch.Tensor, target: torch.Tensor) -> None:
     inputs = Inputs(case, logits, target, None, torch.tensor(1.0, dtype=torch.float32))
-    assert_matches_oracle(inputs, backend.run(inputs.to(backend.device or torch.device("cpu"))))
+    assert_matches_oracle(inputs, backend.run(inputs.to(backend.device)))
 
 
 @pytest.mark.parametrize("target", [0, 1])
@@ -52,7 +52,7 @@ def test_impossible_classes_add_nothing(backend: Backend, dtype: torch.dtype, sp
     inputs.logits[0, 1:] = -INF
     inputs.target[:] = torch.where(inputs.target == 2, 3, inputs.target)
     inputs.target[0] = 0
-    results = backend.run(inputs.to(backend.device or torch.device("cpu")))
+    results = backend.run(inputs.to(backend.device))
     assert_matches_oracle(inputs, results)
     assert results.loss.isfinite()
     assert results.gradient is not None
@@ -80,7 +80,7 @@ def test_rows_without_probabilities_are_nan(backend: Backend, bad: float, space,
         inputs.logits[1] = bad
     else:
         inputs.logits[1, classes // 2] = bad
-    results = backend.run(inputs.to(backend.device or torch.device("cpu")))
+    results = backend.run(inputs.to(backend.device))
     for name in ("loss", "cross_entropy", "entropy", "gradient", "head_gradient"):
         value = getattr(results, name).cpu()
         assert value[1].isnan().all(), name
@@ -89,9 +89,7 @@ def test_rows_without_probabilities_are_nan(backend: Backend, bad: float, space,
 
 @pytest.mark.parametrize("space", [(), (7,)])
 def test_one_class_is_certain(backend: Backend, space):
-    results = backend.run(
-        make_inputs(Case(4, 1, space, entropy_weight=1.0)).to(backend.device or torch.device("cpu"))
-    )
+    results = backend.run(make_inputs(Case(4, 1, space, entropy_weight=1.0)).to(backend.device))
     for value in vars(results).values():
         assert (value == 0).all()
 
@@ -101,7 +99,7 @@ def test_one_class_is_certain(backend: Backend, space):
 def test_many_classes(backend: Backend, dtype: torch.dtype, scale: float):
     case = Case(5, 32000, dtype=dtype, scale=scale, entropy_weight=0.5, reversal=0.3)
     inputs = make_inputs(case)
-    assert_matches_oracle(inputs, backend.run(inputs.to(backend.device or torch.device("cpu"))))
+    assert_matches_oracle(inputs, backend.run(inputs.to(backend.device)))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +117,7 @@ def test_many_classes(backend: Backend, dtype: torch.dtype, scale: float):
 )
 def test_no_sites(backend: Backend, case: Case):
     inputs = make_inputs(case)
-    results = backend.run(inputs.to(backend.device or torch.device("cpu")))
+    results = backend.run(inputs.to(backend.device))
     assert_matches_oracle(inputs, results)
     if case.reduction != "none":
         assert results.loss.isnan() == (case.reduction == "mean")
@@ -141,7 +139,7 @@ def test_all_targets_ignored(backend: Backend, reduction, mask_entropy, heads):
         confusion_weight=0.5,
     )
     inputs = make_inputs(case)
-    results = backend.run(inputs.to(backend.device or torch.device("cpu")))
+    results = backend.run(inputs.to(backend.device))
     assert_matches_oracle(inputs, results)
     assert results.head_gradient is not None
     assert results.gradient is not None

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 @given(case=cases(confusion=True))
 def test_operators_match_the_oracle(backend: Backend, case: Case):
     inputs = make_inputs(case)
-    on_device = inputs if backend.device is None else inputs.to(backend.device)
+    on_device = inputs.to(backend.device)
     before = on_device.logits.clone()
     results = backend.run(on_device)
     for name, value in vars(results).items():
