@@ -74,7 +74,9 @@ class BiasAdversary(ScheduledCoefficients):
 
     Notes
     -----
-    Under ``torch.compile`` the adversary runs eagerly, between two graphs. Backward hooks on
+    Under ``torch.compile`` the adversary runs eagerly, between two graphs. A head that is compiled
+    itself needs ``torch._functorch.config.donated_buffer = False``, as every graph that is walked
+    twice does (torch says so), unless one walk is enough. Backward hooks on
     modules inside the head are called once per backward of the head. Double backward and
     ``torch.func`` transforms are errors: `lnl_ext.fused_bias_loss` has them.
 

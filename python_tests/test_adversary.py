@@ -308,6 +308,21 @@ def test_a_compiled_step_is_right_and_never_recompiles(path):
         torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("coefficients", [(0.3, 0.0, 0.0), (0.3, 0.2, 0.0)], ids=str)
+def test_a_compiled_head(coefficients):
+    torch._dynamo.reset()
+    head = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, CLASSES)).double()
+    x = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(CLASSES, (6,))
+    results = []
+    # Two walks through one graph need its buffers twice, as any retain_graph=True does.
+    with torch._functorch.config.patch(donated_buffer=False):
+        for each in (head, torch.compile(head)):
+            loss = adversary_of(each, coefficients)(x, target)
+            results.append(torch.autograd.grad(loss, [x, *head.parameters()]))
+    close(results[1], results[0])
+
+
 def test_double_backward_is_a_clear_error(path):
     head = nn.Linear(3, 2)
     x = torch.randn(4, 3, requires_grad=True)
