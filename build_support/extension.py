@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -52,6 +53,20 @@ def check_compiler() -> None:
         )
 
 
+def compiler_flags(openmp: bool) -> list[str]:
+    """Return the C++ compiler's flags; `openmp` is whether torch's own threads are OpenMP's.
+
+    at::parallel_for is a template with a pragma, which runs on one thread where that is not compiled.
+    The flag is not passed to the linker: torch brings its own OpenMP runtime, and there must not be
+    a second one beside it.
+    """
+    if os.name == "nt":
+        return [*MSVC_FLAGS, *(["/openmp"] if openmp else [])]
+    apple = sys.platform == "darwin"  # Apple's clang takes the flag only through its preprocessor
+    pragma = ["-Xpreprocessor", "-fopenmp"] if apple else ["-fopenmp"]
+    return [*UNIX_FLAGS, *(pragma if openmp else [])]
+
+
 def extension_module() -> Extension:
     """Return the complete module for the torch and the CUDA toolkit found on this machine."""
     import torch
@@ -65,7 +80,7 @@ def extension_module() -> Extension:
     toolkit = cuda.choose_toolkit(torch.__version__, torch.version.cuda)
     # More jobs than this need more memory than small machines have: torch's headers take 1 GB each.
     jobs = os.environ.setdefault("MAX_JOBS", "2")
-    flags = {"cxx": MSVC_FLAGS if os.name == "nt" else UNIX_FLAGS}
+    flags = {"cxx": compiler_flags(torch.backends.openmp.is_available())}
     macros: list[tuple[str, str | None]] = [("LNL_TORCH_VERSION", torch.__version__)]
     if toolkit is None:
         module: Extension = cpp_extension.CppExtension(
