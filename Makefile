@@ -54,7 +54,7 @@ pytest: install
 ctest: install
 	$(BIN)/cmake -S . -B $(CMAKE_BUILD) -DCMAKE_BUILD_TYPE=Release -DPython3_EXECUTABLE=$(abspath $(BIN)/python)
 	$(BIN)/cmake --build $(CMAKE_BUILD) --parallel $(MAX_JOBS)
-	$(BIN)/ctest --test-dir $(CMAKE_BUILD) --output-on-failure --no-tests=error
+	$(BIN)/ctest --test-dir $(CMAKE_BUILD) --parallel $(MAX_JOBS) --output-on-failure --no-tests=error
 
 test-install: install
 	$(BIN)/python -m pytest -m slow python_tests/test_installation.py
