@@ -159,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     settings: dict[str, Any] = {"epochs": None, "train_samples": None}
     if options.quick:
-        settings = {"epochs": 2.0, "train_samples": 10_000}
+        settings = {"epochs": 2.0, "train_samples": 6_000}
     started = time.monotonic()
     runs = train_all(options.seed, **settings)
     for result in runs:
