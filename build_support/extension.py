@@ -56,9 +56,9 @@ def check_compiler() -> None:
 def compiler_flags(openmp: bool) -> list[str]:
     """Return the C++ compiler's flags; `openmp` is whether torch's own threads are OpenMP's.
 
-    at::parallel_for is a template with a pragma, which runs on one thread where that is not compiled.
-    The flag is not passed to the linker: torch brings its own OpenMP runtime, and there must not be
-    a second one beside it.
+    at::parallel_for is a template with a pragma, which runs on one thread where that is not
+    compiled. The flag is not passed to the linker: torch brings its own OpenMP runtime, and there
+    must not be a second one beside it.
     """
     if os.name == "nt":
         return [*MSVC_FLAGS, *(["/openmp"] if openmp else [])]
@@ -80,7 +80,8 @@ def extension_module() -> Extension:
     toolkit = cuda.choose_toolkit(torch.__version__, torch.version.cuda)
     # More jobs than this need more memory than small machines have: torch's headers take 1 GB each.
     jobs = os.environ.setdefault("MAX_JOBS", "2")
-    flags = {"cxx": compiler_flags(torch.backends.openmp.is_available())}
+    openmp = bool(torch.backends.openmp.is_available())  # type: ignore[no-untyped-call]
+    flags = {"cxx": compiler_flags(openmp)}
     macros: list[tuple[str, str | None]] = [("LNL_TORCH_VERSION", torch.__version__)]
     if toolkit is None:
         module: Extension = cpp_extension.CppExtension(
