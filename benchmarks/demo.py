@@ -167,6 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     figure = options.output / "demo.png"
     draw(runs, Data.load(MNIST, VARIANCE, options.seed, settings["train_samples"]), figure)
     print(table(runs))
+    if options.quick:
+        print("--quick only shows that everything runs: it is too short to unlearn anything")
     print(f"figure: {figure}")
     print(f"{(time.monotonic() - started) / 60:.1f} minutes in all")
 
