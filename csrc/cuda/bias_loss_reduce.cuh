@@ -132,7 +132,7 @@ struct DenominatorProblem {
 };
 
 template <typename A>
-__global__ void __launch_bounds__(256) sum_denominators(DenominatorProblem<A> problem) {
+__global__ void __launch_bounds__(256, 4) sum_denominators(DenominatorProblem<A> problem) {
   LNL_SHARED(shared);
   A* scratch = reinterpret_cast<A*>(shared);
   const int head = blockIdx.y;

@@ -96,7 +96,7 @@ struct ThreadSites {
 };
 
 template <typename T, bool kDense, int kSites, bool kVector>
-__global__ void __launch_bounds__(128, sizeof(T) == 8 || kSites == 8 ? 2 : 4)
+__global__ void __launch_bounds__(128, sizeof(T) == 8 || kSites == 8 ? 2 : (kDense ? 3 : 4))
     sites_small(Problem<T> problem) {
   using A = Accumulation<T>;
   constexpr int kBatch = 4;
