@@ -69,6 +69,10 @@ struct Results {
   std::vector<double> loss, cross_entropy, entropy;  // 1, or [N, S]
   std::vector<double> denominators;                  // [K, 2]
   std::vector<double> gradient, head_gradient;       // in memory order
+  // The oracle's: the largest p times what it is multiplied with in a gradient. Where every class
+  // has a target, p W - y and p - 1 / C are small differences, and the rounding of p is left of
+  // them.
+  double largest_term = 0;
 };
 
 constexpr std::int64_t kIgnoreIndex = -100;

@@ -71,12 +71,12 @@ std::string compare(const Case& c, const Results& wanted, const Results& got) {
   // what float16 cannot hold is rounded to its multiples of 2^-24.
   const double relative = gradient_tolerance(c.dtype);
   const double smallest = c.dtype == cuda::Dtype::kFloat16 ? 3.1e-8 : 1e-37;
-  const double cancelled = 0.3 * value;
-  const bool dense = c.target != Target::kLabels || c.smoothing > 0;
+  const bool dense = c.target != Target::kLabels || c.smoothing > 0 || c.confusion_weight >= 0;
+  const double absolute = smallest + (dense ? value * wanted.largest_term : 0);
   compare_numbers(out, "gradient", wanted.gradient, got.gradient, relative,
-                  cancelled * largest(wanted.gradient) + smallest);
+                  0.3 * value * largest(wanted.gradient) + absolute);
   compare_numbers(out, "head_gradient", wanted.head_gradient, got.head_gradient, relative,
-                  (dense ? cancelled * largest(wanted.head_gradient) : 0) + smallest);
+                  absolute);
   return out.str();
 }
 

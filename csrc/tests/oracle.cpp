@@ -157,6 +157,10 @@ Results oracle(const Case& c, const Inputs& inputs) {
           // p * W - y, without the cancellation where p is nearly 1.
           const Real dce = p > 0.5L ? site.weight * std::expm1(site.log_p[i]) + other_targets
                                     : p * site.weight - site.y[i];
+          const Real factor = std::fmax(Real(1), std::fabs(direction)) * ce_scale * site.weight;
+          results.largest_term =
+              std::fmax(results.largest_term,
+                        static_cast<double>(p * (std::fabs(factor) + std::fabs(kappa * h_scale))));
           const Real dh = p == 0 ? 0 : -p * (site.log_p[i] + entropy_here);
           const std::int64_t element = c.element(row, head, static_cast<std::int64_t>(i), position);
           if (c.gradient) {
