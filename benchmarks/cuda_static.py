@@ -51,26 +51,21 @@ LIMITS = {
 
 @dataclasses.dataclass(frozen=True)
 class Nominal:
-    """A typical call of a kernel, as the launcher plans it: the occupancy is that of this call."""
+    """A typical call of a kernel: the occupancy is that of this call."""
 
     classes: int
-    positions: int
-    threads: int
-    shared_memory: int
-    channels_last: bool = False
-    rows: int = 4096
-    elements_of_lane: int | None = None  # rows_medium: which of its two instances
+    positions: int = 1
+    threads: int = 128  # of a block, where it does not follow from the shared memory
 
 
-# Held against the launcher itself by python_tests/test_cuda_static.py. By kernel, dense and bytes
-# per element; the shared memory is for 2- and 4-byte elements.
+# What follows from these is held against the launcher itself by python_tests/test_cuda_static.py.
 NOMINAL = {
-    "rows_small": Nominal(12, 1, 128, 128 * 12 * 4 * 2),
-    "rows_medium<16>": Nominal(256, 1, 128, 48, elements_of_lane=16),
-    "rows_medium<32>": Nominal(992, 1, 128, 48, elements_of_lane=32),
-    "rows_large": Nominal(4096, 1, 256, 0, rows=4096),
-    "sites_small": Nominal(8, 196, 128, 128 * 4 * 8 * 4 * 2),
-    "sites_large": Nominal(64, 1024, 128, 0),
+    "rows_small": Nominal(12),
+    "rows_medium<16>": Nominal(256),
+    "rows_medium<32>": Nominal(992),
+    "rows_large": Nominal(4096, threads=256),
+    "sites_small": Nominal(8, 1024),
+    "sites_large": Nominal(64, 1024),
 }
 
 
@@ -357,7 +352,7 @@ def shared_memory_of(kernel: Kernel) -> int:
     if kernel.base == "sites_large":
         sites = max(1, 4 // kernel.size)
         return nominal.threads * sites * online + nominal.classes * 32 * sites * kernel.size
-    return nominal.shared_memory
+    return 3 * accumulator * 4  # rows_medium: the totals of four rows
 
 
 def small_threads(bytes_of_thread: int) -> int:

@@ -119,12 +119,31 @@ def library() -> ctypes.CDLL:
         ctypes.c_int,
     )
     loaded.lnl_emulated_schedule.argtypes = (ctypes.c_int, ctypes.c_uint64)
+    loaded.lnl_emulated_launch.restype = ctypes.c_char_p
+    loaded.lnl_emulated_launch.argtypes = (
+        ctypes.c_int,
+        *[ctypes.c_int64] * 3,
+        ctypes.c_int,
+        ctypes.POINTER(ctypes.c_int),
+        ctypes.POINTER(ctypes.c_int64),
+    )
     return loaded
 
 
 def set_schedule(name: str, seed: int = 1) -> None:
     """Choose the order in which emulated threads and blocks run."""
     library().lnl_emulated_schedule(SCHEDULES[name], seed)
+
+
+def launch(
+    dtype: torch.dtype, rows: int, classes: int, positions: int, dense: bool
+) -> tuple[str, int, int]:
+    """Return the kernel that a call gets, the threads of a block and its shared memory."""
+    threads, shared = ctypes.c_int(), ctypes.c_int64()
+    kernel = library().lnl_emulated_launch(
+        DTYPES[dtype], rows, classes, positions, dense, threads, shared
+    )
+    return kernel.decode(), threads.value, shared.value
 
 
 def _check(code: int) -> None:

@@ -10,6 +10,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import cuda_static
+import emulated_cuda
+import torch
 
 SASS = """
 \tFunction : kernel
@@ -80,6 +82,28 @@ def test_broken_bounds_are_named():
         assert len(cuda_static.broken_bounds([bad], bounds)) == 1, name
     assert cuda_static.broken_bounds([], bounds)
     assert cuda_static.broken_bounds([good], {})
+
+
+@pytest.mark.skipif(emulated_cuda.missing() is not None, reason=str(emulated_cuda.missing()))
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("float", torch.float32), ("double", torch.float64), ("__nv_bfloat16", torch.bfloat16)],
+)
+def test_nominal_calls_are_what_the_launcher_makes_of_them(
+    name: str, dtype: torch.dtype, dense: bool
+):
+    for group, nominal in cuda_static.NOMINAL.items():
+        base, _, elements = group.rstrip(">").partition("<")
+        if elements == "32" and dtype == torch.float64:
+            continue  # has no such instance
+        sites = ", " + {"double": "2", "float": "4"}.get(name, "8") + ", true"
+        arguments = f"{name}, {str(dense).lower()}" + (f", {elements}" if elements else "")
+        arguments += sites if base == "sites_small" else ""
+        kernel = cuda_static.Kernel(f"{base}<{arguments}>")
+        launched = emulated_cuda.launch(dtype, 4096, nominal.classes, nominal.positions, dense)
+        expected = (base, cuda_static.threads_of(kernel), cuda_static.shared_memory_of(kernel))
+        assert launched == expected, kernel.name
 
 
 @pytest.mark.skipif(cuda_static.missing() is not None, reason=str(cuda_static.missing()))

@@ -105,6 +105,26 @@ int lnl_emulated_bias_loss(const LnlEmulatedCall* given, int multiprocessors, in
   });
 }
 
+// How the launcher launches a call on logits at aligned addresses: kernel, threads and shared
+// memory.
+const char* lnl_emulated_launch(int dtype, std::int64_t rows, std::int64_t classes,
+                                std::int64_t positions, int dense, int* threads,
+                                std::int64_t* shared) {
+  using namespace lnl::cuda;
+  BiasLossCall call;
+  call.dtype = static_cast<Dtype>(dtype);
+  call.rows = rows;
+  call.classes = classes;
+  call.positions = positions;
+  const std::int64_t label = 0;
+  call.labels = &label;
+  call.label_smoothing = dense != 0 ? 0.1 : 0.0;
+  const LaunchFacts facts = launch_facts(call, Device{132, 227 * 1024});
+  *threads = facts.threads;
+  *shared = static_cast<std::int64_t>(facts.shared_memory);
+  return facts.kernel;
+}
+
 int lnl_emulated_scale_gradient(void* gradient, std::int64_t elements, int dtype,
                                 const void* factor, int multiprocessors) {
   using namespace lnl::cuda;
