@@ -97,7 +97,9 @@ def extension_module() -> Extension:
         )
     architectures = cpp_extension._get_cuda_arch_flags()  # parses TORCH_CUDA_ARCH_LIST
     codes = sorted((flag.rpartition("code=")[2] for flag in architectures), key=architecture_order)
-    macros += [("LNL_WITH_CUDA", None), ("LNL_CUDA_ARCH_LIST", ",".join(codes))]
+    macros += [("LNL_WITH_CUDA", None)]
+    # For the C++ compiler alone: nvcc takes -DA=b,c for two macros.
+    flags["cxx"] += [f"-DLNL_CUDA_ARCH_LIST={','.join(codes)}"]
     module = cpp_extension.CUDAExtension(
         NAME,
         sources("cpu") + sources("cuda"),

@@ -378,7 +378,9 @@ class TestToolkit:
         monkeypatch.setattr(cuda, "missing_header_folders", lambda *arguments: [])
         module = extension.extension_module()
         assert set(module.sources) == {*extension.sources("cpu"), *extension.sources("cuda")}
-        assert ("LNL_CUDA_ARCH_LIST", codes) in module.define_macros
+        # nvcc would take the commas for the beginnings of other macros.
+        assert f"-DLNL_CUDA_ARCH_LIST={codes}" in module.extra_compile_args["cxx"]
+        assert not any("," in (value or "") for _, value in module.define_macros)
         flags = module.extra_compile_args["nvcc"]
         assert {flag.rpartition("code=")[2] for flag in flags if "code=" in flag} == set(
             codes.split(",")
