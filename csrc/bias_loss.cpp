@@ -47,7 +47,7 @@ std::vector<int64_t> site_shape(const at::Tensor& logits) {
   return shape;
 }
 
-Geometry prepare(BiasLossArguments& arguments) {
+Geometry check(const BiasLossArguments& arguments) {
   const at::Tensor& logits = arguments.logits;
   TORCH_CHECK_VALUE(logits.dim() >= 2, "logits must have shape (N, C, *S), got ", logits.sizes());
   const auto dtype = logits.scalar_type();
@@ -99,22 +99,35 @@ Geometry prepare(BiasLossArguments& arguments) {
                       geometry.classes, ",)");
     TORCH_CHECK_TYPE(at::isFloatingType(arguments.weight->scalar_type()),
                      "weight must be floating point, got ", arguments.weight->scalar_type());
-    arguments.weight = arguments.weight->to(accumulation_dtype(logits)).contiguous();
   }
   check_coefficient(arguments.reversal, logits, "reversal");
   check_coefficient(arguments.entropy_weight, logits, "entropy_weight");
   check_coefficient(arguments.confusion_weight, logits, "confusion_weight");
 
-  const bool transposed = !logits.is_contiguous() && is_channels_last(logits);
-  geometry.channels_last = geometry.positions == 1 || transposed;
-  if (geometry.probability_target && target_dtype != dtype) {
-    arguments.target = arguments.target.to(accumulation_dtype(logits));
+  return geometry;
+}
+
+void prepare_target(BiasLossArguments& arguments, const Geometry& geometry, bool transposed) {
+  const at::ScalarType accumulate = accumulation_dtype(arguments.logits);
+  if (arguments.weight.has_value()) {
+    arguments.weight = arguments.weight->to(accumulate).contiguous();
+  }
+  if (geometry.probability_target &&
+      arguments.target.scalar_type() != arguments.logits.scalar_type()) {
+    arguments.target = arguments.target.to(accumulate);
   }
   if (geometry.probability_target && transposed) {
     arguments.target = arguments.target.movedim(1, -1).contiguous().movedim(-1, 1);
   } else {
     arguments.target = arguments.target.contiguous();
   }
+}
+
+Geometry prepare(BiasLossArguments& arguments) {
+  Geometry geometry = check(arguments);
+  const bool transposed = !arguments.logits.is_contiguous() && is_channels_last(arguments.logits);
+  geometry.channels_last = geometry.positions == 1 || transposed;
+  prepare_target(arguments, geometry, transposed);
   if (!transposed) {
     arguments.logits = arguments.logits.contiguous();
   }

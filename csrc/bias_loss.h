@@ -42,7 +42,14 @@ struct Geometry {
   int64_t elements() const { return rows * heads * classes * positions; }
 };
 
-// Checks shapes, dtypes and devices (no data), makes logits, target and weight dense (without a
+// Checks shapes, dtypes and devices (no data). Of the logits it reads nothing else.
+Geometry check(const BiasLossArguments& arguments);
+
+// Makes target and weight dense, and casts weight and probability targets to a dtype the kernels
+// read, as `prepare` says. `transposed`: probabilities are laid out as channels_last.
+void prepare_target(BiasLossArguments& arguments, const Geometry& geometry, bool transposed);
+
+// Checks (see above), makes logits, target and weight dense (without a
 // copy where they are contiguous or channels_last), and casts weight and probability targets to a
 // dtype the kernels read: the logits' own for targets where it is already so, else the accumulation
 // dtype.
