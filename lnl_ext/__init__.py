@@ -8,6 +8,7 @@ from .build import build_info  # first: says what is wrong when torch is missing
 from . import reference
 from ._version import __version__
 from .adversary import BiasAdversary
+from .auditing import AuditReport, audit
 from .config import TrainerConfig
 from .functional import fused_bias_loss
 from .gradient_reversal import GradientReversal, grad_reverse
@@ -16,6 +17,7 @@ from .trainer import Trainer
 from .types import BiasLoss
 
 __all__ = [
+    "AuditReport",
     "BiasAdversary",
     "BiasLoss",
     "GradientReversal",
@@ -23,6 +25,7 @@ __all__ = [
     "Trainer",
     "TrainerConfig",
     "__version__",
+    "audit",
     "build_info",
     "fused_bias_loss",
     "grad_reverse",

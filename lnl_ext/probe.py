@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from .evaluation import evaluating
 
-__all__ = ["ProbeResult", "fresh_probe"]
+__all__ = ["ProbeResult", "fresh_copy", "fresh_probe", "per_head"]
 
 Batches = Iterable[tuple[Tensor, Tensor, Mapping[str, Tensor]]]
 
@@ -99,13 +99,7 @@ def fresh_probe(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        probe = copy.deepcopy(head)
-        for module in probe.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if callable(reset):
-                reset()
-        for parameter in probe.parameters():
-            parameter.requires_grad_(True)
+        probe = fresh_copy(head)
         frozen = _Frozen(features, target, heads)
         inputs, targets = frozen.all(train)
         order = torch.Generator().manual_seed(seed)
@@ -118,13 +112,33 @@ def fresh_probe(
             # An incomplete last batch is dropped: batch norm cannot take a batch of one.
             shuffled = torch.randperm(len(inputs), generator=order)[:full].to(inputs.device)
             for rows in torch.split(shuffled, batch_size):
-                logits = _per_head(probe(inputs[rows]), heads)
+                logits = per_head(probe(inputs[rows]), heads)
                 loss = F.cross_entropy(logits, targets[rows])
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
                 optimizer.step()
                 schedule.step()
         return _measure(probe.eval(), frozen, targets, test, heads)
+
+
+def fresh_copy(head: nn.Module) -> nn.Module:
+    """Copy ``head`` and draw the copy's parameters anew, from torch's global generator.
+
+    Every submodule with ``reset_parameters`` is reset; all parameters require a gradient.
+    """
+    probe = copy.deepcopy(head)
+    for module in probe.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
+    for parameter in probe.parameters():
+        parameter.requires_grad_(True)
+    return probe
+
+
+def per_head(logits: Tensor, heads: int) -> Tensor:
+    """Turn logits ``(N, heads * C, *S)`` into ``(N, C, heads, S)``, as cross_entropy wants them."""
+    return logits.reshape(len(logits), heads, logits.shape[1] // heads, -1).transpose(1, 2)
 
 
 class _Frozen:
@@ -147,18 +161,13 @@ class _Frozen:
         return torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
 
 
-def _per_head(logits: Tensor, heads: int) -> Tensor:
-    """Turn logits ``(N, heads * C, *S)`` into ``(N, C, heads, S)``, as cross_entropy wants them."""
-    return logits.reshape(len(logits), heads, logits.shape[1] // heads, -1).transpose(1, 2)
-
-
 def _measure(
     probe: nn.Module, frozen: _Frozen, fitted: Tensor, test: Batches, heads: int
 ) -> ProbeResult:
     totals: Tensor | None = None
     with torch.no_grad():
         for inputs, targets in frozen.each(test):
-            logits = _per_head(probe(inputs), heads).float()
+            logits = per_head(probe(inputs), heads).float()
             if totals is None:
                 classes = logits.shape[1]
                 prior = torch.stack([_frequencies(t, classes) for t in fitted.unbind(1)])

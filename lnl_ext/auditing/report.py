@@ -1,0 +1,244 @@
+"""What an audit found, as data, as text and as a figure."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any, NamedTuple
+
+
+class Interval(NamedTuple):
+    """A bootstrap confidence interval."""
+
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeAudit:
+    """What one fresh probe could tell about the bias on samples it had not seen.
+
+    Attributes
+    ----------
+    accuracy, accuracy_interval
+        Share of right predictions, ignored targets left out.
+    cross_entropy
+        In nats.
+    information, information_interval
+        ``H(b) - CE``, in nats: a lower bound of the mutual information of bias and features, in
+        expectation over the test samples. Below 0 the probe is worse than the class frequencies.
+    p_value
+        Of the permutation test of "this bias cannot be predicted from these features".
+    p_value_within_labels
+        Likewise of "the features tell no more about the bias than the label does".
+    epochs
+        How long the probe was trained.
+    converged
+        Whether training ended because the validation loss no longer fell.
+    """
+
+    accuracy: float
+    accuracy_interval: Interval
+    cross_entropy: float
+    information: float
+    information_interval: Interval
+    p_value: float
+    p_value_within_labels: float
+    epochs: int
+    converged: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupAudit:
+    """Accuracy of the classifier by (label, bias class).
+
+    Attributes
+    ----------
+    accuracy, samples
+        By ``(label, bias class)``, for the groups that have samples.
+    aligned, conflicting
+        Accuracy on the samples whose bias agrees, or does not agree, with what the training set
+        suggests; None where that was not given or there is no such sample.
+    """
+
+    accuracy: dict[tuple[int, int], float]
+    samples: dict[tuple[int, int], int]
+    aligned: float | None
+    conflicting: float | None
+
+    @property
+    def worst(self) -> float:
+        """The lowest accuracy of all groups (worst-group accuracy)."""
+        return min(self.accuracy.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class BiasAudit:
+    """What was found about one bias.
+
+    Attributes
+    ----------
+    classes, heads
+        Number of bias classes, and of predictions per sample or position.
+    chance
+        ``1 / classes``.
+    majority
+        Accuracy on the test samples of always predicting the class most frequent in the training
+        samples.
+    entropy
+        H(b) on the test samples, in nats; the mean over the heads.
+    probes
+        By name.
+    groups
+        None without predictions of a classifier, or for a bias with several values a sample.
+    """
+
+    classes: int
+    heads: int
+    chance: float
+    majority: float
+    entropy: float
+    probes: dict[str, ProbeAudit]
+    groups: GroupAudit | None
+
+    @property
+    def strongest(self) -> str:
+        """The name of the probe with the largest information: the bound to report."""
+        return max(self.probes, key=lambda name: self.probes[name].information)
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditReport:
+    """What an audit found.
+
+    Attributes
+    ----------
+    samples
+        How many there were in all, and for the probes to learn from (``train``), to be stopped by
+        (``validation``) and to be measured on (``test``).
+    accuracy
+        Of the classifier on all samples; None without predictions.
+    biases
+        By name.
+    settings
+        The arguments that decide the figures.
+    """
+
+    samples: dict[str, int]
+    accuracy: float | None
+    biases: dict[str, BiasAudit]
+    settings: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain containers, fit for JSON; groups are lists of objects."""
+        result = dataclasses.asdict(self)
+        for name, bias in self.biases.items():
+            entry = result["biases"][name]
+            entry["strongest"] = bias.strongest
+            for probe in entry["probes"].values():
+                for field in ("accuracy_interval", "information_interval"):
+                    probe[field] = list(probe[field])
+            if bias.groups is not None:
+                groups = bias.groups
+                entry["groups"] = {
+                    "worst": groups.worst,
+                    "aligned": groups.aligned,
+                    "conflicting": groups.conflicting,
+                    "groups": [
+                        {
+                            "label": label,
+                            "bias": group,
+                            "accuracy": accuracy,
+                            "samples": groups.samples[label, group],
+                        }
+                        for (label, group), accuracy in groups.accuracy.items()
+                    ],
+                }
+        return result
+
+    def to_markdown(self) -> str:
+        """Return the report as Markdown, with what each figure is to be read against."""
+        parts = ["# Bias audit", "", self._introduction()]
+        for name, bias in self.biases.items():
+            parts += ["", f"## {name}", "", *_probe_lines(bias, self.settings["confidence"])]
+            if bias.groups is not None:
+                parts += ["", *_group_lines(bias.groups)]
+        return "\n".join(parts) + "\n"
+
+    def _introduction(self) -> str:
+        counts = self.samples
+        text = (
+            f"{counts['all']} samples: fresh probes learned from {counts['train']}, were stopped "
+            f"by {counts['validation']} and measured on {counts['test']} that they had not seen."
+        )
+        if self.accuracy is not None:
+            text += f" The classifier's accuracy on all samples is {self.accuracy:.4f}."
+        return text
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw probes against chance and majority, and the groups' accuracy, into a file.
+
+        Parameters
+        ----------
+        path
+            The format is that of the suffix (png, svg, pdf).
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed.
+        """
+        from lnl_ext.auditing.figure import draw
+
+        draw(self, path)
+
+
+def _probe_lines(bias: BiasAudit, confidence: float) -> list[str]:
+    percent = f"{100 * confidence:g} %"
+    lines = [
+        f"{bias.classes} classes, H(b) = {bias.entropy:.3f} nats; chance {bias.chance:.3f}, "
+        f"always the most frequent class {bias.majority:.3f}.",
+        "",
+        f"| probe | accuracy ({percent}) | I(b; f) at least, nats ({percent}) | "
+        "p: not predictable | p: not beyond the label |",
+        "|---|---|---|---|---|",
+    ]
+    for name, probe in bias.probes.items():
+        mark = "" if probe.converged else " (not converged)"
+        accuracy, information = probe.accuracy_interval, probe.information_interval
+        lines.append(
+            f"| {name}{mark} | {probe.accuracy:.3f} ({accuracy.low:.3f} to {accuracy.high:.3f}) "
+            f"| {probe.information:.3f} ({information.low:.3f} to {information.high:.3f}) "
+            f"| {probe.p_value:.4f} | {probe.p_value_within_labels:.4f} |"
+        )
+    return lines
+
+
+def _group_lines(groups: GroupAudit) -> list[str]:
+    labels = sorted({label for label, _ in groups.accuracy})
+    biases = sorted({bias for _, bias in groups.accuracy})
+    worst = min(groups.accuracy, key=lambda group: groups.accuracy[group])
+    lines = [
+        f"Worst group: label {worst[0]} with bias {worst[1]}, accuracy {groups.worst:.4f} of "
+        f"{groups.samples[worst]} samples."
+    ]
+    sides = (("aligned", groups.aligned), ("conflicting", groups.conflicting))
+    told = [f"bias-{side} {accuracy:.4f}" for side, accuracy in sides if accuracy is not None]
+    if told:
+        lines.append(f"Accuracy on samples by the training set's association: {', '.join(told)}.")
+    lines += [
+        "",
+        "Accuracy (samples) by label and bias class:",
+        "",
+        "| label | " + " | ".join(map(str, biases)) + " |",
+        "|---" * (len(biases) + 1) + "|",
+    ]
+    for label in labels:
+        cells = [
+            f"{groups.accuracy[label, bias]:.3f} ({groups.samples[label, bias]})"
+            if (label, bias) in groups.accuracy
+            else "-"
+            for bias in biases
+        ]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return lines
