@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from lnl_ext.batch_sampler import ShardedBatchSampler
+from lnl_ext.distributed import current
 from lnl_ext.random_state import capture_random_state, restore_random_state, seed_all
 
 Batch = tuple[Tensor, Tensor, dict[str, Tensor]]
@@ -25,11 +28,9 @@ class TensorBatches:
     labels : Tensor, shape (M,), integer
     bias : mapping of str to Tensor, shape (M, ...), optional
         One bias target per adversary.
-    batch_size : int
-    shuffle : bool
-        A new order for every pass, drawn from ``generator``.
-    drop_last : bool
-        Leave out the last batch when it is smaller than ``batch_size``.
+    batch_size, shuffle, drop_last
+        As for :class:`~lnl_ext.batch_sampler.ShardedBatchSampler`, which decides on the order and,
+        with several processes, on this process's share of every batch.
     prepare : callable, optional
         Maps a batch of images (on its device, after selection) to network input, for instance
         uint8 to normalised float.
@@ -57,8 +58,6 @@ class TensorBatches:
         drop_last: bool = False,
         prepare: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size must be an integer >= 1, got {batch_size!r}")
         self.bias = dict(bias or {})
         named = {"labels": labels, **{f"bias[{name!r}]": b for name, b in self.bias.items()}}
         for name, tensor in named.items():
@@ -66,32 +65,25 @@ class TensorBatches:
                 raise ValueError(
                     f"{name} has shape {tuple(tensor.shape)}, expected {len(images)} rows as images"
                 )
-        if drop_last and len(images) < batch_size:
-            raise ValueError(
-                f"batch_size {batch_size} with drop_last leaves no batch of {len(images)} samples"
-            )
         self.images = images
         self.labels = labels
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.drop_last = drop_last
         self.prepare = prepare
-        self.generator = torch.Generator()
+        self._sampler = ShardedBatchSampler(
+            len(images), batch_size, shuffle=shuffle, drop_last=drop_last
+        )
+        self.generator = self._sampler.generator
 
     def __len__(self) -> int:
         """Return the number of batches in a pass."""
-        full, rest = divmod(len(self.images), self.batch_size)
-        return full + (1 if rest and not self.drop_last else 0)
+        return len(self._sampler)
 
     def __iter__(self) -> Iterator[Batch]:
         """One pass; the order is drawn before the first batch."""
-        samples = len(self.images)
-        order = None
-        if self.shuffle:
-            order = torch.randperm(samples, generator=self.generator).to(self.images.device)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            stop = min(start + self.batch_size, samples)
-            rows: Tensor | slice = slice(start, stop) if order is None else order[start:stop]
+        order = self._sampler.order()
+        if order is not None:
+            order = order.to(self.images.device)
+        for share in self._sampler.slices():
+            rows = share if order is None else order[share]
             images = self.images[rows]
             yield (
                 images if self.prepare is None else self.prepare(images),
@@ -112,12 +104,14 @@ class BatchStream:
     ----------
     batches
         A `torch.utils.data.DataLoader`, `TensorBatches`, or anything with a length that can be
-        passed over again. If it has an attribute ``generator``, that is part of the state.
+        passed over again. If it or its ``batch_sampler`` has an attribute ``generator``, that is
+        part of the state.
 
     Raises
     ------
     TypeError, ValueError
-        If ``batches`` has no length, or is empty.
+        If ``batches`` has no length, or is empty; or if there are several processes and it is a
+        DataLoader that gives each of them every sample.
     """
 
     def __init__(self, batches: Iterable[Batch]) -> None:
@@ -129,8 +123,20 @@ class BatchStream:
             ) from error
         if self.steps == 0:
             raise ValueError("batches is empty: there is nothing to train on")
+        sampler = getattr(batches, "batch_sampler", None)
+        if (
+            isinstance(batches, DataLoader)
+            and current().world_size > 1
+            and not isinstance(sampler, ShardedBatchSampler)
+        ):
+            raise ValueError(
+                "batches is a DataLoader whose batches are not shared out among the "
+                f"{current().world_size} processes: give it batch_sampler=ShardedBatchSampler(...)"
+            )
         self._batches = batches
         self._generator: torch.Generator | None = getattr(batches, "generator", None)
+        if self._generator is None:
+            self._generator = getattr(sampler, "generator", None)
         self._pass_began: dict[str, Any] | None = None
 
     def seed(self, seed: int) -> None:

@@ -1,0 +1,161 @@
+"""Several processes that train together: who takes part, shares of a data set, gathered results.
+
+``torchrun`` starts the processes and ``torch.distributed`` connects them; what is here holds as
+well for a single process, so that a program needs no second form.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+_Rows = TypeVar("_Rows", bound=tuple[Tensor, ...])
+_T = TypeVar("_T")
+
+TIMEOUT = datetime.timedelta(minutes=10)
+"""How long a process waits for the others by default before it takes them for lost."""
+
+_VARIABLES = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # beside RANK
+
+
+class Processes(NamedTuple):
+    """The processes of a run, as one of them sees them."""
+
+    rank: int = 0
+    """The number of this process, 0 to ``world_size - 1``."""
+    world_size: int = 1
+    """How many there are."""
+    local_rank: int = 0
+    """The number of this process on its machine."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files and messages, rank 0."""
+        return self.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process: its own GPU where there are any, else the CPU."""
+        if torch.cuda.is_available():
+            return torch.device("cuda", self.local_rank)
+        return torch.device("cpu")
+
+
+@contextlib.contextmanager
+def from_environment(timeout: datetime.timedelta = TIMEOUT) -> Iterator[Processes]:
+    """Join the processes that ``torchrun`` started; without torchrun, be the only one.
+
+    It connects over NCCL for CUDA tensors where there are GPUs, and over gloo for CPU tensors.
+
+    Parameters
+    ----------
+    timeout
+        How long to wait for another process, within a step or at the start, before the run ends
+        with an error.
+
+    Yields
+    ------
+    Processes
+
+    Raises
+    ------
+    RuntimeError
+        If only some of torchrun's variables are set, or the processes do not find each other.
+
+    Examples
+    --------
+    >>> with from_environment() as processes:
+    ...     if processes.is_main:
+    ...         print(f"{processes.world_size} processes")
+    """
+    if "RANK" not in os.environ or os.environ.get("WORLD_SIZE") == "1":
+        yield Processes()
+        return
+    missing = [name for name in _VARIABLES if name not in os.environ]
+    if missing:
+        raise RuntimeError(
+            f"RANK is set, but {', '.join(missing)} not: start the processes with torchrun, or "
+            "unset RANK for a single process"
+        )
+    local_rank = int(os.environ["LOCAL_RANK"])
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=timeout)
+    try:
+        yield current()
+    finally:
+        dist.destroy_process_group()
+
+
+def current() -> Processes:
+    """Return the processes that are connected now, by :func:`from_environment` or otherwise."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return Processes()
+    return Processes(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def shard(dataset: Dataset[_T]) -> Dataset[_T]:
+    """Return this process's share of a data set to evaluate on: every sample is in exactly one.
+
+    Process r of W takes samples r, r + W, r + 2W ...; none is doubled, so that shares may differ by
+    one sample. :func:`gather_rows` undoes it. For training use
+    `lnl_ext.batches.ShardedBatchSampler`.
+    """
+    rank, world_size, _ = current()
+    if world_size == 1:
+        return dataset
+    samples: Any = dataset
+    return Subset(dataset, range(rank, len(samples), world_size))
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Put the rows that every process has for its :func:`shard` in the order of the whole set.
+
+    Every process must call it, and every process gets the result.
+
+    Parameters
+    ----------
+    rows
+        One row per sample of the share, any dtype and device.
+
+    Returns
+    -------
+    Tensor
+        One row per sample of the whole set, on the CPU (with a single process, ``rows`` itself on
+        the CPU).
+
+    Raises
+    ------
+    ValueError
+        If the lengths are not those of shares of one set.
+    """
+    rows = rows.detach().cpu()
+    _, world_size, _ = current()
+    if world_size == 1:
+        return rows
+    parts: list[Any] = [None] * world_size
+    dist.all_gather_object(parts, rows)
+    total = sum(len(part) for part in parts)
+    lengths = [len(part) for part in parts]
+    if lengths != [len(range(rank, total, world_size)) for rank in range(world_size)]:
+        raise ValueError(f"the processes have {lengths} rows, which are not shares of one data set")
+    whole = rows.new_empty((total, *rows.shape[1:]))
+    for rank, part in enumerate(parts):
+        whole[rank::world_size] = part
+    return whole
+
+
+def gather_predictions(predictions: _Rows) -> _Rows:
+    """Apply :func:`gather_rows` to each field, for instance of `lnl_ext.evaluation.Predictions`."""
+    fields = [gather_rows(field) for field in predictions]
+    return type(predictions)(*fields)
