@@ -1,0 +1,408 @@
+"""Image files of any kind as RGB images, and data sets of them that say which cannot be read."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as transforms
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "MAX_PIXELS",
+    "MAX_SIDE",
+    "MAX_UNREADABLE",
+    "ImageDataset",
+    "TooManyUnreadableError",
+    "UnreadableImageError",
+    "evaluation_transform",
+    "find_unreadable",
+    "load_image",
+    "read_images",
+    "readable",
+    "training_transform",
+]
+
+#: Largest image that is decoded, in pixels: Pillow's own limit, a quarter of a GiB as RGB.
+MAX_PIXELS = 89_478_485
+#: Longest side of an image that is decoded, in pixels.
+MAX_SIDE = 32_768
+#: Share of unreadable images above which a data set is refused instead of being used without them.
+MAX_UNREADABLE = 0.01
+#: Normalisation of torchvision's pretrained networks, for values in [0, 1].
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_LISTED = 10  # unreadable files named in a message; more would hide what it says
+_WITH_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
+
+Sample = tuple[Tensor, Tensor, dict[str, Tensor]]
+Transform = Callable[[Image.Image], Tensor]
+
+
+class UnreadableImageError(ValueError):
+    """An image file is missing, empty, truncated, too large, or not an image."""
+
+
+class TooManyUnreadableError(ValueError):
+    """More than `MAX_UNREADABLE` of the images cannot be read."""
+
+
+def load_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Read an image file of any format that Pillow knows as 8-bit RGB.
+
+    The EXIF orientation is applied; of an animation the first frame is taken; transparency is laid
+    over white; of 16 bits a channel the upper 8 are kept; palette, grey, CMYK and other colour
+    spaces are converted.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    PIL.Image.Image
+        Mode ``RGB``, in memory: the file is closed.
+
+    Raises
+    ------
+    UnreadableImageError
+        The file is missing, empty, truncated, damaged or not an image; it has more than
+        `MAX_PIXELS` pixels or a side longer than `MAX_SIDE` (found in its header, before anything
+        is decoded: a decompression bomb costs nothing); or its numbers have no known range (32
+        bits a channel). The message names the file and the reason.
+    """
+    image, reason = _decode(path)
+    if image is None:
+        raise UnreadableImageError(f"{os.fspath(path)}: {reason}")
+    return image
+
+
+def _decode(path: str | os.PathLike[str]) -> tuple[Image.Image | None, str]:
+    """Return the image, or None and the reason."""
+    try:
+        # Read first: what fails from here on is the content and not the disk.
+        content = Path(path).read_bytes()
+    except OSError as error:
+        return None, error.strerror or str(error)
+    if not content:
+        return None, "the file is empty"
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of bombs itself; the check below refuses them.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content)) as opened:
+                width, height = opened.size
+                if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+                    return None, (
+                        f"{width} x {height} pixels, expected at most {MAX_PIXELS} and no side "
+                        f"over {MAX_SIDE}"
+                    )
+                opened.load()
+                return _as_rgb(ImageOps.exif_transpose(opened)), ""
+    except UnidentifiedImageError:
+        return None, "not an image in a format that Pillow knows"
+    except Exception as error:  # decoders raise nearly anything on damaged data
+        return None, f"{error or type(error).__name__}"
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """Convert to RGB of 8 bits a channel."""
+    if image.mode.startswith("I"):  # integers of 16 bits, or of 32 in which 16 are used
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("whole numbers beyond 16 bits, whose range is not known")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("floating-point numbers, whose range is not known")
+    if image.mode in _WITH_ALPHA or "transparency" in image.info:
+        seen = image.convert("RGBA")
+        image = Image.new("RGBA", seen.size, "white")
+        image.alpha_composite(seen)
+    return image.convert("RGB")
+
+
+# ------------------------------------------------------------------ many files
+
+
+class _Files(Dataset[tuple[Tensor, str]]):
+    """Decoded images, and why where there is none; the work of a DataLoader's workers."""
+
+    def __init__(self, paths: Sequence[str | os.PathLike[str]], size: int | None) -> None:
+        self.paths, self.size = [os.fspath(path) for path in paths], size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+        image, reason = _decode(self.paths[index])
+        if self.size is None:
+            return torch.empty(0), reason
+        if image is None:
+            return torch.zeros(3, self.size, self.size, dtype=torch.uint8), reason
+        return _square(image, self.size), reason
+
+
+def _square(image: Image.Image, size: int) -> Tensor:
+    """Scale the shorter side to ``size`` and cut out the centre: ``(3, size, size)`` uint8."""
+    if image.size != (size, size):
+        scaled = transforms.resize(image, [size], antialias=True)
+        image = transforms.center_crop(scaled, [size, size])
+    tensor: Tensor = transforms.pil_to_tensor(image)
+    return tensor
+
+
+def _decode_all(
+    paths: Sequence[str | os.PathLike[str]], size: int | None, workers: int
+) -> Iterator[tuple[Tensor, list[str]]]:
+    loader = DataLoader(
+        _Files(paths, size), batch_size=64, num_workers=min(workers, -(-len(paths) // 64))
+    )
+    for images, reasons in loader:
+        yield images, list(reasons)
+
+
+def find_unreadable(paths: Sequence[str | os.PathLike[str]], *, workers: int = 0) -> dict[int, str]:
+    """Decode every file once and return what is wrong with those that cannot be read.
+
+    Headers alone would not do: a JPEG cut off in the middle has a sound one, and would end the
+    training run that comes upon it.
+
+    Parameters
+    ----------
+    paths
+        The files.
+    workers
+        Processes that decode; 0: this one.
+
+    Returns
+    -------
+    dict of int to str
+        Position in ``paths`` and the reason.
+    """
+    reasons = [reason for _, batch in _decode_all(paths, None, workers) for reason in batch]
+    return {position: reason for position, reason in enumerate(reasons) if reason}
+
+
+def readable(paths: Sequence[str | os.PathLike[str]], *, workers: int = 0) -> list[int]:
+    """Return the positions of the files that can be read, and warn of the others.
+
+    Parameters
+    ----------
+    paths, workers
+        As in `find_unreadable`.
+
+    Raises
+    ------
+    TooManyUnreadableError
+        More than `MAX_UNREADABLE` of the files cannot be read.
+    """
+    bad = find_unreadable(paths, workers=workers)
+    _report(paths, bad)
+    return [position for position in range(len(paths)) if position not in bad]
+
+
+def read_images(
+    paths: Sequence[str | os.PathLike[str]], size: int, *, workers: int = 0
+) -> tuple[Tensor, list[int]]:
+    """Decode every file once and keep all images in memory, for data that fits there.
+
+    Parameters
+    ----------
+    paths, workers
+        As in `find_unreadable`.
+    size
+        The shorter side is scaled to so many pixels and the centre cut out.
+
+    Returns
+    -------
+    images : Tensor
+        ``(N, 3, size, size)`` uint8, those that can be read.
+    kept : list of int
+        Their positions in ``paths``.
+
+    Raises
+    ------
+    TooManyUnreadableError
+        More than `MAX_UNREADABLE` of the files cannot be read; up to that, a warning names them.
+    """
+    images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
+    bad: dict[int, str] = {}
+    start = 0
+    for batch, reasons in _decode_all(paths, size, workers):
+        images[start : start + len(batch)] = batch
+        bad |= {start + offset: reason for offset, reason in enumerate(reasons) if reason}
+        start += len(batch)
+    _report(paths, bad)
+    kept = [position for position in range(len(paths)) if position not in bad]
+    return (images if not bad else images[kept]), kept
+
+
+def _report(paths: Sequence[str | os.PathLike[str]], bad: Mapping[int, str]) -> None:
+    """Warn of unreadable files, or raise where there are too many."""
+    if not bad:
+        return
+    lines = [f"{os.fspath(paths[position])}: {reason}" for position, reason in bad.items()]
+    listed = "\n  ".join(lines[:_LISTED])
+    if len(lines) > _LISTED:
+        listed += (
+            f"\n  and {len(lines) - _LISTED} more (lnl_ext.data.images.find_unreadable lists all)"
+        )
+    counted = f"{len(bad)} of {len(paths)} images cannot be read"
+    if len(bad) > MAX_UNREADABLE * len(paths):
+        raise TooManyUnreadableError(
+            f"{counted}, expected at most {MAX_UNREADABLE:.0%}:\n  {listed}"
+        )
+    warnings.warn(f"{counted} and are left out:\n  {listed}", stacklevel=3)
+
+
+# ------------------------------------------------------------------ a data set for a DataLoader
+
+
+class ImageDataset(Dataset[Sample]):
+    """Image files with labels and bias targets, decoded when they are asked for.
+
+    For a `torch.utils.data.DataLoader`, whose worker processes then decode; its batches are what
+    `lnl_ext.Trainer.fit` takes. Use `readable` on the paths first.
+
+    Parameters
+    ----------
+    paths
+        N files.
+    labels
+        ``(N,)`` class indices.
+    bias
+        Bias targets ``(N, ...)`` by name: class indices, or floating-point probabilities.
+    transform
+        Turns the RGB image into the tensor that the network takes.
+
+    Attributes
+    ----------
+    paths : list of str
+    labels : Tensor
+        int64.
+    bias : dict of str to Tensor
+        int64 or floating point.
+
+    Raises
+    ------
+    ValueError
+        ``labels`` or a bias target has another length than ``paths``.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | os.PathLike[str]],
+        labels: Any,
+        bias: Mapping[str, Any] | None = None,
+        transform: Transform = transforms.pil_to_tensor,
+    ) -> None:
+        self.paths = [os.fspath(path) for path in paths]
+        self.labels = torch.as_tensor(labels).long()
+        self.bias = {name: _target(values) for name, values in (bias or {}).items()}
+        self.transform = transform
+        named = {"labels": self.labels, **{f"bias[{n!r}]": b for n, b in self.bias.items()}}
+        for name, tensor in named.items():
+            if tensor.dim() == 0 or len(tensor) != len(self.paths):
+                raise ValueError(
+                    f"{name} has shape {tuple(tensor.shape)}, expected {len(self.paths)} rows, "
+                    "one a path"
+                )
+
+    def __len__(self) -> int:
+        """Give the number of images."""
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Give transformed image, label () and bias targets of one image.
+
+        Raises
+        ------
+        UnreadableImageError
+            The file cannot be read (any more).
+        """
+        image = self.transform(load_image(self.paths[index]))
+        return image, self.labels[index], {name: b[index] for name, b in self.bias.items()}
+
+
+def _target(values: Any) -> Tensor:
+    tensor = torch.as_tensor(values)
+    return tensor if tensor.is_floating_point() else tensor.long()
+
+
+# ------------------------------------------------------------------ transforms
+
+
+def training_transform(
+    size: int,
+    *,
+    scale: tuple[float, float] = (0.35, 1.0),
+    flip: bool = True,
+) -> Transform:
+    """Return the augmentation for training: a random part of the image, mirrored half the time.
+
+    Parameters
+    ----------
+    size
+        Height and width of the result.
+    scale
+        Smallest and largest share of the image's area that is cut out.
+    flip
+        Whether left and right are exchanged half the time.
+
+    Returns
+    -------
+    callable
+        RGB image to ``(3, size, size)`` float32 with ImageNet's normalisation.
+    """
+    steps: list[Any] = [v2.RandomResizedCrop(size, scale=scale, antialias=True)]
+    if flip:
+        steps.append(v2.RandomHorizontalFlip())
+    composed: Transform = v2.Compose([*steps, *_to_input()])
+    return composed
+
+
+def evaluation_transform(size: int) -> Transform:
+    """Return the transform for evaluation: the shorter side scaled to ``size``, the centre cut out.
+
+    Parameters
+    ----------
+    size
+        Height and width of the result.
+
+    Returns
+    -------
+    callable
+        RGB image to ``(3, size, size)`` float32 with ImageNet's normalisation.
+    """
+    composed: Transform = v2.Compose([_Square(size), *_to_input()])
+    return composed
+
+
+class _Square:
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return _square(image, self.size)
+
+
+def _to_input() -> list[Any]:
+    return [
+        v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(list(IMAGENET_MEAN), list(IMAGENET_STD)),
+        v2.ToPureTensor(),
+    ]
