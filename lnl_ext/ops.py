@@ -209,12 +209,27 @@ def _gradient_backward(ctx: Any, *vectors: Tensor | None) -> tuple[Tensor | None
     return (along_loss, along_logits, *[None] * 13)
 
 
+def bias_loss_values(*arguments: Any) -> tuple[Tensor, ...]:
+    """Call `lnl_ext::bias_loss` where no derivative is to be recorded.
+
+    Its registered formula is Python code that the dispatcher enters even when gradients are off,
+    as they are inside an autograd.Function: going past it takes a sixth off a small loss's step.
+    """
+    result: tuple[Tensor, ...]
+    if torch.compiler.is_compiling():  # the dispatcher's guards are not for tracing
+        result = torch.ops.lnl_ext.bias_loss(*arguments)
+    else:
+        with torch._C._AutoDispatchBelowAutograd():
+            result = torch.ops.lnl_ext.bias_loss(*arguments)
+    return result
+
+
 class _BiasLoss(torch.autograd.Function):
     """`lnl_ext::bias_loss` with its derivatives."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        result: tuple[Tensor, ...] = torch.ops.lnl_ext.bias_loss(*arguments)
+        result = bias_loss_values(*arguments)
         _save_own_bias_loss(ctx, arguments, result)
         return result
 
@@ -300,7 +315,7 @@ def bias_loss(
         entropy_weight = entropy_weight.clone()  # Dynamo refuses one tensor for two arguments
     transformed = torch._C._are_functorch_transforms_active()
     if not (needed or forward_mode or transformed):
-        loss, cross_entropy, entropy, *_ = torch.ops.lnl_ext.bias_loss(
+        loss, cross_entropy, entropy, *_ = bias_loss_values(
             logits.detach(), target, weight, reversal, entropy_weight, None, *options, False, False
         )
         return loss, cross_entropy, entropy

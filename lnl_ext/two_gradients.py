@@ -111,7 +111,7 @@ def _kernel_forward(call: HeadCall) -> Sequence[Tensor]:
     # save it, and without a reduction there is a factor per site: those gradients wait for it.
     early = call.logits.dtype != torch.float16 and call.options.reduction != ops.REDUCTIONS["none"]
     for_features, for_head = call.logit_gradients
-    result: Sequence[Tensor] = torch.ops.lnl_ext.bias_loss(
+    result = ops.bias_loss_values(
         call.logits.detach(),
         call.target,
         call.weight,
