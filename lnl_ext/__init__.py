@@ -10,7 +10,7 @@ from ._version import __version__
 from .adversary import BiasAdversary
 from .auditing import AuditReport, audit
 from .config import TrainerConfig
-from .functional import fused_bias_loss
+from .functional import fused_bias_loss, fused_linear_bias_loss
 from .gradient_reversal import GradientReversal, grad_reverse
 from .optimizers import OptimizerConfig
 from .trainer import Trainer
@@ -28,6 +28,7 @@ __all__ = [
     "audit",
     "build_info",
     "fused_bias_loss",
+    "fused_linear_bias_loss",
     "grad_reverse",
     "reference",
 ]

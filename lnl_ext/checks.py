@@ -76,14 +76,7 @@ def check_logits(logits: Tensor, heads: int, name: str = "logits") -> None:
     name
         What to call the logits in a message.
     """
-    if not isinstance(logits, Tensor):
-        raise TypeError(f"{name}: expected a Tensor, got {type(logits).__name__}")
-    if logits.layout != torch.strided:
-        raise TypeError(f"{name} has layout {logits.layout}, expected a dense tensor")
-    if logits.dtype not in LOGITS_DTYPES:
-        raise TypeError(
-            f"{name} has dtype {logits.dtype}, expected float32, float64, float16 or bfloat16"
-        )
+    _check_dense(name, logits)
     if logits.dim() < 2:
         raise ValueError(f"{name} has shape {_shape(logits)}, expected (N, C) or (N, C, *S)")
     if isinstance(heads, bool) or not isinstance(heads, int):
@@ -240,6 +233,81 @@ def check_bias_loss(
     check_coefficient("entropy_weight", entropy_weight, logits.device)
     if reversal is not None:
         check_coefficient("reversal", reversal, logits.device)
+
+
+def check_linear_bias_loss(
+    features: Tensor,
+    head_weight: Tensor,
+    target: Tensor,
+    head_bias: Tensor | None,
+    weight: Tensor | None,
+    *,
+    entropy_weight: Coefficient,
+    reversal: Coefficient | None,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+    heads: int,
+) -> None:
+    """Check every argument of `lnl_ext.fused_linear_bias_loss`.
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        As `check_bias_loss`, and for features and head that do not fit together.
+    """
+    _check_dense("features", features)
+    if features.dim() != 2:
+        raise ValueError(f"features has shape {_shape(features)}, expected (N, D)")
+    _check_head("head_weight", head_weight, features)
+    if head_weight.dim() != 2 or head_weight.shape[1] != features.shape[1]:
+        raise ValueError(
+            f"head_weight has shape {_shape(head_weight)}, expected "
+            f"(heads * C, {features.shape[1]}) for features of shape {_shape(features)}"
+        )
+    if head_bias is not None:
+        _check_head("head_bias", head_bias, features)
+        if head_bias.dim() != 1 or head_bias.shape[0] != head_weight.shape[0]:
+            raise ValueError(
+                f"head_bias has shape {_shape(head_bias)}, expected ({head_weight.shape[0]},) "
+                f"for head_weight of shape {_shape(head_weight)}"
+            )
+    check_bias_loss(
+        logits_stand_in(features, head_weight),
+        target,
+        weight,
+        entropy_weight=entropy_weight,
+        reversal=reversal,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+        heads=heads,
+    )
+
+
+def logits_stand_in(features: Tensor, head_weight: Tensor) -> Tensor:
+    """Return a tensor of the logits' shape, dtype and device that holds a single element."""
+    return features.new_empty(()).expand(features.shape[0], head_weight.shape[0])
+
+
+def _check_dense(name: str, value: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} has layout {value.layout}, expected a dense tensor")
+    if value.dtype not in LOGITS_DTYPES:
+        raise TypeError(
+            f"{name} has dtype {value.dtype}, expected float32, float64, float16 or bfloat16"
+        )
+
+
+def _check_head(name: str, value: Tensor, features: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}")
+    if value.dtype != features.dtype:
+        raise TypeError(f"{name} has dtype {value.dtype}, expected {features.dtype} as features")
+    if value.device != features.device:
+        raise RuntimeError(f"{name} is on {value.device}, expected {features.device} as features")
 
 
 def _shape(tensor: Tensor) -> str:

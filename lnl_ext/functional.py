@@ -1,4 +1,4 @@
-"""The fused bias loss, for anyone's trainer."""
+"""The fused losses, for anyone's trainer."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from lnl_ext import ops, reference
-from lnl_ext.checks import Coefficient, check_bias_loss
+from lnl_ext import ops, ops_linear, reference
+from lnl_ext.checks import Coefficient, check_bias_loss, check_linear_bias_loss
 from lnl_ext.types import BiasLoss
 
 
@@ -157,6 +157,164 @@ def fused_bias_loss(
         weight,
         None if reversal is None else _as_tensor(reversal),
         _as_tensor(entropy_weight),
+        options,
+    )
+    return BiasLoss(loss, cross_entropy, entropy) if return_terms else loss
+
+
+@overload
+def fused_linear_bias_loss(
+    features: Tensor,
+    head_weight: Tensor,
+    target: Tensor,
+    head_bias: Tensor | None = ...,
+    weight: Tensor | None = ...,
+    *,
+    entropy_weight: Coefficient = ...,
+    reversal: Coefficient | None = ...,
+    ignore_index: int = ...,
+    label_smoothing: float = ...,
+    reduction: str = ...,
+    mask_entropy: bool = ...,
+    heads: int = ...,
+    return_terms: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def fused_linear_bias_loss(
+    features: Tensor,
+    head_weight: Tensor,
+    target: Tensor,
+    head_bias: Tensor | None = ...,
+    weight: Tensor | None = ...,
+    *,
+    entropy_weight: Coefficient = ...,
+    reversal: Coefficient | None = ...,
+    ignore_index: int = ...,
+    label_smoothing: float = ...,
+    reduction: str = ...,
+    mask_entropy: bool = ...,
+    heads: int = ...,
+    return_terms: Literal[True],
+) -> BiasLoss: ...
+
+
+def fused_linear_bias_loss(
+    features: Tensor,
+    head_weight: Tensor,
+    target: Tensor,
+    head_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    *,
+    entropy_weight: Coefficient = 0.0,
+    reversal: Coefficient | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    mask_entropy: bool = False,
+    heads: int = 1,
+    return_terms: bool = False,
+) -> Tensor | BiasLoss:
+    """Compute the bias loss of a linear head, with its matrix products and a fused reversal layer.
+
+    The value is that of ``fused_bias_loss(linear(features, head_weight, head_bias), target, ...)``.
+    The logits never exist whole: they are made, used for the value and the gradients, and
+    overwritten some rows at a time.
+
+    Parameters
+    ----------
+    features
+        Shape ``(N, D)``; float32, float64, float16 or bfloat16.
+    head_weight
+        The linear layer's weight, shape ``(heads * C, D)``, in the features' dtype.
+    target
+        Class indices, int64, shape ``(N,)``, with several heads ``(N, heads)``; or class
+        probabilities, shape ``(N, heads * C)``.
+    head_bias
+        The linear layer's bias, shape ``(heads * C,)``, or None.
+    weight
+        Class weights, shape ``(C,)``; shared by all heads. It gets no gradient.
+    entropy_weight
+        How much the entropy counts (the paper's lambda), >= 0. A number or a 0-dim tensor.
+    reversal
+        None: every input gets the true gradient of the value. A number or 0-dim tensor r >= 0 (the
+        paper's mu): head_weight and head_bias get dCE only, the features
+        ``-r * dCE - entropy_weight * dH`` (Kim et al., CVPR 2019, eq. 9), and the value stays. So
+        one backward trains the head and fools it.
+    ignore_index, label_smoothing, reduction, mask_entropy, heads, return_terms
+        As in `fused_bias_loss`.
+
+    Returns
+    -------
+    Tensor or BiasLoss
+        A scalar, or ``(N,)`` with ``reduction="none"``; float32 (float64 for float64 features).
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError, RuntimeError
+        As `fused_bias_loss`, and for features and head that do not fit together.
+
+    Notes
+    -----
+    The products of float16 and bfloat16 tensors are summed, and their logits are kept, in float32.
+    Under autocast features and head are cast as `torch.nn.functional.linear` casts them. Second
+    derivatives are those of the value, with `reversal` those of ``CE(head) - r * CE(features) -
+    entropy_weight * H(features)``, where each of the two sees the other as a constant; in a double
+    backward the logits exist whole.
+
+    Examples
+    --------
+    >>> features = torch.randn(8, 32, requires_grad=True)
+    >>> head = torch.nn.Linear(32, 5)
+    >>> bias = torch.randint(5, (8,))
+    >>> loss = fused_linear_bias_loss(
+    ...     features, head.weight, bias, head.bias, reversal=0.1, entropy_weight=0.01
+    ... )
+    >>> loss.backward()
+    """
+    features, head_weight, head_bias = ops_linear.autocast(features, head_weight, head_bias)
+    check_linear_bias_loss(
+        features,
+        head_weight,
+        target,
+        head_bias,
+        weight,
+        entropy_weight=entropy_weight,
+        reversal=reversal,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+        heads=heads,
+    )
+    if not ops.has_kernel(features):
+        return reference.fused_linear_bias_loss(  # type: ignore[call-overload, misc, no-any-return]
+            features,
+            head_weight,
+            target,
+            head_bias,
+            weight,
+            entropy_weight=entropy_weight,
+            reversal=reversal,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            reduction=reduction,
+            mask_entropy=mask_entropy,
+            heads=heads,
+            return_terms=return_terms,
+        )
+    options = ops.Options(
+        ignore_index, label_smoothing, ops.REDUCTIONS[reduction], mask_entropy, heads
+    )
+    loss, cross_entropy, entropy = ops_linear.linear_bias_loss(
+        features,
+        head_weight,
+        head_bias,
+        target,
+        weight,
+        None if reversal is None else _as_tensor(reversal),
+        _as_tensor(entropy_weight),
+        None,
         options,
     )
     return BiasLoss(loss, cross_entropy, entropy) if return_terms else loss

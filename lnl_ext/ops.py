@@ -168,7 +168,7 @@ def _bias_loss_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None,
         held = gradient if ctx.early else None
         result = _Gradient.apply(grad_loss, *tensors, *ctx.options, True, False, held)[0]
     elif ctx.early:
-        result = _scaled(gradient, grad_loss) if ctx.owns_gradient else gradient * grad_loss
+        result = scaled_gradient(gradient, grad_loss) if ctx.owns_gradient else gradient * grad_loss
     else:
         result, _ = torch.ops.lnl_ext.bias_loss_backward(
             grad_loss, *tensors, *ctx.options, True, False
@@ -176,7 +176,7 @@ def _bias_loss_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None,
     return (result, *[None] * 12)
 
 
-def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
+def scaled_gradient(gradient: Tensor, factor: Tensor) -> Tensor:
     """Return ``gradient * factor``, in place where nobody will ask for the gradient again."""
     traced = torch.compiler.is_compiling() or type(gradient) is not Tensor
     if traced or torch._C._autograd._get_current_graph_task_keep_graph():
@@ -268,6 +268,12 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *vectors: Tensor | None) -> tuple[Tensor | None, ...]:
         return (*_gradient_backward(ctx, *vectors), None)
+
+
+def logits_gradient(*arguments: Any) -> Tensor:
+    """Return the logits' gradient, differentiable, of the operator's tensors and `Options`."""
+    gradient: Tensor = _Gradient.apply(*arguments, True, False, None)[0]
+    return gradient
 
 
 torch.library.register_autograd(

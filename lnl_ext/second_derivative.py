@@ -10,6 +10,9 @@ Double backward is rare, and the formulas are short: with v the vector, p the pr
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -128,3 +131,81 @@ def _dense_target(
     if weight is not None:
         y = y * weight.to(dtype).reshape(1, 1, -1, *[1] * (len(split) - 3))
     return y, counted
+
+
+def linear_vector_products(
+    vectors: Sequence[Tensor | None],
+    logits_gradient: Callable[..., Tensor],
+    tensors: Sequence[Any],
+    options: Sequence[Any],
+) -> tuple[Tensor | None, ...]:
+    """Return the derivatives of a linear head's gradients, multiplied by vectors and added.
+
+    With G the logits' gradient, X the features and W the head's weight, the gradients are ``G W``,
+    ``G^T X`` and the column sums of G. So for vectors V, A and a the sum of the products is
+    ``(V W^T) . G + (X A^T + a) . G``, and `vector_products` does the rest. With `reversal` the two
+    G differ, and the features' sees W, the head's sees X as a constant. The logits exist whole.
+
+    Parameters
+    ----------
+    vectors
+        What comes back for the gradients of `features`, `head_weight` and `head_bias`, or None.
+    logits_gradient
+        The differentiable gradient of the loss by the logits, of the arguments of
+        `vector_products` after the vector.
+    tensors, options
+        The other arguments of the operator of the gradients, in its order.
+
+    Returns
+    -------
+    tuple of Tensor
+        For grad_loss, features, head_weight and head_bias. Differentiable.
+    """
+    of_features, of_weight, of_bias = vectors
+    grad_loss, features, head_weight, head_bias, target, weight, denominators, *coefficients = (
+        tensors
+    )
+    dtype = accumulation_dtype(features.dtype)
+    x, w = features.to(dtype), head_weight.to(dtype)
+    logits = x @ w.t() if head_bias is None else torch.addmm(head_bias.to(dtype), x, w.t())
+
+    along = None if of_features is None else of_features.to(dtype) @ w.t()
+    along_head: Tensor | None = None
+    if of_weight is not None:
+        along_head = x @ of_weight.to(dtype).t()
+    if of_bias is not None:
+        row = of_bias.to(dtype).expand_as(logits)
+        along_head = row if along_head is None else along_head + row
+
+    def products(vector: Tensor | None, terms: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        if vector is None:
+            return torch.zeros_like(grad_loss), torch.zeros_like(logits)
+        return vector_products(
+            vector, grad_loss, logits, target, weight, denominators, *terms, *options
+        )
+
+    if coefficients[0] is None:
+        if along is None or along_head is None:
+            both = along_head if along is None else along
+        else:
+            both = along + along_head
+        along_loss, curvature = products(both, coefficients)
+        for_x, for_w, for_b = curvature @ w, curvature.t() @ x, curvature.sum(0)
+        gradient = logits_gradient(
+            grad_loss, logits, target, weight, denominators, *coefficients, *options
+        )
+        if of_weight is not None:
+            for_x = for_x + gradient @ of_weight.to(dtype)
+        if of_features is not None:
+            for_w = for_w + gradient.t() @ of_features.to(dtype)
+    else:
+        first, curvature = products(along, coefficients)
+        second, head_curvature = products(along_head, (None, None, None))
+        along_loss = first + second
+        for_x, for_w, for_b = curvature @ w, head_curvature.t() @ x, head_curvature.sum(0)
+    return (
+        along_loss,
+        for_x.to(features.dtype),
+        for_w.to(head_weight.dtype),
+        None if head_bias is None else for_b.to(head_bias.dtype),
+    )

@@ -26,7 +26,7 @@ struct Problem {
   const void* upstream = nullptr;  // null: 1
   bool upstream_per_site = false;  // [rows, positions], else one value
   const double* inverse_denominators = nullptr;  // [heads, 2]: cross entropy, entropy
-  void* gradient = nullptr;                      // as logits, or null
+  void* gradient = nullptr;                      // as logits, or null; rows: the logits themselves
   void* head_gradient = nullptr;                 // as logits, or null
   void* site_cross_entropy =
       nullptr;  // [rows, heads, positions] in the accumulation dtype, or null
@@ -43,6 +43,45 @@ struct Problem {
   bool mask_entropy = false;
   Coefficients coefficients;
 };
+
+// The same problem for `count` rows from `first` on, whose logits and gradients are elsewhere: what
+// it reads and writes per row, in values of `size` bytes. One position; static, so that no
+// instruction set's version is taken for another's.
+static inline void place_rows(const Problem& whole, int64_t first, int64_t count, int64_t size,
+                              Problem& part) {
+  const auto read = [&](const void* from, int64_t values) -> const void* {
+    return from == nullptr ? nullptr : static_cast<const char*>(from) + first * values * size;
+  };
+  const auto write = [&](void* to) -> void* {
+    return to == nullptr ? nullptr : static_cast<char*>(to) + first * whole.heads * size;
+  };
+  part.rows = count;
+  part.target = whole.target == nullptr ? nullptr : whole.target + first * whole.heads;
+  part.probabilities = read(whole.probabilities, whole.heads * whole.classes);
+  part.upstream = whole.upstream_per_site ? read(whole.upstream, 1) : whole.upstream;
+  part.site_cross_entropy = write(whole.site_cross_entropy);
+  part.site_entropy = write(whole.site_entropy);
+  part.site_confusion = write(whole.site_confusion);
+}
+
+// A linear layer with few outputs before the problem's logits, which exist a block of rows at a
+// time.
+struct LinearProblem {
+  // One position, channels_last. Logits and gradients are not given; probabilities have the
+  // accumulation dtype.
+  Problem loss;
+  const void* features = nullptr;     // [rows, width]
+  const void* head_weight = nullptr;  // [heads * classes, padded_width], accumulation dtype
+  const void* head_bias = nullptr;    // [heads * classes], accumulation dtype, or null
+  void* features_gradient = nullptr;  // [rows, width], or null
+  int64_t width = 0;
+  int64_t padded_width = 0;       // a multiple of kWidthMultiple, filled with zeros
+  DType dtype = DType::kFloat32;  // of features and their gradient
+  bool head_gradient = false;
+  bool two_gradients = false;  // of the logits: the features' and dCE for the head
+};
+constexpr int64_t kWidthMultiple = 16;
+constexpr int64_t kMostLinearClasses = 64;
 
 // Sums over a part of the sites of one head.
 struct Sums {
@@ -66,6 +105,10 @@ struct KernelTable {
   int64_t (*units)(const Problem&);
   // Chunks [begin, end) of `chunk` units each; adds chunk i's sums to sums[i * heads ...].
   void (*run)(const Problem&, int64_t begin, int64_t end, int64_t chunk, Sums* sums);
+  // Rows [begin, end); adds to the sums [heads], and to the gradients of weight
+  // [heads * classes, padded_width] and bias [heads * classes] in the accumulation dtype.
+  void (*run_linear)(const LinearProblem&, int64_t begin, int64_t end, Sums* sums,
+                     void* weight_gradient, void* bias_gradient);
   // target[0], target[stride], ... : `count` of them.
   TargetCount (*count_targets)(const int64_t* target, int64_t count, int64_t stride,
                                int64_t ignore_index, int64_t classes, const void* weight,

@@ -28,7 +28,8 @@ constexpr int kVectorBytes = 32;
 }  // namespace
 
 const KernelTable& kernels_avx2() {
-  static const KernelTable table{"AVX2", count_units, run_problem, count_targets, scale_units};
+  static const KernelTable table{"AVX2",     count_units,   run_problem,
+                                 run_linear, count_targets, scale_units};
   return table;
 }
 

@@ -35,7 +35,8 @@ constexpr int kVectorBytes = 64;
 }  // namespace
 
 const KernelTable& kernels_avx512() {
-  static const KernelTable table{"AVX512", count_units, run_problem, count_targets, scale_units};
+  static const KernelTable table{"AVX512",   count_units,   run_problem,
+                                 run_linear, count_targets, scale_units};
   return table;
 }
 

@@ -26,7 +26,8 @@ constexpr int kVectorBytes = 0;  // one lane
 }  // namespace
 
 const KernelTable& kernels_baseline() {
-  static const KernelTable table{"baseline", count_units, run_problem, count_targets, scale_units};
+  static const KernelTable table{"baseline", count_units,   run_problem,
+                                 run_linear, count_targets, scale_units};
   return table;
 }
 

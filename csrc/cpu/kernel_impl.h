@@ -13,5 +13,7 @@ using std::make_index_sequence;
 #include "site_runner.h"
 #include "row_runner.h"
 #include "dispatch.h"
+#include "linear_kernel.h"
+#include "linear_runner.h"
 #include "elementwise.h"
 // clang-format on

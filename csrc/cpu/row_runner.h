@@ -9,7 +9,9 @@ struct RowRunner {
 
   const Problem& problem;
   const ClassTerms<T> terms = class_terms<T>(problem);
-  Scratch<T> scratch{kDirect ? 0 : problem.classes};
+  // The kernel reads the logits after it has begun to write the gradient.
+  const bool in_place = Gradients > 0 && problem.gradient == problem.logits;
+  Scratch<T> scratch{kDirect && !in_place ? 0 : problem.classes};
 
   explicit RowRunner(const Problem& p) : problem(p) {}
 
@@ -34,6 +36,10 @@ struct RowRunner {
     row.entropy_scale = site.entropy_scale;
     if constexpr (kDirect) {
       row.logits = logits;
+      if (in_place) {
+        memcpy(scratch.logits.data(), logits, classes * sizeof(T));
+        row.logits = scratch.logits.data();
+      }
       row.gradient = gradient;
       row.head_gradient = head_gradient;
     } else {
