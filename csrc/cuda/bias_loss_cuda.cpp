@@ -13,39 +13,11 @@
 #include <vector>
 
 #include "../bias_loss.h"
-#include "bias_loss_launch.h"
+#include "bias_loss_call.h"
 
 namespace lnl::cuda {
 
 namespace {
-
-// The kernels count the classes of a row, and a little beyond, in 32 bits.
-constexpr int64_t kMostClasses = int64_t{1} << 30;
-
-Dtype dtype_of(const at::Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case at::kDouble:
-      return Dtype::kFloat64;
-    case at::kHalf:
-      return Dtype::kFloat16;
-    case at::kBFloat16:
-      return Dtype::kBFloat16;
-    default:
-      return Dtype::kFloat32;
-  }
-}
-
-// Of the current device; the runtime answers both from memory.
-Device current_device() {
-  int index = 0;
-  C10_CUDA_CHECK(cudaGetDevice(&index));
-  Device device;
-  C10_CUDA_CHECK(
-      cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, index));
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&device.shared_memory,
-                                        cudaDevAttrMaxSharedMemoryPerBlockOptin, index));
-  return device;
-}
 
 // A call with the tensors that it points into.
 class TensorCall {
@@ -54,34 +26,8 @@ class TensorCall {
     const Geometry geometry = prepare(arguments_);
     const at::Tensor& logits = arguments_.logits;
     accumulation_ = logits.options().dtype(accumulation_dtype(logits)).memory_format(std::nullopt);
-    TORCH_CHECK_VALUE(geometry.classes <= kMostClasses, "logits have ", geometry.classes,
-                      " classes, at most ", kMostClasses, " are supported on CUDA");
-    TORCH_CHECK_VALUE(geometry.heads <= 65535, "heads must be at most 65535 on CUDA, got ",
-                      geometry.heads);
-    call_.dtype = dtype_of(logits);
-    call_.rows = geometry.rows;
-    call_.heads = geometry.heads;
-    call_.classes = geometry.classes;
-    call_.positions = geometry.positions;
-    call_.channels_last = geometry.channels_last;
+    fill_in(call_, arguments_, geometry, held_);
     call_.logits = logits.const_data_ptr();
-    if (geometry.probability_target) {
-      call_.probabilities = arguments_.target.const_data_ptr();
-      call_.wide_probabilities = arguments_.target.scalar_type() != logits.scalar_type();
-    } else {
-      // An empty tensor has no address, and null would mean probabilities.
-      static const int64_t none = 0;
-      call_.labels =
-          arguments_.target.numel() > 0 ? arguments_.target.const_data_ptr<int64_t>() : &none;
-    }
-    if (arguments_.weight.has_value()) call_.weight = arguments_.weight->const_data_ptr();
-    call_.reversal = coefficient(arguments_.reversal);
-    call_.entropy_weight = coefficient(arguments_.entropy_weight);
-    call_.confusion_weight = coefficient(arguments_.confusion_weight);
-    call_.ignore_index = arguments_.ignore_index;
-    call_.label_smoothing = arguments_.label_smoothing;
-    call_.reduction = static_cast<Reduction>(arguments_.reduction);
-    call_.mask_entropy = arguments_.mask_entropy;
     gradient = allocate(arguments_.logits_gradient, call_.gradient);
     head_gradient = allocate(arguments_.head_gradient, call_.head_gradient);
   }
@@ -103,19 +49,6 @@ class TensorCall {
   at::Tensor head_gradient;  // likewise
 
  private:
-  // CPU coefficients are read now, device ones by the kernels.
-  Coefficient coefficient(const std::optional<at::Tensor>& value) {
-    Coefficient result;
-    result.present = value.has_value();
-    if (!result.present) return result;
-    if (value->is_cpu()) {
-      result.host = value->item<double>();
-    } else {
-      held_.push_back(value->to(accumulation_dtype(arguments_.logits)));
-      result.device = held_.back().const_data_ptr();
-    }
-    return result;
-  }
   at::Tensor allocate(bool wanted, void*& address) {
     if (!wanted) return at::empty({0}, arguments_.logits.options().memory_format(std::nullopt));
     at::Tensor made = at::empty_like(arguments_.logits);
@@ -201,7 +134,7 @@ void scale_gradient_(at::Tensor& gradient, const at::Tensor& factor) {
   const c10::cuda::CUDAGuard guard(gradient.device());
   const at::Tensor scale = factor.to(gradient.options().dtype(accumulation_dtype(gradient)));
   C10_CUDA_CHECK(static_cast<cudaError_t>(launch_scale_gradient(
-      gradient.mutable_data_ptr(), gradient.numel(), dtype_of(gradient), scale.const_data_ptr(),
+      gradient.mutable_data_ptr(), gradient.numel(), dtype_of(dtype), scale.const_data_ptr(),
       current_device(), c10::cuda::getCurrentCUDAStream().stream())));
 }
 

@@ -4,25 +4,6 @@
 
 namespace lnl::cuda {
 
-namespace {
-
-template <typename Function>
-auto with_dtype(Dtype dtype, Function function) {
-  switch (dtype) {
-    case Dtype::kFloat64:
-      return function(double());
-    case Dtype::kFloat16:
-      return function(__half());
-    case Dtype::kBFloat16:
-      return function(__nv_bfloat16());
-    case Dtype::kFloat32:
-      break;
-  }
-  return function(float());
-}
-
-}  // namespace
-
 LaunchFacts launch_facts(const BiasLossCall& call, const Device& device) {
   static const char* const names[] = {"rows_small", "rows_medium", "rows_medium",
                                       "rows_large", "sites_small", "sites_large"};

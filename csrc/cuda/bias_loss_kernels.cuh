@@ -149,23 +149,17 @@ void plan_sites(const BiasLossCall& call, const Device& device, Plan& plan) {
   plan.blocks = static_cast<unsigned>(needed < most ? needed : most);
 }
 
+// The call's place in the workspace.
 template <typename T>
-Plan make_plan(const BiasLossCall& call, const Device& device) {
+void plan_workspace(const BiasLossCall& call, const Device& device, Plan& plan) {
   using A = Accumulation<T>;
-  Plan plan;
-  plan.dense = call.labels == nullptr || call.label_smoothing > 0 || call.confusion_weight.present;
-  if (call.channels_last || call.positions == 1) {
-    plan_rows<T>(call, device, plan);
-  } else {
-    plan_sites<T>(call, device, plan);
-  }
   const std::int64_t sites = call.rows * call.positions;
   const auto reserve = [&plan](std::size_t bytes) {
     const std::size_t begin = plan.total;
     plan.total += (bytes + 255) / 256 * 256;
     return begin;
   };
-  if (call.loss == nullptr) return plan;
+  if (call.loss == nullptr || call.partials != nullptr) return;
   if (call.reduction == Reduction::kNone) {
     if (call.heads > 1) plan.by_head = reserve(3 * sites * call.heads * sizeof(A));
   } else {
@@ -177,6 +171,23 @@ Plan make_plan(const BiasLossCall& call, const Device& device) {
     plan.denominator_blocks = static_cast<unsigned>(blocks < most ? blocks : most);
     plan.denominator_partials = reserve(plan.denominator_blocks * call.heads * 2 * sizeof(A));
   }
+}
+
+// Whether every class has a target, or the confusion term is wanted.
+inline bool is_dense(const BiasLossCall& call) {
+  return call.labels == nullptr || call.label_smoothing > 0 || call.confusion_weight.present;
+}
+
+template <typename T>
+Plan make_plan(const BiasLossCall& call, const Device& device) {
+  Plan plan;
+  plan.dense = is_dense(call);
+  if (call.channels_last || call.positions == 1) {
+    plan_rows<T>(call, device, plan);
+  } else {
+    plan_sites<T>(call, device, plan);
+  }
+  plan_workspace<T>(call, device, plan);
   return plan;
 }
 
@@ -203,7 +214,9 @@ Problem<T> make_problem(const BiasLossCall& call, const Plan& plan, unsigned cha
   problem.upstream_per_site = call.upstream != nullptr && call.reduction == Reduction::kNone;
   problem.gradient = static_cast<T*>(call.gradient);
   problem.head_gradient = static_cast<T*>(call.head_gradient);
-  if (call.loss != nullptr && call.reduction != Reduction::kNone) {
+  if (call.partials != nullptr) {
+    problem.partials = static_cast<A*>(call.partials);
+  } else if (call.loss != nullptr && call.reduction != Reduction::kNone) {
     problem.partials = reinterpret_cast<A*>(workspace + plan.partials);
   } else if (call.loss != nullptr && call.heads > 1) {
     problem.site_loss = reinterpret_cast<A*>(workspace + plan.by_head);
@@ -373,8 +386,9 @@ cudaError_t launch_call(const BiasLossCall& call, const Device& device, void* wo
                         cudaStream_t stream) {
   const Plan plan = make_plan<T>(call, device);
   auto* bytes = static_cast<unsigned char*>(workspace);
+  const bool whole = call.loss != nullptr && call.partials == nullptr;
   cudaError_t error = cudaSuccess;
-  if (call.loss != nullptr && call.reduction == Reduction::kMean) {
+  if (whole && call.reduction == Reduction::kMean) {
     error = launch_denominators<T>(call, plan, bytes, stream);
   }
   if (error == cudaSuccess && plan.blocks > 0) {
@@ -382,10 +396,26 @@ cudaError_t launch_call(const BiasLossCall& call, const Device& device, void* wo
     error = plan.dense ? launch_main<T, true>(plan, problem, stream)
                        : launch_main<T, false>(plan, problem, stream);
   }
-  if (error == cudaSuccess && call.loss != nullptr) {
+  if (error == cudaSuccess && whole) {
     error = launch_fold<T>(call, plan, bytes, stream);
   }
   return error;
+}
+
+// function(T()) for the type T of a dtype.
+template <typename Function>
+auto with_dtype(Dtype dtype, Function function) {
+  switch (dtype) {
+    case Dtype::kFloat64:
+      return function(double());
+    case Dtype::kFloat16:
+      return function(__half());
+    case Dtype::kBFloat16:
+      return function(__nv_bfloat16());
+    case Dtype::kFloat32:
+      break;
+  }
+  return function(float());
 }
 
 template <typename T>

@@ -88,6 +88,15 @@ Results run_kernels(const Case& c, const Inputs& inputs);
 // Differences beyond what the dtype explains, one a line; empty when there are none.
 std::string compare(const Case& c, const Results& wanted, const Results& got);
 
+// One comparison: |wanted - got| <= relative * |wanted| + absolute, element by element. NaN and
+// infinite numbers must be the same.
+std::string differences(const char* what, const std::vector<double>& wanted,
+                        const std::vector<double>& got, double relative,
+                        const std::vector<double>& absolute);
+
+// The largest finite magnitude.
+double largest(const std::vector<double>& values);
+
 // A number rounded to a dtype.
 double rounded(cuda::Dtype dtype, double value);
 

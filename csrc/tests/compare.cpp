@@ -30,20 +30,30 @@ double gradient_tolerance(cuda::Dtype dtype) {
 
 void compare_numbers(std::ostringstream& out, const char* what, const std::vector<double>& wanted,
                      const std::vector<double>& got, double relative, double absolute) {
+  out << differences(what, wanted, got, relative, std::vector<double>(wanted.size(), absolute));
+}
+
+}  // namespace
+
+std::string differences(const char* what, const std::vector<double>& wanted,
+                        const std::vector<double>& got, double relative,
+                        const std::vector<double>& absolute) {
+  std::ostringstream out;
   if (wanted.size() != got.size()) {
     out << what << ": " << got.size() << " numbers instead of " << wanted.size() << '\n';
-    return;
+    return out.str();
   }
   std::size_t wrong = 0, first = 0;
   for (std::size_t i = 0; i < wanted.size(); ++i) {
     const bool same = (std::isnan(wanted[i]) && std::isnan(got[i])) || wanted[i] == got[i] ||
-                      std::abs(wanted[i] - got[i]) <= relative * std::abs(wanted[i]) + absolute;
+                      std::abs(wanted[i] - got[i]) <= relative * std::abs(wanted[i]) + absolute[i];
     if (!same && wrong++ == 0) first = i;
   }
   if (wrong > 0) {
     out << what << '[' << first << "]: " << got[first] << " instead of " << wanted[first] << ", "
         << wrong << " of " << wanted.size() << " wrong\n";
   }
+  return out.str();
 }
 
 double largest(const std::vector<double>& values) {
@@ -53,8 +63,6 @@ double largest(const std::vector<double>& values) {
   }
   return result;
 }
-
-}  // namespace
 
 std::string compare(const Case& c, const Results& wanted, const Results& got) {
   std::ostringstream out;

@@ -4,9 +4,8 @@
 file(GLOB LNL_KERNEL_HEADERS CONFIGURE_DEPENDS ${LNL_CSRC}/cuda/*.cuh ${LNL_CSRC}/cuda/*.h)
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${LNL_KERNEL_HEADERS})
 
-# lnl_fault(NAME FILE FIND REPLACE EXPECTED): EXPECTED is a regular expression of what is reported.
-function(lnl_fault name file find replace expected)
-  set(folder ${CMAKE_CURRENT_BINARY_DIR}/faults/${name})
+# A copy of the kernels in FOLDER, with FIND in FILE replaced.
+function(lnl_faulty_copy name folder file find replace)
   foreach(header IN LISTS LNL_KERNEL_HEADERS)
     get_filename_component(base ${header} NAME)
     file(READ ${header} text)
@@ -20,15 +19,37 @@ function(lnl_fault name file find replace expected)
     endif()
     file(CONFIGURE OUTPUT ${folder}/${base} CONTENT "${text}" @ONLY)
   endforeach()
-  add_executable(fault_${name} fault_test.cpp fault_kernels.cpp)
+endfunction()
+
+# The test of one fault: SOURCES are compiled against its copy of the kernels.
+function(lnl_fault_test name folder expected)
+  add_executable(fault_${name} ${ARGN})
   target_include_directories(fault_${name} BEFORE PRIVATE ${folder} ${LNL_CSRC}/emulator/include
                                                           ${LNL_CSRC}/emulator)
   target_compile_options(fault_${name} PRIVATE ${LNL_TEST_FLAGS})
-  set_source_files_properties(fault_kernels.cpp PROPERTIES
-    COMPILE_OPTIONS "-O1;-fsanitize=thread")
   target_link_libraries(fault_${name} PRIVATE lnl_case lnl_hooks)
   add_test(NAME fault.${name} COMMAND fault_${name})
   set_tests_properties(fault.${name} PROPERTIES PASS_REGULAR_EXPRESSION "${expected}")
+endfunction()
+set_source_files_properties(fault_kernels.cpp PROPERTIES COMPILE_OPTIONS "-O1;-fsanitize=thread")
+
+# lnl_fault(NAME FILE FIND REPLACE EXPECTED): EXPECTED is a regular expression of what is reported.
+function(lnl_fault name file find replace expected)
+  set(folder ${CMAKE_CURRENT_BINARY_DIR}/faults/${name})
+  lnl_faulty_copy(${name} ${folder} ${file} "${find}" "${replace}")
+  lnl_fault_test(${name} ${folder} "${expected}" fault_test.cpp fault_kernels.cpp)
+endfunction()
+
+# lnl_linear_fault: likewise, for the linear head's cases.
+function(lnl_linear_fault name file find replace expected)
+  set(folder ${CMAKE_CURRENT_BINARY_DIR}/faults/${name})
+  lnl_faulty_copy(${name} ${folder} ${file} "${find}" "${replace}")
+  configure_file(${LNL_CSRC}/cuda/linear_bias_loss_kernels.cu ${folder}/linear_kernels.cpp COPYONLY)
+  set_source_files_properties(${folder}/linear_kernels.cpp PROPERTIES
+    COMPILE_OPTIONS "-O1;-fsanitize=thread")
+  lnl_fault_test(${name} ${folder} "${expected}" linear_fault_test.cpp fault_kernels.cpp
+    ${folder}/linear_kernels.cpp)
+  target_link_libraries(fault_${name} PRIVATE lnl_linear_case)
 endfunction()
 
 lnl_fault(missing_syncthreads_before_read bias_loss_large.cuh
@@ -80,4 +101,27 @@ lnl_fault(unwritten_output bias_loss_rows.cuh
 lnl_fault(write_race_across_blocks bias_loss_reduce.cuh
   "(std::int64_t(blockIdx.x) * heads_apart + head_offset + head)"
   "(head_offset + head)"
+  "race across blocks")
+
+lnl_linear_fault(linear_missing_syncthreads_before_read linear_bias_loss_kernels.cuh
+  "__syncthreads();
+    if (head < problem.loss.heads && row < here) {"
+  "if (head < problem.loss.heads && row < here) {"
+  "race: |never written")
+lnl_linear_fault(linear_missing_syncthreads_before_reuse linear_bias_loss_kernels.cuh
+  "__syncthreads();  // the next tile overwrites this one"
+  ""
+  "race: ")
+lnl_linear_fault(linear_out_of_bounds_tail linear_bias_loss_tiles.cuh
+  "if (r >= rows) break;
+        const T* row"
+  "const T* row"
+  "out of bounds")
+lnl_linear_fault(linear_unwritten_partial linear_bias_loss_kernels.cuh
+  "for (int d = lane; d < problem.width; d += kWarp)"
+  "for (int d = lane; d + 1 < problem.width; d += kWarp)"
+  "never written")
+lnl_linear_fault(linear_write_race_across_blocks linear_bias_loss_kernels.cuh
+  "std::int64_t(blockIdx.x) * problem.columns * (problem.width + 1)"
+  "0"
   "race across blocks")
