@@ -57,8 +57,8 @@ struct BiasLossCall {
   const void* upstream = nullptr;  // [] or, for Reduction::kNone, [N, S]
 
   // The call is one of several that together make one reduced loss: it writes its sums here, for
-  // launch_linear_fold, reads denominators, and leaves loss (which is set), cross_entropy and entropy
-  // alone. [LaunchFacts::blocks, K, 3] of the accumulation dtype.
+  // launch_linear_fold, reads denominators, and leaves loss (which is set), cross_entropy and
+  // entropy alone. [LaunchFacts::blocks, K, 3] of the accumulation dtype.
   void* partials = nullptr;
 
   void* gradient = nullptr;       // dtype and memory order of logits; null: not wanted
