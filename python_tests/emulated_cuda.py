@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 UNITS = (
     "cuda/bias_loss_kernels.cu",
+    "cuda/linear_bias_loss_kernels.cu",
     "emulator/emulator.cpp",
     "emulator/fiber.cpp",
     "emulator/memory.cpp",
@@ -111,6 +112,19 @@ def library() -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(target))
     loaded.lnl_emulated_error.restype = ctypes.c_char_p
     loaded.lnl_emulated_bias_loss.argtypes = (ctypes.POINTER(_Call), ctypes.c_int, ctypes.c_int)
+    loaded.lnl_emulated_linear_bias_loss.argtypes = (
+        ctypes.POINTER(_Call),
+        ctypes.c_int64,
+        *[ctypes.c_void_p] * 6,
+        ctypes.c_int,
+        ctypes.c_int,
+    )
+    loaded.lnl_emulated_linear_fits.argtypes = (
+        ctypes.c_int,
+        *[ctypes.c_int64] * 4,
+        ctypes.c_int,
+        ctypes.c_int,
+    )
     loaded.lnl_emulated_scale_gradient.argtypes = (
         ctypes.c_void_p,
         ctypes.c_int64,
@@ -282,3 +296,96 @@ def scale_gradient_(gradient: Tensor, factor: Tensor) -> None:
             _address(gradient), gradient.numel(), DTYPES[gradient.dtype], _address(scale), 2
         )
     )
+
+
+def linear_fits(dtype: torch.dtype, rows: int, heads: int, classes: int, width: int) -> bool:
+    """Tell whether a linear head is one kernel's work, whatever its targets and gradients."""
+    return bool(
+        library().lnl_emulated_linear_fits(
+            DTYPES[dtype], rows, heads, classes, width, MULTIPROCESSORS, SHARED_MEMORY
+        )
+    )
+
+
+class _PreparedLinear:
+    """What csrc/cuda/linear_bias_loss_cuda.cpp makes of an operator's arguments, on chip."""
+
+    def __init__(
+        self, features: Tensor, head_weight: Tensor, head_bias: Tensor | None, *arguments
+    ) -> None:
+        *loss, features_gradient, head_gradient = arguments
+        self.rows = features.shape[0]
+        stand_in = features.new_empty(self.rows, head_weight.shape[0])
+        self.loss = _Prepared(stand_in, *loss, False, False)
+        self.features = features.contiguous()
+        self.head_weight = head_weight.contiguous()
+        self.head_bias = None if head_bias is None else head_bias.contiguous()
+        wanted = (
+            self.features if features_gradient else None,
+            self.head_weight if head_gradient else None,
+            self.head_bias if head_gradient else None,
+        )
+        self.gradients = tuple(
+            features.new_empty(0) if tensor is None else torch.empty_like(tensor)
+            for tensor in wanted
+        )
+        # An empty gradient has no address, and null would mean that it is not wanted.
+        any_address = ctypes.addressof(ctypes.c_int64(0))
+        self.addresses = tuple(
+            None if tensor is None else _address(gradient) or any_address
+            for tensor, gradient in zip(wanted, self.gradients, strict=True)
+        )
+
+    def launch(self) -> None:
+        _check(
+            library().lnl_emulated_linear_bias_loss(
+                ctypes.byref(self.loss.call),
+                self.features.shape[1],
+                *map(_address, (self.features, self.head_weight, self.head_bias)),
+                *self.addresses,
+                MULTIPROCESSORS,
+                SHARED_MEMORY,
+            )
+        )
+
+
+def linear_bias_loss(features: Tensor, *arguments) -> tuple[Tensor, ...]:
+    """lnl_ext::linear_bias_loss by the emulated kernel, on CPU tensors; heads that fit on chip."""
+    prepared = _PreparedLinear(features, *arguments)
+    call, dtype = prepared.loss.call, prepared.loss.dtype
+    loss, cross_entropy, entropy = (torch.empty(prepared.loss.shape, dtype=dtype) for _ in range(3))
+    denominators = torch.ones(call.heads, 2, dtype=dtype)
+    call.loss = _address(loss)
+    call.cross_entropy = _address(cross_entropy)
+    call.entropy = _address(entropy)
+    call.denominators = _address(denominators)
+    if loss.numel():
+        prepared.launch()
+    else:
+        for gradient in prepared.gradients:
+            gradient.zero_()
+    return loss, cross_entropy, entropy, denominators, *prepared.gradients
+
+
+def linear_bias_loss_backward(
+    grad_loss: Tensor,
+    features: Tensor,
+    head_weight: Tensor,
+    head_bias: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    denominators: Tensor,
+    *arguments,
+) -> tuple[Tensor, ...]:
+    """lnl_ext::linear_bias_loss_backward by the emulated kernel, likewise."""
+    prepared = _PreparedLinear(features, head_weight, head_bias, target, weight, *arguments)
+    upstream = grad_loss.to(prepared.loss.dtype).contiguous()
+    divisors = denominators.to(prepared.loss.dtype).contiguous()
+    prepared.loss.call.upstream = _address(upstream)
+    prepared.loss.call.denominators = _address(divisors)
+    if prepared.rows:
+        prepared.launch()
+    else:
+        for gradient in prepared.gradients:
+            gradient.zero_()
+    return prepared.gradients

@@ -54,8 +54,10 @@ class LinearTensorCall {
     }
     const auto allocate = [&](bool wanted, at::IntArrayRef shape, void*& address) {
       const at::Tensor made = at::empty(wanted ? shape : at::IntArrayRef{0}, features.options());
-      // An empty gradient has no address, and null would mean that it is not wanted.
-      if (wanted && made.numel() > 0) address = made.mutable_data_ptr();
+      // An empty gradient (of features of no width) has no address, and null would mean that it,
+      // and with head_weight's also head_bias', is not wanted.
+      static int64_t none = 0;
+      if (wanted) address = made.numel() > 0 ? made.mutable_data_ptr() : &none;
       return made;
     };
     const bool head = arguments_.head_gradient, bias = arguments_.head_bias.has_value();

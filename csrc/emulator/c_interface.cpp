@@ -6,6 +6,7 @@
 #include <string>
 
 #include "../cuda/bias_loss_launch.h"
+#include "../cuda/linear_bias_loss_launch.h"
 #include "emulator.h"
 
 namespace {
@@ -61,6 +62,45 @@ struct LnlEmulatedCall {
   void* head_gradient;
 };
 
+}  // extern "C"
+
+namespace {
+
+lnl::cuda::BiasLossCall call_of(const LnlEmulatedCall& given) {
+  using namespace lnl::cuda;
+  BiasLossCall call;
+  call.dtype = static_cast<Dtype>(given.dtype);
+  call.rows = given.rows;
+  call.heads = given.heads;
+  call.classes = given.classes;
+  call.positions = given.positions;
+  call.channels_last = given.channels_last != 0;
+  call.logits = given.logits;
+  call.labels = given.labels;
+  call.probabilities = given.probabilities;
+  call.wide_probabilities = given.wide_probabilities != 0;
+  call.weight = given.weight;
+  call.reversal = coefficient(given.reversal);
+  call.entropy_weight = coefficient(given.entropy_weight);
+  call.confusion_weight = coefficient(given.confusion_weight);
+  call.ignore_index = given.ignore_index;
+  call.label_smoothing = given.label_smoothing;
+  call.reduction = static_cast<Reduction>(given.reduction);
+  call.mask_entropy = given.mask_entropy != 0;
+  call.loss = given.loss;
+  call.cross_entropy = given.cross_entropy;
+  call.entropy = given.entropy;
+  call.denominators = given.denominators;
+  call.upstream = given.upstream;
+  call.gradient = given.gradient;
+  call.head_gradient = given.head_gradient;
+  return call;
+}
+
+}  // namespace
+
+extern "C" {
+
 const char* lnl_emulated_error() { return error.c_str(); }
 
 void lnl_emulated_schedule(int schedule, std::uint64_t seed) {
@@ -70,32 +110,7 @@ void lnl_emulated_schedule(int schedule, std::uint64_t seed) {
 
 int lnl_emulated_bias_loss(const LnlEmulatedCall* given, int multiprocessors, int shared_memory) {
   using namespace lnl::cuda;
-  BiasLossCall call;
-  call.dtype = static_cast<Dtype>(given->dtype);
-  call.rows = given->rows;
-  call.heads = given->heads;
-  call.classes = given->classes;
-  call.positions = given->positions;
-  call.channels_last = given->channels_last != 0;
-  call.logits = given->logits;
-  call.labels = given->labels;
-  call.probabilities = given->probabilities;
-  call.wide_probabilities = given->wide_probabilities != 0;
-  call.weight = given->weight;
-  call.reversal = coefficient(given->reversal);
-  call.entropy_weight = coefficient(given->entropy_weight);
-  call.confusion_weight = coefficient(given->confusion_weight);
-  call.ignore_index = given->ignore_index;
-  call.label_smoothing = given->label_smoothing;
-  call.reduction = static_cast<Reduction>(given->reduction);
-  call.mask_entropy = given->mask_entropy != 0;
-  call.loss = given->loss;
-  call.cross_entropy = given->cross_entropy;
-  call.entropy = given->entropy;
-  call.denominators = given->denominators;
-  call.upstream = given->upstream;
-  call.gradient = given->gradient;
-  call.head_gradient = given->head_gradient;
+  const BiasLossCall call = call_of(*given);
   const Device device{multiprocessors, shared_memory};
   lnl::emulator::settings().shared_memory = shared_memory;
   return guarded([&] {
@@ -131,6 +146,46 @@ int lnl_emulated_scale_gradient(void* gradient, std::int64_t elements, int dtype
   return guarded([&] {
     return launch_scale_gradient(gradient, elements, static_cast<Dtype>(dtype), factor,
                                  Device{multiprocessors, 48 * 1024}, nullptr);
+  });
+}
+
+// Whether the linear head fits on chip, whatever its targets and whichever gradients are wanted.
+int lnl_emulated_linear_fits(int dtype, std::int64_t rows, std::int64_t heads, std::int64_t classes,
+                             std::int64_t width, int multiprocessors, int shared_memory) {
+  using namespace lnl::cuda;
+  LinearBiasLossCall call;
+  call.loss.dtype = static_cast<Dtype>(dtype);
+  call.loss.rows = rows;
+  call.loss.heads = heads;
+  call.loss.classes = classes;
+  call.width = width;
+  call.weight_gradient = &call;
+  return linear_launch_facts(call, Device{multiprocessors, shared_memory}).on_chip;
+}
+
+// The linear head on chip: `given` without logits and gradients. The last three are null where not
+// wanted.
+int lnl_emulated_linear_bias_loss(const LnlEmulatedCall* given, std::int64_t width,
+                                  const void* features, const void* head_weight,
+                                  const void* head_bias, void* features_gradient,
+                                  void* weight_gradient, void* bias_gradient, int multiprocessors,
+                                  int shared_memory) {
+  using namespace lnl::cuda;
+  LinearBiasLossCall call;
+  call.loss = call_of(*given);
+  call.width = width;
+  call.features = features;
+  call.head_weight = head_weight;
+  call.head_bias = head_bias;
+  call.features_gradient = features_gradient;
+  call.weight_gradient = weight_gradient;
+  call.bias_gradient = bias_gradient;
+  const Device device{multiprocessors, shared_memory};
+  lnl::emulator::settings().shared_memory = shared_memory;
+  return guarded([&] {
+    const std::unique_ptr<void, decltype(&std::free)> workspace(
+        std::malloc(linear_launch_facts(call, device).workspace + 1), &std::free);
+    return launch_linear_bias_loss(call, device, workspace.get(), nullptr);
   });
 }
 }
