@@ -1,0 +1,1 @@
+"""How `benchmarks/throughput.py` measures: turns, candidates of each subject, tables and plots."""

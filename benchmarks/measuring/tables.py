@@ -1,0 +1,68 @@
+"""Reports as Markdown, and where in the documentation they stand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .settings import describe
+
+
+def table(report: dict[str, Any]) -> str:
+    """Return the rows as a Markdown table: a line a case, a column a candidate."""
+    names = list(dict.fromkeys(name for row in report["rows"] for name in row["values"]))
+    lines = [
+        f"| case | {' | '.join(names)} | rounds |",
+        f"|---|{'---|' * len(names)}---|",
+    ]
+    for row in report["rows"]:
+        cells = [_cell(row, name, report["base"]) for name in names]
+        lines.append(f"| {row['case']} | {' | '.join(cells)} | {row['rounds']} |")
+    return "\n".join(lines)
+
+
+def section(report: dict[str, Any]) -> str:
+    """Return everything that the documentation shows of a report."""
+    subject = report["subject"]
+    spread = "" if report["unit"] == "MiB" else " [quartiles]"
+    return "\n\n".join(
+        [
+            f"### {report['title']}",
+            *report["notes"],
+            f"Median{spread} in {report['unit']}, and behind it {report['ratio']} (median over "
+            "the rounds).",
+            table(report),
+            f"![{subject}](images/throughput_{subject}.png)",
+            f"`{report['command']}` on {describe(report['environment'])}. "
+            f"Figures: `benchmarks/results/throughput_{subject}.json`.",
+        ]
+    )
+
+
+def replace_section(page: str, report: dict[str, Any]) -> str:
+    """Return the page with the report between its subject's two markers.
+
+    Raises
+    ------
+    ValueError
+        The page lacks a marker.
+    """
+    begin, end = (f"<!-- throughput {report['subject']}: {edge} -->" for edge in ("begin", "end"))
+    if begin not in page or end not in page:
+        raise ValueError(f"the page has no markers {begin} and {end}")
+    before, rest = page.split(begin, 1)
+    after = rest.split(end, 1)[1]
+    return f"{before}{begin}\n{section(report)}\n{end}{after}"
+
+
+def _cell(row: dict[str, Any], name: str, base: str) -> str:
+    if name not in row["values"]:
+        return "-"
+    values, ratio = row["values"][name], row["ratios"][name]["median"]
+    text = _number(values["median"])
+    if values["q1"] != values["q3"]:
+        text += f" [{_number(values['q1'])}, {_number(values['q3'])}]"
+    return text if name == base else f"{text}, {ratio:.2f}x"
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
