@@ -1,0 +1,124 @@
+"""The dogs-and-cats benchmark: train where coat and species go together, test where they do not.
+
+    python benchmarks/dogs_and_cats.py --data FOLDER --train-split TB1 --method lnl
+
+FOLDER holds Kaggle's ``train/`` and the authors' ``list_bright.txt`` and ``list_dark.txt``. Prints
+a table and appends a line to ``benchmarks/results/dogs_and_cats.jsonl``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import time
+from collections.abc import Sequence
+
+import torch
+from image_runs import Adversary, Images, Probe, Sets, append, measure, parser, table
+from torch import Tensor
+
+from lnl_ext.data.dogs_and_cats import COLOR_BINS, SPLITS, color_map, list_pets
+from lnl_ext.image_models import GlobalHead, MapHead, SplitNetwork, build_network
+
+BENCHMARK = "dogs_and_cats"
+METHODS = ("baseline", "gray", "blindeye", "grl", "lnl")
+HEADS = ("map", "global", "tone")
+
+
+def mean_color(images: Tensor, labels: Tensor) -> Tensor:
+    """Return the bins ``(N, 3)`` of the images' mean red, green and blue."""
+    bins = images.float().mean((2, 3)) // (256 // COLOR_BINS)
+    return bins.long()
+
+
+def mean_color_and_label(images: Tensor, labels: Tensor) -> Tensor:
+    """Return `mean_color` ``(N, 9)`` for three heads of all images, three of cats, three of dogs.
+
+    The last six ignore (-100) the other label: a head that sees one species only is not helped by
+    features that tell the species, so it presses on the colour alone.
+    """
+    bins = mean_color(images, labels)
+    own = labels[:, None] == torch.arange(2)
+    by_label = torch.where(own[:, :, None], bins[:, None, :], -100)
+    return torch.cat([bins, by_label.flatten(1)], dim=1)
+
+
+def colors(step: int, images: Tensor, labels: Tensor) -> Tensor:
+    """Return the paper's target: colour bins ``(N, 3, H / step, W / step)``."""
+    return color_map(images, step)
+
+
+def adversaries(options: argparse.Namespace) -> list[Adversary]:
+    """Return the bias heads asked for."""
+    stride = build_network(options.arch, 2, tap=options.tap).stride
+
+    def global_head(network: SplitNetwork) -> GlobalHead:
+        return GlobalHead(network.channels, COLOR_BINS, heads=9)
+
+    def map_head(network: SplitNetwork) -> MapHead:
+        return MapHead(network.channels, COLOR_BINS, heads=3)
+
+    def tone_head(network: SplitNetwork) -> GlobalHead:
+        return GlobalHead(network.channels, 2)
+
+    known = {
+        # The targets of a map are one a position of the features: the tap's stride apart.
+        "map": Adversary(
+            "map",
+            map_head,
+            3,
+            # Summed over positions; per position and channel the third of a prediction's weight.
+            1 / 3 / positions(options, stride),
+            0.1 / 3 / positions(options, stride),
+            functools.partial(colors, stride),
+        ),
+        "global": Adversary("global", global_head, 9, 1 / 3, 0.1 / 3, mean_color_and_label),
+        "tone": Adversary("tone", tone_head, 1, 1.0, 0.1),
+    }
+    return [known[name] for name in options.heads]
+
+
+def positions(options: argparse.Namespace, stride: int) -> int:
+    """Return the number of positions of the tap."""
+    side: int = max(1, options.image_size * 5 // 6 // stride)
+    return side * side
+
+
+def read(options: argparse.Namespace) -> Sets:
+    """Decode the images of all splits."""
+
+    def split(name: str) -> Images:
+        files = list_pets(options.data, name)
+        tone = {"tone": files.tone}
+        return Images.read(files.paths, files.labels, tone, options.image_size, options.workers)
+
+    opposite = "TB2" if options.train_split == "TB1" else "TB1"
+    validation, held_out = split(opposite).halves()
+    return Sets(split(options.train_split), held_out, validation, split("test"))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, measure, print and append."""
+    made = parser(__doc__, METHODS, [s for s in SPLITS if s != "test"], f"{BENCHMARK}.jsonl")
+    made.add_argument(
+        "--heads",
+        nargs="+",
+        choices=HEADS,
+        default=["map", "global"],
+        help="map: colours of every position, the paper's; global: the image's mean colour, "
+        "once for all and once by label; tone: bright or dark",
+    )
+    made.set_defaults(pressure=0.5)
+    options = made.parse_args(arguments)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    started = time.monotonic()
+    probe = Probe("mean_color", COLOR_BINS, heads=3, image_target=mean_color)
+    run = measure(BENCHMARK, "species", options, read(options), adversaries(options), probe, None)
+    append(options.results, run)
+    print(table([run]))
+    print(f"{(time.monotonic() - started) / 60:.1f} minutes in all; appended to {options.results}")
+
+
+if __name__ == "__main__":
+    main()

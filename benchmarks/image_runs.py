@@ -1,0 +1,364 @@
+"""What the benchmarks on photographs share: a run's training, its measurement and its table."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lnl_ext import BiasAdversary, OptimizerConfig, Trainer, TrainerConfig
+from lnl_ext.batches import Batch
+from lnl_ext.data.images import IMAGENET_MEAN, IMAGENET_STD, read_images
+from lnl_ext.data.memory import AugmentedBatches, ImageTarget
+from lnl_ext.evaluation import predict
+from lnl_ext.image_models import ARCHITECTURES, GlobalHead, SplitNetwork, build_network
+from lnl_ext.methods import Method, get_method
+from lnl_ext.probe import ProbeResult, fresh_probe
+from lnl_ext.schedules import Linear
+
+RESULTS = Path(__file__).resolve().parent / "results"
+CROP = 5 / 6  # side of the part of an image that the network sees
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """A set in memory."""
+
+    images: Tensor
+    """(N, 3, size, size) uint8."""
+    labels: Tensor
+    bias: dict[str, Tensor]
+
+    @classmethod
+    def read(
+        cls,
+        paths: Sequence[Path],
+        labels: Tensor,
+        bias: Mapping[str, Tensor],
+        size: int,
+        workers: int,
+    ) -> Images:
+        """Decode the files; unreadable ones are left out."""
+        images, kept = read_images(paths, size, workers=workers)
+        return cls(images, labels[kept], {name: target[kept] for name, target in bias.items()})
+
+    def halves(self, seed: int = 0) -> tuple[Images, Images]:
+        """Split at random into two halves, the same ones for the same seed."""
+        order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed))
+        middle = len(order) // 2
+        return self.rows(order[:middle]), self.rows(order[middle:])
+
+    def rows(self, rows: Tensor) -> Images:
+        """Return the given samples."""
+        bias = {name: target[rows] for name, target in self.bias.items()}
+        return Images(self.images[rows], self.labels[rows], bias)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sets:
+    """The sets of one run."""
+
+    train: Images
+    """Biased."""
+    opposite: Images
+    """Biased the other way round; the half that settings were not chosen on."""
+    validation: Images
+    """The other half of it, on which settings were chosen."""
+    test: Images
+    """Unbiased."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Adversary:
+    """A bias head: its target, what it is and how hard it presses."""
+
+    target: str
+    build: Callable[[SplitNetwork], nn.Module]
+    heads: int
+    reversal: float
+    """Per prediction of a sample, as the other coefficients."""
+    entropy_weight: float
+    image_target: ImageTarget | None = None
+    """Makes the target from what the network sees; None: `Images.bias` has it."""
+
+    def adversary(
+        self, method: Method, network: SplitNetwork, scale: float, batch_size: int
+    ) -> BiasAdversary:
+        """Make the adversary with the terms that the method has."""
+        # Sums over the batch's size: a head of one label only is not to weigh each of its samples
+        # the more, the fewer they are.
+        factor = scale / batch_size
+        return method.adversary(
+            self.build(network),
+            heads=self.heads,
+            reversal=Linear(end=self.reversal * factor),
+            entropy_weight=Linear(end=self.entropy_weight * factor),
+            confusion_weight=Linear(end=self.reversal * factor),
+            reduction="sum",
+            mask_entropy=True,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """What leakage means: the accuracy of a fresh head for this target on the unbiased set."""
+
+    target: str
+    classes: int
+    heads: int = 1
+    image_target: ImageTarget | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run measured; the fields of a line of the results file."""
+
+    benchmark: str
+    method: str
+    recipe: str
+    train_split: str
+    label: str
+    seed: int
+    epoch: float
+    test_accuracy: float
+    """On the unbiased test set, of the last epoch's averaged weights, as the others."""
+    opposite_accuracy: float
+    """On the half of the opposite training split that settings were not chosen on."""
+    validation_accuracy: float
+    """On the other half."""
+    leakage: float
+    """Accuracy of a fresh probe for the bias on frozen features, on unbiased images."""
+    leakage_chance: float
+    """The same of predicting the most frequent class."""
+    information: float
+    """What the probe tells about the bias, in nats: H(bias) - CE(probe)."""
+    minutes: float
+    """Of training, without probes."""
+    train_samples: int
+    arch: str
+    tap: str
+    weights: str
+    image_size: int
+    batch_size: int
+    pressure: float
+    threads: int
+    paper_accuracy: float | None
+    """Of the paper on the unbiased test set, with its own data and network."""
+
+
+def config(seed: int, epochs: float, batch_size: int, samples: int) -> TrainerConfig:
+    """Return how all methods train; what the adversaries add is in `Adversary`."""
+    steps = max(1, samples // batch_size)
+    return TrainerConfig(
+        epochs=epochs,
+        ramp_steps=2 * steps,
+        optimizer=OptimizerConfig(
+            name="adamw",
+            learning_rate=1e-3,
+            betas=(0.5, 0.999),
+            weight_decay=0.01,
+            schedule="cosine",
+            final_rate=2e-5,
+        ),
+        head_optimizer=OptimizerConfig(name="adam", learning_rate=3e-3, betas=(0.5, 0.999)),
+        average_decay=0.99,
+        seed=seed,
+        channels_last=True,
+    )
+
+
+def train(
+    options: argparse.Namespace,
+    sets: Sets,
+    adversaries: Sequence[Adversary],
+    classes: int,
+) -> tuple[Trainer, int]:
+    """Train one method from the weights named; return the trainer and the crop it saw."""
+    method = get_method(options.method)
+    torch.manual_seed(options.seed)
+    network = build_network(options.arch, classes, tap=options.tap or None, weights=options.weights)
+    crop = crop_of(options.image_size, network)
+    used = adversaries if method.adversarial else ()
+    built = {
+        a.target: a.adversary(method, network, options.pressure, options.batch_size) for a in used
+    }
+    trainer = Trainer(
+        network.features,
+        network.classifier,
+        built,
+        config(options.seed, options.epochs, options.batch_size, len(sets.train.labels)),
+        image_transform=method.image_transform(IMAGENET_MEAN, IMAGENET_STD),
+    )
+    batches = AugmentedBatches(
+        sets.train.images,
+        sets.train.labels,
+        {a.target: sets.train.bias[a.target] for a in used if a.image_target is None},
+        image_bias={a.target: a.image_target for a in used if a.image_target is not None},
+        batch_size=options.batch_size,
+        crop=crop,
+        training=True,
+    )
+    trainer.fit(batches, output=options.output, progress=not options.no_progress)
+    return trainer, crop
+
+
+def crop_of(size: int, network: SplitNetwork) -> int:
+    """Return the side that the network sees: about `CROP`, a multiple of the tap's stride."""
+    return max(network.stride, int(size * CROP) // network.stride * network.stride)
+
+
+def accuracy(trainer: Trainer, images: Images, crop: int) -> float:
+    """Return the accuracy of what was trained on the centres of the images."""
+    batches = AugmentedBatches(images.images, images.labels, batch_size=250, crop=crop)
+    return predict(nn.Sequential(*trainer.inference_modules()), batches).accuracy
+
+
+def leakage(trainer: Trainer, sets: Sets, probe: Probe, crop: int, seed: int) -> ProbeResult:
+    """Probe the features on the unbiased set: one half to learn from, the other to be measured."""
+
+    def batches(images: Images) -> list[Batch]:
+        made = {} if probe.image_target is None else {probe.target: probe.image_target}
+        given = {probe.target: images.bias[probe.target]} if probe.image_target is None else {}
+        return list(
+            AugmentedBatches(
+                images.images, images.labels, given, image_bias=made, batch_size=250, crop=crop
+            )
+        )
+
+    learn, measure = sets.test.halves()
+    features = trainer.inference_modules()[0]
+    learned = batches(learn)
+    with torch.no_grad():
+        channels = features.eval()(learned[0][0][:1]).shape[1]
+    head = GlobalHead(channels, probe.classes, probe.heads)
+    return fresh_probe(
+        features,
+        head,
+        learned,
+        batches(measure),
+        probe.target,
+        heads=probe.heads,
+        epochs=20,
+        batch_size=min(64, len(learn.labels)),
+        seed=seed,
+    )
+
+
+def measure(
+    benchmark: str,
+    label: str,
+    options: argparse.Namespace,
+    sets: Sets,
+    adversaries: Sequence[Adversary],
+    probe: Probe,
+    paper: float | None,
+) -> Run:
+    """Train one method and measure it."""
+    trainer, crop = train(options, sets, adversaries, classes=2)
+    probed = leakage(trainer, sets, probe, crop, options.seed)
+    return Run(
+        benchmark=benchmark,
+        method=options.method,
+        recipe="default",
+        train_split=options.train_split,
+        label=label,
+        seed=options.seed,
+        epoch=options.epochs,
+        test_accuracy=round(accuracy(trainer, sets.test, crop), 4),
+        opposite_accuracy=round(accuracy(trainer, sets.opposite, crop), 4),
+        validation_accuracy=round(accuracy(trainer, sets.validation, crop), 4),
+        leakage=round(probed.accuracy, 4),
+        leakage_chance=round(probed.majority, 4),
+        information=round(probed.information, 4),
+        minutes=round(trainer.seconds / 60, 2),
+        train_samples=len(sets.train.labels),
+        arch=options.arch,
+        tap=options.tap or ARCHITECTURES[options.arch],
+        weights=options.weights,
+        image_size=options.image_size,
+        batch_size=options.batch_size,
+        pressure=options.pressure,
+        threads=torch.get_num_threads(),
+        paper_accuracy=paper,
+    )
+
+
+def table(runs: Sequence[Run]) -> str:
+    """Set runs out as text."""
+    header = (
+        "method",
+        "trained on",
+        "label",
+        "seed",
+        "epochs",
+        "test acc.",
+        "paper's",
+        "opposite",
+        "leakage",
+        "chance",
+        "minutes",
+    )
+    rows = [
+        (
+            run.method,
+            run.train_split,
+            run.label,
+            str(run.seed),
+            f"{run.epoch:g}",
+            f"{run.test_accuracy:.4f}",
+            "-" if run.paper_accuracy is None else f"{run.paper_accuracy:.4f}",
+            f"{run.opposite_accuracy:.4f}",
+            f"{run.leakage:.4f}",
+            f"{run.leakage_chance:.4f}",
+            f"{run.minutes:.1f}",
+        )
+        for run in runs
+    ]
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [header, tuple("-" * width for width in widths), *rows]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    )
+
+
+def append(path: Path, run: Run) -> None:
+    """Add a run to a results file, one JSON object a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(dataclasses.asdict(run)) + "\n")
+
+
+def parser(
+    description: str | None, methods: Sequence[str], splits: Sequence[str], results: str
+) -> argparse.ArgumentParser:
+    """Return the options that the benchmarks share."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--data", type=Path, required=True, help="folder with the images")
+    made.add_argument("--method", choices=list(methods), default="lnl")
+    made.add_argument("--train-split", choices=list(splits), default=splits[0])
+    made.add_argument("--seed", type=int, default=0, help="of weights and order, not of the splits")
+    made.add_argument("--epochs", type=float, default=15)
+    made.add_argument("--batch-size", type=int, default=32)
+    made.add_argument("--image-size", type=int, default=96, help="pixels; 5/6 of it are cut out")
+    made.add_argument("--arch", choices=list(ARCHITECTURES), default="small")
+    made.add_argument("--tap", help="layer after which the features are taken")
+    made.add_argument(
+        "--weights", default="none", help="'none', 'imagenet' or the path of a state_dict"
+    )
+    made.add_argument(
+        "--pressure", type=float, default=1.0, help="factor of the adversaries' coefficients"
+    )
+    made.add_argument("--workers", type=int, default=2, help="processes that decode the images")
+    made.add_argument("--output", type=Path, help="folder for metrics and the checkpoint")
+    made.add_argument("--results", type=Path, default=RESULTS / results)
+    made.add_argument("--threads", type=int, help="CPU threads; torch's choice by default")
+    made.add_argument("--no-progress", action="store_true")
+    return made

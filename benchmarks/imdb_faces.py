@@ -1,0 +1,111 @@
+"""The faces benchmark: train on young women and old men, test on old women and young men.
+
+    python benchmarks/imdb_faces.py --data FOLDER --train-split EB1 --label gender --method lnl
+
+FOLDER holds IMDB (``imdb_crop/`` and ``imdb.mat`` or the authors' ``.npy`` files) or UTKFace.
+Prints a table and appends a line to ``benchmarks/results/imdb_faces.jsonl``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import time
+from collections.abc import Sequence
+
+import torch
+from image_runs import Adversary, Images, Probe, Sets, append, measure, parser, table
+from torch import Tensor
+
+from lnl_ext.data.imdb_faces import (
+    AGE_EDGES,
+    LABELS,
+    SPLITS,
+    age_bins,
+    binary_age,
+    select_faces,
+)
+from lnl_ext.image_models import GlobalHead, SplitNetwork
+
+BENCHMARK = "imdb_faces"
+METHODS = ("baseline", "blindeye", "grl", "lnl")
+BINS = len(AGE_EDGES) - 1
+
+
+def by_label(bias: Tensor, labels: Tensor) -> Tensor:
+    """Return a bias target ``(N,)`` as ``(N, 2)``, a head for each label and ignored by the other.
+
+    In training the bias follows the label. A head that sees one label only is not helped by
+    features that tell the label, so it presses on the bias alone.
+    """
+    return torch.where(labels[:, None] == torch.arange(2), bias[:, None], -100)
+
+
+def head(classes: int, heads: int, linear: bool, network: SplitNetwork) -> GlobalHead:
+    """Make a bias head."""
+    return GlobalHead(network.channels, classes, heads, linear=linear)
+
+
+def adversaries(options: argparse.Namespace) -> list[Adversary]:
+    """Return the bias heads asked for."""
+    classes = BINS if options.label == "gender" else 2
+    known = {
+        "linear": Adversary("bias", functools.partial(head, classes, 1, True), 1, 1.0, 0.1),
+        "global": Adversary("bias", functools.partial(head, classes, 1, False), 1, 1.0, 0.1),
+        "by_label": Adversary(
+            "bias_by_label", functools.partial(head, classes, 2, False), 2, 1.0, 0.1
+        ),
+    }
+    return [known[name] for name in options.heads]
+
+
+def read(options: argparse.Namespace) -> Sets:
+    """Decode the faces of all splits."""
+
+    def split(name: str) -> Images:
+        faces = select_faces(options.data, name)
+        young_or_old = binary_age(faces.age)
+        labels = faces.gender if options.label == "gender" else young_or_old
+        bias = age_bins(faces.age) if options.label == "gender" else faces.gender
+        known = (labels >= 0).nonzero().flatten()  # for the label age: neither young nor old
+        targets = {"bias": bias, "bias_by_label": by_label(bias, labels)}
+        return Images.read(
+            [faces.paths[row] for row in known.tolist()],
+            labels[known],
+            {target: values[known] for target, values in targets.items()},
+            options.image_size,
+            options.workers,
+        )
+
+    opposite = "EB2" if options.train_split == "EB1" else "EB1"
+    validation, held_out = split(opposite).halves()
+    return Sets(split(options.train_split), held_out, validation, split("test"))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, measure, print and append."""
+    made = parser(__doc__, METHODS, [s for s in SPLITS if s != "test"], f"{BENCHMARK}.jsonl")
+    made.add_argument("--label", choices=LABELS, default="gender", help="the other is the bias")
+    made.add_argument(
+        "--heads",
+        nargs="+",
+        choices=["linear", "global", "by_label"],
+        default=["by_label"],
+        help="linear: one linear layer on pooled features, the paper's; global: with two "
+        "convolutions before it; by_label: the same for each label separately",
+    )
+    options = made.parse_args(arguments)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    started = time.monotonic()
+    probe = Probe("bias", BINS if options.label == "gender" else 2)
+    run = measure(
+        BENCHMARK, options.label, options, read(options), adversaries(options), probe, None
+    )
+    append(options.results, run)
+    print(table([run]))
+    print(f"{(time.monotonic() - started) / 60:.1f} minutes in all; appended to {options.results}")
+
+
+if __name__ == "__main__":
+    main()
