@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(options.threads)
     started = time.monotonic()
     probe = Probe("mean_color", COLOR_BINS, heads=3, image_target=mean_color)
-    run = measure(BENCHMARK, "species", options, read(options), adversaries(options), probe, None)
+    run = measure(BENCHMARK, "species", options, read(options), adversaries(options), probe)
     append(options.results, run)
     print(table([run]))
     print(f"{(time.monotonic() - started) / 60:.1f} minutes in all; appended to {options.results}")

@@ -147,8 +147,6 @@ class Run:
     batch_size: int
     pressure: float
     threads: int
-    paper_accuracy: float | None
-    """Of the paper on the unbiased test set, with its own data and network."""
 
 
 def config(seed: int, epochs: float, batch_size: int, samples: int) -> TrainerConfig:
@@ -256,7 +254,6 @@ def measure(
     sets: Sets,
     adversaries: Sequence[Adversary],
     probe: Probe,
-    paper: float | None,
 ) -> Run:
     """Train one method and measure it."""
     trainer, crop = train(options, sets, adversaries, classes=2)
@@ -284,7 +281,6 @@ def measure(
         batch_size=options.batch_size,
         pressure=options.pressure,
         threads=torch.get_num_threads(),
-        paper_accuracy=paper,
     )
 
 
@@ -297,7 +293,6 @@ def table(runs: Sequence[Run]) -> str:
         "seed",
         "epochs",
         "test acc.",
-        "paper's",
         "opposite",
         "leakage",
         "chance",
@@ -311,7 +306,6 @@ def table(runs: Sequence[Run]) -> str:
             str(run.seed),
             f"{run.epoch:g}",
             f"{run.test_accuracy:.4f}",
-            "-" if run.paper_accuracy is None else f"{run.paper_accuracy:.4f}",
             f"{run.opposite_accuracy:.4f}",
             f"{run.leakage:.4f}",
             f"{run.leakage_chance:.4f}",

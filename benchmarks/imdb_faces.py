@@ -99,9 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(options.threads)
     started = time.monotonic()
     probe = Probe("bias", BINS if options.label == "gender" else 2)
-    run = measure(
-        BENCHMARK, options.label, options, read(options), adversaries(options), probe, None
-    )
+    run = measure(BENCHMARK, options.label, options, read(options), adversaries(options), probe)
     append(options.results, run)
     print(table([run]))
     print(f"{(time.monotonic() - started) / 60:.1f} minutes in all; appended to {options.results}")

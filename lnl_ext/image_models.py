@@ -34,6 +34,7 @@ class SplitNetwork(NamedTuple):
     """g: the tap to logits."""
     channels: int
     stride: int
+    """1 where the tap has a single position."""
 
 
 def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -110,7 +111,9 @@ def build_network(
         training = features.training
         shape = features.eval()(torch.zeros(1, 3, 64, 64)).shape
         features.train(training)
-    return SplitNetwork(features, nn.Sequential(rest), shape[1], 64 // shape[2])
+    # Features that are pooled to one position have no map whose cells an image must fill.
+    stride = 64 // shape[2] if shape[2] > 1 else 1
+    return SplitNetwork(features, nn.Sequential(rest), shape[1], stride)
 
 
 class _Only(nn.Module):

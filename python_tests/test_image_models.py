@@ -1,0 +1,58 @@
+"""A network split at a tap is the network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+
+from lnl_ext.image_models import GlobalHead, MapHead, build_network
+
+
+@pytest.mark.parametrize("tap", ["layer1", "layer2", "layer3", "layer4", "avgpool"])
+def test_both_parts_are_torchvisions_network(tmp_path, tap):
+    torch.manual_seed(0)
+    whole = torchvision.models.resnet18(num_classes=2).eval()
+    torch.save(whole.state_dict(), tmp_path / "weights.pt")
+    split = build_network("resnet18", 2, tap=tap, weights=str(tmp_path / "weights.pt"))
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        tapped = split.features.eval()(images)
+        torch.testing.assert_close(split.classifier.eval()(tapped), whole(images))
+    assert tapped.shape[1] == split.channels
+    assert split.stride == (1 if tap == "avgpool" else 64 // tapped.shape[2])
+    shared = {id(p) for p in split.features.parameters()} & {
+        id(p) for p in split.classifier.parameters()
+    }
+    assert not shared
+
+
+def test_a_last_layer_of_other_classes_is_left_new(tmp_path):
+    torch.save(torchvision.models.resnet18(num_classes=5).state_dict(), tmp_path / "five.pt")
+    split = build_network("resnet18", 2, weights=str(tmp_path / "five.pt"))
+    assert split.classifier.fc.out_features == 2
+
+
+@pytest.mark.parametrize("tap", [f"block{n}" for n in range(1, 6)])
+def test_the_small_network_and_its_heads(tap):
+    split = build_network("small", 2, tap=tap)
+    tapped = split.features(torch.randn(2, 3, 80, 80))
+    assert tapped.shape == (2, split.channels, 80 // split.stride, 80 // split.stride)
+    assert split.classifier(tapped).shape == (2, 2)
+    assert MapHead(split.channels, 8, 3)(tapped).shape == (2, 24, *tapped.shape[2:])
+    for linear in (True, False):
+        assert GlobalHead(split.channels, 12, 2, linear=linear)(tapped).shape == (2, 24)
+
+
+def test_what_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="architecture is 'vgg', expected small or resnet18"):
+        build_network("vgg", 2)
+    with pytest.raises(ValueError, match="tap is 'layer9', expected one of layer1"):
+        build_network("resnet18", 2, tap="layer9")
+    with pytest.raises(ValueError, match="weights is 'imagenet', which architecture 'small' lacks"):
+        build_network("small", 2, weights="imagenet")
+    with pytest.raises(FileNotFoundError, match=r"nothing\.pt: no such file"):
+        build_network("small", 2, weights=str(tmp_path / "nothing.pt"))
+    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other\.pt do not fit small"):
+        build_network("small", 2, weights=str(tmp_path / "other.pt"))
