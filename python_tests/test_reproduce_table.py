@@ -1,0 +1,130 @@
+import json
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+import reproduce_table
+from reproduce_table import Cell
+
+from lnl_ext.data import read_mnist_split
+
+SCRIPT = Path(reproduce_table.__file__)
+
+
+def line(method="lnl", variance=0.02, seed=0, accuracy=0.5, recipe="default"):
+    return json.dumps(
+        {
+            "benchmark": "colored_mnist",
+            "method": method,
+            "recipe": recipe,
+            "variance": variance,
+            "seed": seed,
+            "test_accuracy": accuracy,
+        }
+    )
+
+
+def test_the_table_has_28_cells_and_more_seeds_where_asked():
+    methods, variances = list(reproduce_table.PAPER), list(reproduce_table.VARIANCES)
+    assert len(reproduce_table.cells(methods, variances, more_seeds=False)) == 28
+    more = reproduce_table.cells(methods, variances, more_seeds=True)
+    assert len(set(more)) == len(more) == 28 + 2 * 2 * 4
+    assert all(cell.seed == 0 for cell in more[:28])
+
+
+def test_runs_are_read_back_and_the_last_counts(tmp_path):
+    results = tmp_path / "runs.jsonl"
+    assert reproduce_table.finished(results, "default") == {}
+    results.write_text(
+        "\n".join([line(accuracy=0.1), line(seed=1), line(recipe="paper"), line(accuracy=0.7)])
+    )
+    done = reproduce_table.finished(results, "default")
+    assert done == {Cell("lnl", 0.02, 0): 0.7, Cell("lnl", 0.02, 1): 0.5}
+
+
+def test_a_damaged_results_file_is_refused(tmp_path):
+    results = tmp_path / "runs.jsonl"
+    results.write_text(line() + "\n" + line()[:20])
+    with pytest.raises(ValueError, match=r"line 2 of .* is not a run"):
+        reproduce_table.finished(results, "default")
+
+
+def test_the_table_sets_means_beside_the_papers_figures():
+    accuracy = {Cell("lnl", 0.02, 0): 0.8, Cell("lnl", 0.02, 1): 0.9}
+    text = reproduce_table.table(accuracy, ["lnl", "grl"], [0.02, 0.025]).splitlines()
+    assert text[0] == "| method | 0.020 | 0.025 |"
+    assert text[2] == "| lnl | 0.8500 (2 seeds) | - |"
+    assert text[3] == "| the paper's | 0.8185 | 0.8854 |"
+    assert text[4] == "| grl | - | - |"
+
+
+@pytest.fixture(scope="module")
+def few_digits(tmp_path_factory):
+    """A folder with the first digits of both of MNIST's splits."""
+    folder = tmp_path_factory.mktemp("mnist")
+    for split, name in (("train", "train"), ("test", "t10k")):
+        arrays = read_mnist_split(reproduce_table.MNIST, split)
+        for array, kind in zip(arrays, ("images-idx3", "labels-idx1"), strict=True):
+            few = array[:300].astype("u1")
+            header = struct.pack(f">HBB{few.ndim}I", 0, 8, few.ndim, *few.shape)
+            (folder / f"{name}-{kind}-ubyte").write_bytes(header + few.tobytes())
+    return folder
+
+
+def command(tmp_path, data_root, *more):
+    return [
+        sys.executable,
+        str(SCRIPT),
+        "--methods=baseline",
+        "--variances=0.02",
+        "--epochs=0.2",
+        f"--data-root={data_root}",
+        f"--results={tmp_path / 'runs.jsonl'}",
+        f"--output={tmp_path / 'runs'}",
+        *more,
+    ]
+
+
+def test_one_command_from_nothing_to_the_table(tmp_path, few_digits):
+    first = subprocess.run(
+        command(tmp_path, few_digits), capture_output=True, text=True, check=True
+    )
+    assert "0 of 1 runs are there" in first.stdout
+    (run,) = (tmp_path / "runs.jsonl").read_text().splitlines()
+    assert f"| baseline | {json.loads(run)['test_accuracy']:.4f} |" in first.stdout
+    assert not list((tmp_path / "runs").iterdir())
+    again = subprocess.run(
+        command(tmp_path, few_digits), capture_output=True, text=True, check=True
+    )
+    assert "runs are there" not in again.stdout
+    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 1
+
+
+def test_ctrl_c_ends_the_runs_too(tmp_path, few_digits):
+    process = subprocess.Popen(
+        command(tmp_path, few_digits, "--epochs=5000"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    checkpoint = tmp_path / "runs" / "baseline-0.020-0" / "output.txt"
+    deadline = time.monotonic() + 60
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert not (tmp_path / "runs.jsonl").exists()
+
+
+def test_a_run_that_fails_is_reported_with_its_output(tmp_path):
+    failed = subprocess.run(command(tmp_path, tmp_path / "nowhere"), capture_output=True, text=True)
+    assert failed.returncode != 0
+    assert "output.txt" in failed.stderr
+    assert (tmp_path / "runs" / "baseline-0.020-0" / "output.txt").read_text()
