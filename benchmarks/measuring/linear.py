@@ -22,8 +22,9 @@ NOTES = [
     "`F.linear_cross_entropy` is PyTorch's own, as it is and with its chunks "
     "(`LinearCrossEntropyOptions()`): it has no entropy and no reversal layer, so it computes "
     "less than the others.",
-    "The floor has three parts: `products` are the three matrix products that every way needs, "
-    "by chunks of rows into tensors that exist; `exp` is one exponential a logit, likewise; "
+    "Beside them: `products` are the three matrix products by torch's own matmul, by chunks of "
+    "rows into tensors that exist (not a floor: other kernels can be faster); `exp` is one "
+    "exponential a logit, likewise; "
     "`copy` is one read of the features and one write of their size.",
 ]
 FLOOR_LOGITS = 2**23  # of one chunk of the floor, 32 MB in float32

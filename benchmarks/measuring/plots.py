@@ -9,6 +9,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import pyplot
 
+from .tables import number
+
 OURS = "#0b6e4f"
 OTHERS = "#8d99ae"
 COLORS = {"fused": OURS, "eager": "#8d99ae", "exp": "#e09f3e", "products": "#e09f3e"}
@@ -50,7 +52,7 @@ def _bars(report: dict[str, Any]) -> Any:
         axes.barh(names, middle, xerr=[low, high], color=colors, error_kw=error)
         for position, name in enumerate(names):
             ratio = row["ratios"][name]["median"]
-            label = f" {row['values'][name]['median']:.3g} {report['unit']}"
+            label = f" {number(row['values'][name]['median'])} {report['unit']}"
             label += "" if name == report["base"] else f", {ratio:.2f}x"
             x = row["values"][name]["q3"]
             axes.annotate(

@@ -58,11 +58,12 @@ def _cell(row: dict[str, Any], name: str, base: str) -> str:
     if name not in row["values"]:
         return "-"
     values, ratio = row["values"][name], row["ratios"][name]["median"]
-    text = _number(values["median"])
+    text = number(values["median"])
     if values["q1"] != values["q3"]:
-        text += f" [{_number(values['q1'])}, {_number(values['q3'])}]"
+        text += f" [{number(values['q1'])}, {number(values['q3'])}]"
     return text if name == base else f"{text}, {ratio:.2f}x"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Return three digits of ``value``, or all before the point."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
