@@ -17,6 +17,7 @@ from lnl_ext.adversary import BiasAdversary
 from lnl_ext.batches import Batch, BatchStream, to_device
 from lnl_ext.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from lnl_ext.config import Stage, TrainerConfig, changed_fields
+from lnl_ext.distributed import current
 from lnl_ext.metrics import LossMeter, NonFiniteError, Record, RunLog
 from lnl_ext.stepper import Stepper
 from lnl_ext.updates import (
@@ -176,7 +177,15 @@ class Trainer:
             A loss or a weight became NaN or infinite. The last checkpoint is from before that.
         FileExistsError
             ``output`` holds the checkpoint of another run.
+        RuntimeError
+            Several processes take part (`lnl_ext.distributed`): the trainer does not exchange
+            gradients, each would train a model of its own.
         """
+        if current().world_size > 1:
+            raise RuntimeError(
+                f"{current().world_size} processes take part, but Trainer trains in one: it does "
+                "not exchange gradients"
+            )
         for name, every in (("checkpoint_every", checkpoint_every), ("log_every", log_every)):
             if every is not None and every < 1:
                 raise ValueError(f"{name} must be >= 1, got {every}")

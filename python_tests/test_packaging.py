@@ -241,7 +241,8 @@ def test_every_source_is_listed_once() -> None:
 def test_only_cuda_sources_need_nvcc() -> None:
     assert not any(path.endswith(".cu") for path in extension.sources("cpu"))
     assert [path for path in extension.sources("cuda") if path.endswith(".cu")] == [
-        "csrc/cuda/bias_loss_kernels.cu"
+        "csrc/cuda/bias_loss_kernels.cu",
+        "csrc/cuda/linear_bias_loss_kernels.cu",
     ]
 
 
