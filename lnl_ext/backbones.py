@@ -92,7 +92,9 @@ class _Traced:
         (self.output,) = (node for node in self.graph.nodes if node.op == "output")
         alive = _needed(self.output)
         self.nodes: list[fx.Node] = [node for node in self.graph.nodes if node in alive]
-        self.names = {n: name for n, name in tracer.node_to_qualname.items() if n in alive}
+        self.names: dict[fx.Node, str] = {
+            n: name for n, name in tracer.node_to_qualname.items() if n in alive
+        }
 
     def cuts(self) -> list[fx.Node]:
         """Return the nodes through which everything from the input to the output goes."""
@@ -112,6 +114,7 @@ class _Traced:
 
     def output_layer(self) -> fx.Node:
         """Return the last linear or convolutional layer: the one that makes the logits."""
+        node: fx.Node
         for node in reversed(self.nodes):
             if node.op == "call_module" and isinstance(
                 self.network.get_submodule(str(node.target)), (nn.Linear, nn.Conv2d)
@@ -121,7 +124,7 @@ class _Traced:
 
     def default_tap(self) -> fx.Node:
         """Return what goes into the output layer, before dropout."""
-        node = self.output_layer().all_input_nodes[0]
+        node: fx.Node = self.output_layer().all_input_nodes[0]
         while node.op == "call_module" and isinstance(
             self.network.get_submodule(str(node.target)), nn.Dropout
         ):
