@@ -247,7 +247,7 @@ def test_probe_reads_runs_state_dicts_and_exported_programs(
     again = json.loads((tmp_path / "figures.json").read_text())["hospital"]
     assert again["accuracy"] == pytest.approx(figures["accuracy"], abs=2 / IMAGES)
     assert main(["probe", f"--weights={tmp_path}/model.pt2", *common, "--tap=conv9"]) == 2
-    assert "tap 'conv9': no such layer. Near it: conv1" in capsys.readouterr().err
+    assert "tap 'conv9': no such layer. Near it: conv5, conv1" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------ options
