@@ -62,11 +62,20 @@ def run_operators(inputs: Inputs, operators: Any = torch.ops.lnl_ext) -> Results
 
 
 def cuda_missing() -> str | None:
-    """Say why CUDA tensors cannot be tested here, or return None if they can."""
-    if not lnl_ext.build_info()["cuda"]:
-        return "lnl_ext was built without CUDA"
+    """Say why CUDA tensors cannot be tested here, or return None if they can.
+
+    Raises
+    ------
+    RuntimeError
+        There is a CUDA device and the package has nothing for it: not a reason to pass its tests.
+    """
     if not torch.cuda.is_available():
-        return "this machine has no CUDA device"
+        return "this machine has no CUDA device that torch can use"
+    if not lnl_ext.build_info()["cuda"]:
+        raise RuntimeError(
+            "this machine has a CUDA device, and lnl_ext was built without CUDA: reinstall it with "
+            "LNL_EXT_CUDA=1, or leave these tests out with -m 'not cuda and not slow'"
+        )
     return None
 
 

@@ -24,6 +24,17 @@ settings.register_profile(
 settings.load_profile("default")
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that take CUDA tensors, so that a machine with a GPU can run these alone."""
+    for item in items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        fixtures = getattr(item, "fixturenames", ())
+        on_cuda = "cuda" in (parameters.get("backend"), parameters.get("device"))
+        if on_cuda or "cuda_device" in fixtures:
+            item.add_marker(pytest.mark.cuda)
+
+
 @pytest.fixture(params=list(BACKENDS), scope="session")
 def backend(request: pytest.FixtureRequest) -> Backend:
     """A way to compute the loss and both gradients."""
@@ -39,3 +50,11 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     if request.param == "cuda" and (reason := cuda_missing()):
         pytest.skip(reason)
     return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def cuda_device() -> torch.device:
+    """The CUDA device, for what only it has: streams, graphs."""
+    if reason := cuda_missing():
+        pytest.skip(reason)
+    return torch.device("cuda")

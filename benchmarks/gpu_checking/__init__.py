@@ -1,0 +1,1 @@
+"""The parts of benchmarks/gpu_check.py: a run with a deadline, its checks and its timings."""
