@@ -16,6 +16,7 @@ from lnl_ext.checks import (
     check_weight,
 )
 from lnl_ext.coefficients import ScheduledCoefficients
+from lnl_ext.given_denominators import check_denominators
 from lnl_ext.schedules import Schedule
 from lnl_ext.two_gradients import HeadCall, adversary_loss
 from lnl_ext.types import BiasLoss
@@ -129,7 +130,12 @@ class BiasAdversary(ScheduledCoefficients):
     # The head's graph is walked by hand in the backward, which torch.compile cannot trace.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(
-        self, features: Tensor, target: Tensor, return_terms: bool | None = None
+        self,
+        features: Tensor,
+        target: Tensor,
+        return_terms: bool | None = None,
+        *,
+        denominators: Tensor | None = None,
     ) -> Tensor | BiasLoss:
         """Return the loss of the head's prediction from `features`.
 
@@ -142,6 +148,11 @@ class BiasAdversary(ScheduledCoefficients):
             probabilities of the logits' shape.
         return_terms
             Overrides the `return_terms` of the constructor.
+        denominators
+            Shape ``(heads, 2)``: what each head's sums of CE and of H (and of the confusion term)
+            are divided by, whatever `reduction` says. For a batch that is computed in parts, in
+            several processes or one after the other, whose parts have different numbers of targets
+            that are not ignored (`lnl_ext.denominators.count_sites`). The logits are read twice.
 
         Returns
         -------
@@ -165,6 +176,10 @@ class BiasAdversary(ScheduledCoefficients):
         check_logits(logits, self.heads, "the head's output")
         check_target(target, logits, self.heads, self.ignore_index, "the head's output")
         check_weight(self.weight, logits, self.heads)
+        reduction = self.reduction
+        if denominators is not None:
+            check_denominators(denominators, self.heads, reduction)
+            reduction = "mean"
 
         differentiable = grad and logits.requires_grad
         parameters = [p for p in self.head.parameters() if p.requires_grad and differentiable]
@@ -177,10 +192,11 @@ class BiasAdversary(ScheduledCoefficients):
             self.reversal.clone(),
             None if self.known_zero("entropy_weight") else self.entropy_weight.clone(),
             None if self.known_zero("confusion_weight") else self.confusion_weight.clone(),
+            denominators,
             ops.Options(
                 self.ignore_index,
                 self.label_smoothing,
-                ops.REDUCTIONS[self.reduction],
+                ops.REDUCTIONS[reduction],
                 self.mask_entropy,
                 self.heads,
             ),

@@ -72,6 +72,10 @@ class ScheduledCoefficients(nn.Module):
         for name, value in values.items():
             self.get_buffer(name).fill_(value)
 
+    def coefficient_names(self) -> tuple[str, ...]:
+        """Return the names of the buffers that are coefficients."""
+        return tuple(self._coefficients)
+
     def known_zero(self, name: str) -> bool:
         """Whether the coefficient was given as the number 0 and its buffer never written since.
 

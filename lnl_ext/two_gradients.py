@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lnl_ext import ops
+from lnl_ext.given_denominators import divide_sums, divide_terms, fold_heads
 from lnl_ext.reference import BiasTerms, bias_terms, combine
 from lnl_ext.types import BiasLoss
 
@@ -28,6 +29,8 @@ class HeadCall(NamedTuple):
     entropy_weight: Tensor | None
     """None where the term is left out, as for `confusion_weight`."""
     confusion_weight: Tensor | None
+    denominators: Tensor | None
+    """``(heads, 2)``: what the sums of CE and H are divided by; None for the batch's own counts."""
     options: ops.Options
     for_features: bool
     """Whether the features need a gradient."""
@@ -78,8 +81,8 @@ class _AdversaryLoss(torch.autograd.Function):
         compute = _kernel_forward if ops.has_kernel(call.logits) else _plain_forward
         loss, cross_entropy, entropy, *held = compute(call)
         ctx.mark_non_differentiable(cross_entropy, entropy)
-        ctx.save_for_backward(*call[:7], features, *held)
-        ctx.rest = call[7:]
+        ctx.save_for_backward(*call[:8], features, *held)
+        ctx.rest = call[8:]
         # Not saved: writing to a parameter before the backward is an error only where the head's
         # own graph needs its old value.
         ctx.parameters = parameters
@@ -92,11 +95,11 @@ class _AdversaryLoss(torch.autograd.Function):
         # Read first: the walks below are graph tasks of their own.
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         twice = torch.is_grad_enabled()
-        *tensors, features = ctx.saved_tensors[:8]
+        *tensors, features = ctx.saved_tensors[:9]
         call = HeadCall(*tensors, *ctx.rest)
         compute = _kernel_backward if ops.has_kernel(call.logits) else _plain_backward
         with torch.no_grad():
-            gradient, head_gradient = compute(call, grads[0], ctx.saved_tensors[8:], keep)
+            gradient, head_gradient = compute(call, grads[0], ctx.saved_tensors[9:], keep)
             results = _walk_head(call, ctx.parameters, gradient, head_gradient, keep)
         if twice:
             results = [
@@ -107,6 +110,22 @@ class _AdversaryLoss(torch.autograd.Function):
 
 
 def _kernel_forward(call: HeadCall) -> Sequence[Tensor]:
+    if call.denominators is not None:
+        # The operator divides by its own counts where it makes gradients: those wait as well.
+        logits, target = fold_heads(call.logits.detach(), call.target, call.options.heads)
+        loss, cross_entropy, entropy, *_ = torch.ops.lnl_ext.bias_loss(
+            logits,
+            target,
+            call.weight,
+            call.reversal,
+            call.entropy_weight,
+            call.confusion_weight,
+            *call.options._replace(reduction=ops.REDUCTIONS["none"], heads=1),
+            False,
+            False,
+        )
+        divided = divide_sums(loss, cross_entropy, entropy, call.denominators)
+        return *divided, call.denominators
     # A mean's gradient in float16 would underflow before the upstream factor of a loss scaler can
     # save it, and without a reduction there is a factor per site: those gradients wait for it.
     early = call.logits.dtype != torch.float16 and call.options.reduction != ops.REDUCTIONS["none"]
@@ -151,10 +170,13 @@ def _kernel_backward(
 
 
 def _plain_terms(call: HeadCall, logits: Tensor) -> BiasTerms:
-    options = call.options
-    return bias_terms(
+    options, target = call.options, call.target
+    if call.denominators is not None:
+        logits, target = fold_heads(logits, target, options.heads)
+        options = options._replace(reduction=ops.REDUCTIONS["none"], heads=1)
+    terms = bias_terms(
         logits,
-        call.target,
+        target,
         call.weight,
         ignore_index=options.ignore_index,
         label_smoothing=options.label_smoothing,
@@ -163,6 +185,7 @@ def _plain_terms(call: HeadCall, logits: Tensor) -> BiasTerms:
         heads=options.heads,
         confusion=call.confusion_weight is not None,
     )
+    return terms if call.denominators is None else divide_terms(terms, call.denominators)
 
 
 def _plain_forward(call: HeadCall) -> Sequence[Tensor]:
