@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -88,37 +89,50 @@ def missing() -> str | None:
 
 
 @functools.cache
-def library() -> ctypes.CDLL:
-    """Compile (once) and load the emulated kernels."""
+def library_path() -> Path:
+    """Compile (once) the emulated kernels."""
     sources = sorted(
         path
         for folder in ("cuda", "emulator", "emulator/include")
         for path in (CSRC / folder).iterdir()
         if path.suffix in {".cu", ".cuh", ".cpp", ".h"}
     )
-    digest = hashlib.sha256(" ".join(FLAGS).encode())
+    command = [str(compiler()), *FLAGS, "-I", str(CSRC / "emulator/include")]
+    command += ["-I", str(CSRC / "emulator"), "-x", "c++", *(str(CSRC / unit) for unit in UNITS)]
+    return compiled("kernels", sources, [command])
+
+
+def compiled(name: str, sources: list[Path], commands: list[list[str]]) -> Path:
+    """Return a shared library, built by the last of `commands` unless it is there already.
+
+    It lies under build/, by the hash of `sources` and `commands`. The commands run in an empty
+    folder, the last one, which gets ``-o`` and the library's name, when all others are done.
+    """
+    digest = hashlib.sha256(str(commands).encode())
     for path in sources:
         digest.update(path.read_bytes())
-    target = ROOT / "build" / "emulated" / f"kernels-{digest.hexdigest()[:16]}.so"
+    target = ROOT / "build" / "emulated" / f"{name}-{digest.hexdigest()[:16]}.so"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            made = Path(folder) / target.name
-            command = [str(compiler()), *FLAGS, "-I", str(CSRC / "emulator/include")]
-            command += ["-I", str(CSRC / "emulator"), "-o", str(made)]
-            command += ["-x", "c++", *(str(CSRC / unit) for unit in UNITS)]
-            subprocess.run(command, check=True)
-            made.replace(target)  # whole or not at all, also where two test runs race
-    loaded = ctypes.CDLL(str(target))
+            with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", "2"))) as jobs:
+                list(
+                    jobs.map(
+                        functools.partial(subprocess.run, check=True, cwd=folder), commands[:-1]
+                    )
+                )
+            subprocess.run([*commands[-1], "-o", target.name], check=True, cwd=folder)
+            # whole or not at all, also where two test runs race
+            (Path(folder) / target.name).replace(target)
+    return target
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """Compile (once) and load the emulated kernels."""
+    loaded = ctypes.CDLL(str(library_path()))
     loaded.lnl_emulated_error.restype = ctypes.c_char_p
     loaded.lnl_emulated_bias_loss.argtypes = (ctypes.POINTER(_Call), ctypes.c_int, ctypes.c_int)
-    loaded.lnl_emulated_linear_bias_loss.argtypes = (
-        ctypes.POINTER(_Call),
-        ctypes.c_int64,
-        *[ctypes.c_void_p] * 6,
-        ctypes.c_int,
-        ctypes.c_int,
-    )
     loaded.lnl_emulated_linear_fits.argtypes = (
         ctypes.c_int,
         *[ctypes.c_int64] * 4,
@@ -305,87 +319,3 @@ def linear_fits(dtype: torch.dtype, rows: int, heads: int, classes: int, width: 
             DTYPES[dtype], rows, heads, classes, width, MULTIPROCESSORS, SHARED_MEMORY
         )
     )
-
-
-class _PreparedLinear:
-    """What csrc/cuda/linear_bias_loss_cuda.cpp makes of an operator's arguments, on chip."""
-
-    def __init__(
-        self, features: Tensor, head_weight: Tensor, head_bias: Tensor | None, *arguments
-    ) -> None:
-        *loss, features_gradient, head_gradient = arguments
-        self.rows = features.shape[0]
-        stand_in = features.new_empty(self.rows, head_weight.shape[0])
-        self.loss = _Prepared(stand_in, *loss, False, False)
-        self.features = features.contiguous()
-        self.head_weight = head_weight.contiguous()
-        self.head_bias = None if head_bias is None else head_bias.contiguous()
-        wanted = (
-            self.features if features_gradient else None,
-            self.head_weight if head_gradient else None,
-            self.head_bias if head_gradient else None,
-        )
-        self.gradients = tuple(
-            features.new_empty(0) if tensor is None else torch.empty_like(tensor)
-            for tensor in wanted
-        )
-        # An empty gradient has no address, and null would mean that it is not wanted.
-        any_address = ctypes.addressof(ctypes.c_int64(0))
-        self.addresses = tuple(
-            None if tensor is None else _address(gradient) or any_address
-            for tensor, gradient in zip(wanted, self.gradients, strict=True)
-        )
-
-    def launch(self) -> None:
-        _check(
-            library().lnl_emulated_linear_bias_loss(
-                ctypes.byref(self.loss.call),
-                self.features.shape[1],
-                *map(_address, (self.features, self.head_weight, self.head_bias)),
-                *self.addresses,
-                MULTIPROCESSORS,
-                SHARED_MEMORY,
-            )
-        )
-
-
-def linear_bias_loss(features: Tensor, *arguments) -> tuple[Tensor, ...]:
-    """lnl_ext::linear_bias_loss by the emulated kernel, on CPU tensors; heads that fit on chip."""
-    prepared = _PreparedLinear(features, *arguments)
-    call, dtype = prepared.loss.call, prepared.loss.dtype
-    loss, cross_entropy, entropy = (torch.empty(prepared.loss.shape, dtype=dtype) for _ in range(3))
-    denominators = torch.ones(call.heads, 2, dtype=dtype)
-    call.loss = _address(loss)
-    call.cross_entropy = _address(cross_entropy)
-    call.entropy = _address(entropy)
-    call.denominators = _address(denominators)
-    if loss.numel():
-        prepared.launch()
-    else:
-        for gradient in prepared.gradients:
-            gradient.zero_()
-    return loss, cross_entropy, entropy, denominators, *prepared.gradients
-
-
-def linear_bias_loss_backward(
-    grad_loss: Tensor,
-    features: Tensor,
-    head_weight: Tensor,
-    head_bias: Tensor | None,
-    target: Tensor,
-    weight: Tensor | None,
-    denominators: Tensor,
-    *arguments,
-) -> tuple[Tensor, ...]:
-    """lnl_ext::linear_bias_loss_backward by the emulated kernel, likewise."""
-    prepared = _PreparedLinear(features, head_weight, head_bias, target, weight, *arguments)
-    upstream = grad_loss.to(prepared.loss.dtype).contiguous()
-    divisors = denominators.to(prepared.loss.dtype).contiguous()
-    prepared.loss.call.upstream = _address(upstream)
-    prepared.loss.call.denominators = _address(divisors)
-    if prepared.rows:
-        prepared.launch()
-    else:
-        for gradient in prepared.gradients:
-            gradient.zero_()
-    return prepared.gradients

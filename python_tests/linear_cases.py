@@ -135,13 +135,19 @@ def magnitude(inputs: LinearInputs) -> list[float]:
 
 
 def assert_linear_matches(
-    inputs: LinearInputs, results: LinearResults, expected: LinearResults, roundings: float = 8.0
+    inputs: LinearInputs,
+    results: LinearResults,
+    expected: LinearResults,
+    roundings: float = 8.0,
+    rounded_factors: bool = False,
 ) -> None:
     """Hold results against those of the float64 reference.
 
     Values within 1e-6 of the size of their terms, gradients within `roundings` units of the
     accumulation dtype of what they are sums of (more for more rows, by their square root), and one
     rounding, or for a bfloat16 gradient that is scaled afterwards two, of the tensors' own dtype.
+    With `rounded_factors` the logits' gradients have been rounded to that dtype before they were
+    multiplied, as those of torch's own linear layer are.
     """
     case = inputs.case.loss
     dtype = case.dtype
@@ -169,15 +175,20 @@ def assert_linear_matches(
         assert difference(actual, wanted) <= bound, (name, str(inputs.case))
     names = ("features", "head_weight", "head_bias")
     floor = 2.0**-24 if dtype == torch.float16 else 0.0
-    for name, actual, wanted, size_, tensor in zip(
-        names, results.gradients, expected.gradients, magnitude(inputs), inputs.differentiable,
-        strict=False,
+    x, w = (tensor.double().abs() for tensor in inputs.differentiable[:2])
+    # What one least number in every factor comes to.
+    least = (w.sum(0).norm() * len(x) ** 0.5, x.sum(0).norm() * len(w) ** 0.5, 0.0)
+    for name, actual, wanted, size_, least_, tensor in zip(
+        names, results.gradients, expected.gradients, magnitude(inputs), least,
+        inputs.differentiable, strict=False,
     ):  # fmt: skip
         assert actual.dtype == dtype, name
         assert actual.shape == tensor.shape, name
         bound = spread * unit * size_ + floor * actual.numel() ** 0.5
         if dtype != accumulate:
             bound += 2 * UNIT_ROUNDOFF[dtype] * finite(wanted).norm().item()
+            if rounded_factors and name != "head_bias":
+                bound += UNIT_ROUNDOFF[dtype] * size_ + floor * float(least_)
         assert difference(actual, wanted) <= bound, (
             f"{name} is off by {difference(actual, wanted):.3g}, bound {bound:.3g}, norm "
             f"{wanted.norm():.3g}, in case {inputs.case}"

@@ -15,24 +15,16 @@
 
 #include "../linear_bias_loss.h"
 #include "bias_loss_call.h"
+#include "linear_bias_loss_chunks.h"
 #include "linear_bias_loss_launch.h"
 
 namespace lnl::cuda {
 
 namespace {
 
-// The logits of a chunk take this much, or are those of so many rows where that is more: a product
-// of fewer rows would mostly read head_weight.
-constexpr int64_t kChunkBytes = int64_t{64} << 20;
-constexpr int64_t kLeastChunkRows = 256;
-
 CUstream_st* stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
 
 void check(int error) { C10_CUDA_CHECK(static_cast<cudaError_t>(error)); }
-
-const void* advanced(const void* pointer, int64_t bytes) {
-  return pointer == nullptr ? nullptr : static_cast<const char*>(pointer) + bytes;
-}
 
 bool is_narrow(const at::Tensor& tensor) {
   return tensor.scalar_type() == at::kHalf || tensor.scalar_type() == at::kBFloat16;
@@ -100,27 +92,34 @@ class LinearTensorCall {
     }
   }
 
+  // The call of the loss kernels for all rows: logits and probabilities of the accumulation dtype.
+  BiasLossCall whole_call() {
+    BiasLossCall whole = call_.loss;
+    const at::ScalarType wide = accumulation_.dtype().toScalarType();
+    whole.dtype = dtype_of(wide);
+    whole.wide_probabilities = false;
+    if (whole.probabilities != nullptr) {
+      held_.push_back(arguments_.loss.target.to(wide));
+      whole.probabilities = held_.back().const_data_ptr();
+    }
+    return whole;
+  }
+
   void launch_chunks(const Device& device) {
     // The products are neither recorded nor cast: that is the caller's business.
     const at::AutoDispatchBelowADInplaceOrView no_autograd;
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     const at::Tensor& features = arguments_.features;
-    const int64_t all = geometry_.rows, columns = arguments_.head_weight.size(0);
-    // Logits are of the accumulation dtype, also those of float16 and bfloat16 features.
-    BiasLossCall whole = call_.loss;
+    const at::Tensor& head_weight = arguments_.head_weight;
+    const int64_t all = geometry_.rows, columns = head_weight.size(0);
     const auto size = static_cast<int64_t>(accumulation_.dtype().itemsize());
-    whole.dtype = dtype_of(accumulation_dtype(features));
-    whole.wide_probabilities = false;
-    if (whole.probabilities != nullptr) {
-      held_.push_back(arguments_.loss.target.to(accumulation_.dtype().toScalarType()));
-      whole.probabilities = held_.back().const_data_ptr();
-    }
-    const int64_t chunk = std::clamp<int64_t>(kChunkBytes / (columns * size), kLeastChunkRows,
-                                              std::max<int64_t>(all, kLeastChunkRows));
+    const BiasLossCall whole = whole_call();
     const bool forward = whole.loss != nullptr;
-    const bool none = whole.reduction == Reduction::kNone;
+    const bool reduced = forward && whole.reduction != Reduction::kNone;
     const bool reversed = whole.reversal.present;
     const bool to_features = arguments_.features_gradient, to_head = arguments_.head_gradient;
+    const bool to_bias = to_head && arguments_.head_bias.has_value();
+    // What launch_bias_loss is asked for: with a reversal the head has a gradient of its own.
     const bool gradient = to_features || (to_head && !reversed);
     const bool head_gradient = to_head && reversed;
 
@@ -129,80 +128,76 @@ class LinearTensorCall {
           bytes(static_cast<int64_t>(linear_denominators_workspace(whole, device)));
       check(launch_linear_denominators(whole, device, workspace.mutable_data_ptr(), stream()));
     }
+    const int64_t chunk = chunk_rows(all, columns * size);
     BiasLossCall largest = whole;
     largest.rows = std::min(chunk, all);
     const int64_t most_blocks = launch_facts(largest, device).blocks;
     const int64_t chunks = (all + chunk - 1) / chunk;
     at::Tensor partials;
-    if (forward && !none) {
+    if (reduced) {
       partials =
           at::empty({std::max<int64_t>(chunks * most_blocks, 1), whole.heads, 3}, accumulation_);
     }
     const at::Tensor logits = at::empty({largest.rows, columns}, accumulation_);
     const at::Tensor beside =
         at::empty({gradient && head_gradient ? largest.rows : 0, columns}, accumulation_);
-    at::Tensor weight_sum, bias_sum;
-    if (to_head) {
-      weight_sum = is_narrow(features) ? at::zeros(arguments_.head_weight.sizes(), accumulation_)
-                                       : weight_gradient.zero_();
-      bias_sum = at::zeros({columns}, accumulation_);
+    // A chunk's share of the weights' gradient is added in float32 also for 16-bit tensors.
+    const bool narrow = is_narrow(features);
+    at::Tensor weight_sum = weight_gradient, weight_share, bias_sum;
+    if (to_head && narrow) {
+      weight_sum = at::empty(head_weight.sizes(), accumulation_);
+      if (chunks > 1) weight_share = at::empty_like(weight_sum);
     }
-    const at::Tensor transposed = arguments_.head_weight.t();
+    if (to_head && all == 0) weight_sum.zero_();
+    if (to_bias) bias_sum = at::zeros({columns}, accumulation_);
     int64_t blocks = 0;
     for (int64_t row = 0; row < all; row += chunk) {
       const int64_t rows = std::min(chunk, all - row);
       const at::Tensor part = features.narrow(0, row, rows);
       const at::Tensor part_logits = logits.narrow(0, 0, rows);
-      product(part_logits, part, transposed);
+      product(part_logits, part, head_weight.t());
       if (arguments_.head_bias.has_value()) part_logits.add_(*arguments_.head_bias);
 
-      BiasLossCall call = whole;
-      call.rows = rows;
+      BiasLossCall call =
+          call_of_chunk(whole, row, rows, reduced ? partials.mutable_data_ptr() : nullptr, blocks);
       call.logits = part_logits.const_data_ptr();
-      if (call.labels != nullptr) call.labels += row * whole.heads;
-      call.probabilities = advanced(call.probabilities, row * columns * size);
       // A kernel reads a row before it writes its gradient: that can take the logits' place.
       const at::Tensor part_head = gradient ? beside : part_logits;
       if (gradient) call.gradient = part_logits.mutable_data_ptr();
       if (head_gradient) call.head_gradient = part_head.mutable_data_ptr();
-      if (none && forward) {
-        for (void** output : {&call.loss, &call.cross_entropy, &call.entropy}) {
-          *output = static_cast<char*>(*output) + row * size;
-        }
-      } else if (none) {
-        call.upstream = advanced(call.upstream, row * size);
-      } else if (forward) {
-        call.partials =
-            static_cast<char*>(partials.mutable_data_ptr()) + blocks * whole.heads * 3 * size;
-      }
       const LaunchFacts facts = launch_facts(call, device);
+      TORCH_INTERNAL_ASSERT(facts.blocks <= most_blocks);  // partials have room for no more
       blocks += facts.blocks;
       const at::Tensor workspace = bytes(static_cast<int64_t>(facts.workspace));
       check(launch_bias_loss(call, device, workspace.mutable_data_ptr(), stream()));
 
+      // The products' factors are of the tensors' dtype, as torch's own linear layer has them.
+      at::Tensor by_row;
+      if (gradient) by_row = part_logits.to(features.scalar_type());
       if (to_features) {
         at::Tensor out = features_gradient.narrow(0, row, rows);
-        at::mm_out(out, part_logits.to(features.scalar_type()), arguments_.head_weight);
+        at::mm_out(out, by_row, head_weight);
       }
-      if (to_head) {
-        const at::Tensor factors = reversed ? part_head.narrow(0, 0, rows) : part_logits;
-        bias_sum.add_(factors.sum(0));
-        if (is_narrow(features)) {
-          const at::Tensor share = at::empty_like(weight_sum);
-          product(share, factors.to(features.scalar_type()).t(), part);
-          weight_sum.add_(share);
-        } else {
-          weight_sum.addmm_(factors.t(), part);
-        }
+      if (!to_head) continue;
+      const at::Tensor factors = reversed ? part_head.narrow(0, 0, rows) : part_logits;
+      if (to_bias) bias_sum.add_(factors.sum(0));
+      if (reversed) by_row = factors.to(features.scalar_type());
+      if (row == 0) {
+        product(weight_sum, by_row.t(), part);
+      } else if (narrow) {
+        product(weight_share, by_row.t(), part);
+        weight_sum.add_(weight_share);
+      } else {
+        weight_sum.addmm_(by_row.t(), part);
       }
     }
-    if (forward && !none) {
+    if (reduced) {
       BiasLossCall call = whole;
       call.partials = partials.mutable_data_ptr();
       check(launch_linear_fold(call, blocks, stream()));
     }
-    if (to_head && is_narrow(features)) weight_gradient.copy_(weight_sum);
-    if (to_head && arguments_.head_bias.has_value()) bias_gradient.copy_(bias_sum);
+    if (to_head && narrow) weight_gradient.copy_(weight_sum);
+    if (to_bias) bias_gradient.copy_(bias_sum);
   }
 
   LinearBiasLossArguments arguments_;

@@ -162,30 +162,4 @@ int lnl_emulated_linear_fits(int dtype, std::int64_t rows, std::int64_t heads, s
   call.weight_gradient = &call;
   return linear_launch_facts(call, Device{multiprocessors, shared_memory}).on_chip;
 }
-
-// The linear head on chip: `given` without logits and gradients. The last three are null where not
-// wanted.
-int lnl_emulated_linear_bias_loss(const LnlEmulatedCall* given, std::int64_t width,
-                                  const void* features, const void* head_weight,
-                                  const void* head_bias, void* features_gradient,
-                                  void* weight_gradient, void* bias_gradient, int multiprocessors,
-                                  int shared_memory) {
-  using namespace lnl::cuda;
-  LinearBiasLossCall call;
-  call.loss = call_of(*given);
-  call.width = width;
-  call.features = features;
-  call.head_weight = head_weight;
-  call.head_bias = head_bias;
-  call.features_gradient = features_gradient;
-  call.weight_gradient = weight_gradient;
-  call.bias_gradient = bias_gradient;
-  const Device device{multiprocessors, shared_memory};
-  lnl::emulator::settings().shared_memory = shared_memory;
-  return guarded([&] {
-    const std::unique_ptr<void, decltype(&std::free)> workspace(
-        std::malloc(linear_launch_facts(call, device).workspace + 1), &std::free);
-    return launch_linear_bias_loss(call, device, workspace.get(), nullptr);
-  });
-}
 }

@@ -1,6 +1,7 @@
 // Runs a linear case on the emulator. On chip everything is the kernels'; in chunks the products
 // are made here, as torch makes them for csrc/cuda/linear_bias_loss_cuda.cpp, and the rest is the
 // kernels'.
+#include "../cuda/linear_bias_loss_chunks.h"
 #include "../cuda/linear_bias_loss_launch.h"
 #include "device_inputs.h"
 #include "linear_case.h"
@@ -89,10 +90,6 @@ LinearResults run_on_chip(const LinearCase& c, const LinearInputs& inputs) {
   return results;
 }
 
-const void* advanced(const void* pointer, std::int64_t bytes) {
-  return pointer == nullptr ? nullptr : static_cast<const unsigned char*>(pointer) + bytes;
-}
-
 // The logits' gradients of all chunks, each in place of the chunk's logits or beside them.
 LinearResults run_in_chunks(const LinearCase& c, const LinearInputs& inputs) {
   const Case& loss = c.loss;
@@ -109,6 +106,10 @@ LinearResults run_in_chunks(const LinearCase& c, const LinearInputs& inputs) {
   std::vector<double> to_features, to_head;
 
   const auto pass = [&](bool forward, bool gradients) {
+    if (!forward) {
+      whole.loss = whole.cross_entropy = whole.entropy = nullptr;
+      whole.upstream = upstream.data();
+    }
     const std::int64_t columns = c.columns();
     std::int64_t most_blocks = 0;
     cuda::BiasLossCall first = whole;
@@ -135,26 +136,11 @@ LinearResults run_in_chunks(const LinearCase& c, const LinearInputs& inputs) {
       }
       Buffer logits("logits", bytes.size(), Access::kReadWrite, bytes.data());
       Numbers head("head gradient", wide, gradients && reversed ? rows * columns : 0);
-      cuda::BiasLossCall call = whole;
-      call.rows = rows;
+      cuda::BiasLossCall call =
+          cuda::call_of_chunk(whole, row, rows, partials ? partials->data() : nullptr, blocks);
       call.logits = logits.data();
-      if (call.labels != nullptr) call.labels += row * loss.heads;
-      call.probabilities = advanced(call.probabilities, row * columns * size);
       if (gradients) call.gradient = logits.data();
       if (gradients && reversed) call.head_gradient = head.data();
-      const auto output = [&](void*& pointer) {
-        if (none) pointer = static_cast<unsigned char*>(pointer) + row * size;
-      };
-      if (forward) {
-        output(call.loss), output(call.cross_entropy), output(call.entropy);
-        if (!none) {
-          call.partials =
-              static_cast<unsigned char*>(partials->data()) + blocks * loss.heads * 3 * size;
-        }
-      } else {
-        call.loss = call.cross_entropy = call.entropy = nullptr;
-        call.upstream = advanced(upstream.data(), none ? row * size : 0);
-      }
       const cuda::LaunchFacts facts = cuda::launch_facts(call, device);
       if (facts.blocks > most_blocks) throw emulator::Fault("a later chunk has more blocks");
       blocks += facts.blocks;
