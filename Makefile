@@ -15,13 +15,14 @@ CMAKE_BUILD := build/cmake
 CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 BUILD_INPUTS := $(CPP_FILES) $(wildcard build_support/*.py) csrc/sources.txt setup.py pyproject.toml
 
-.PHONY: help install demo test lint pytest ctest test-install format clean
+.PHONY: help install demo docs test lint pytest ctest test-install format clean
 
 help:
 	@echo "make demo          train baseline and lnl on coloured MNIST; table and figure in $(DEMO_OUTPUT)/"
 	@echo "make test          all tests, linters and types"
 	@echo "make lint|pytest|ctest    one part of make test"
 	@echo "make test-install  build and install from source, sdist and wheel in new environments (slow)"
+	@echo "make docs          the documentation as a site in build/site/"
 	@echo "make format        format the Python and C++ code"
 	@echo "make clean         remove .venv, build folders and the compiled module"
 
@@ -32,13 +33,16 @@ $(VENV)/torch.stamp: Makefile
 	@touch $@
 
 $(VENV)/package.stamp: $(VENV)/torch.stamp $(BUILD_INPUTS)
-	$(BIN)/python -m pip install --editable '.[train,test]'
+	$(BIN)/python -m pip install --editable '.[train,test,docs]'
 	@touch $@
 
 install: $(VENV)/package.stamp
 
 demo: install
 	$(BIN)/python benchmarks/demo.py --output $(DEMO_OUTPUT) $(DEMO_ARGS)
+
+docs: install
+	$(BIN)/python -m mkdocs build --strict
 
 test: lint pytest ctest
 
