@@ -28,6 +28,7 @@ struct Plan {
   int threads = 128;
   unsigned blocks = 0;  // of one head for sites
   std::size_t shared = 0;
+  int most_shared = kSmallShared;  // that a block may have, whatever this call needs
   int lanes_per_row = 32;
   int pitch = 0;
   bool stage = false;
@@ -182,6 +183,7 @@ template <typename T>
 Plan make_plan(const BiasLossCall& call, const Device& device) {
   Plan plan;
   plan.dense = is_dense(call);
+  plan.most_shared = device.shared_memory;
   if (call.channels_last || call.positions == 1) {
     plan_rows<T>(call, device, plan);
   } else {
@@ -267,15 +269,21 @@ Problem<T> make_problem(const BiasLossCall& call, const Plan& plan, unsigned cha
   return problem;
 }
 
-// Launches one kernel; more than 48 KiB of shared memory must be asked for.
+// More than 48 KiB of shared memory must be asked for. The answer belongs to the kernel, not to the
+// call: asking for what this call needs could take from another host thread what it has just asked
+// for, between that and its launch. So every call asks for the most that the device gives; the
+// kernels have no static shared memory that would count against it.
+template <typename... Arguments>
+cudaError_t allow_shared(void (*kernel)(Arguments...), std::size_t needed, int most) {
+  if (needed <= kSmallShared) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+}
+
 template <typename T>
 cudaError_t launch(void (*kernel)(Problem<T>), dim3 grid, const Plan& plan,
                    const Problem<T>& problem, cudaStream_t stream) {
-  if (plan.shared > kSmallShared) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared));
-    if (error != cudaSuccess) return error;
-  }
+  const cudaError_t error = allow_shared(kernel, plan.shared, plan.most_shared);
+  if (error != cudaSuccess) return error;
   LNL_LAUNCH(kernel, grid, dim3(plan.threads), plan.shared, stream, problem);
   return cudaGetLastError();
 }

@@ -56,6 +56,7 @@ LinearPlan make_linear_plan(const LinearBiasLossCall& call, const Device& device
   using A = Accumulation<T>;
   LinearPlan plan;
   plan.loss.dense = is_dense(call.loss);
+  plan.loss.most_shared = device.shared_memory;
   const std::int64_t columns = call.loss.heads * call.loss.classes;
   if (columns > kMostColumns || call.width > device.shared_memory) return plan;
   const std::int64_t parts = divide_up(columns, kTileColumns<T>);
@@ -135,11 +136,8 @@ template <typename T, int kColumns>
 cudaError_t launch_on_chip(const LinearPlan& plan, const LinearProblem<T>& problem,
                            cudaStream_t stream) {
   const auto kernel = linear_on_chip<T, kColumns>;
-  if (plan.layout.total > kSmallShared) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.layout.total));
-    if (error != cudaSuccess) return error;
-  }
+  const cudaError_t error = allow_shared(kernel, plan.layout.total, plan.loss.most_shared);
+  if (error != cudaSuccess) return error;
   LNL_LAUNCH(kernel, dim3(plan.loss.blocks), dim3(plan.threads), plan.layout.total, stream,
              problem);
   return cudaGetLastError();

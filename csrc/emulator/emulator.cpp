@@ -278,6 +278,10 @@ float with_noise(float value, int ulps) {
 
 bool allow_shared_memory(const void* kernel, int bytes) {
   if (bytes > settings().shared_memory) return false;
+  // The limit is the kernel's: another host thread may have raised it and not launched yet.
+  if (bytes < settings().shared_memory) {
+    throw Fault("a launcher sets a kernel's shared memory to less than the device's most");
+  }
   machine.allowed_shared[kernel] = bytes;
   return true;
 }

@@ -102,6 +102,11 @@ lnl_fault(write_race_across_blocks bias_loss_reduce.cuh
   "(std::int64_t(blockIdx.x) * heads_apart + head_offset + head)"
   "(head_offset + head)"
   "race across blocks")
+# Another host thread's launch may come between the two steps.
+lnl_fault(shared_memory_of_this_call_alone bias_loss_kernels.cuh
+  "cudaFuncAttributeMaxDynamicSharedMemorySize, most)"
+  "cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(needed))"
+  "less than the device's most")
 
 lnl_linear_fault(linear_missing_syncthreads_before_read linear_bias_loss_kernels.cuh
   "__syncthreads();
@@ -125,3 +130,7 @@ lnl_linear_fault(linear_write_race_across_blocks linear_bias_loss_kernels.cuh
   "std::int64_t(blockIdx.x) * problem.columns * (problem.width + 1)"
   "0"
   "race across blocks")
+lnl_linear_fault(linear_shared_memory_of_this_call_alone linear_bias_loss_launchers.cuh
+  "plan.loss.most_shared = device.shared_memory;"
+  "plan.loss.most_shared = 48 * 1024 + 256;"
+  "less than the device's most")
