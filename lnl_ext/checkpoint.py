@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-FORMAT = 1
+FORMAT = 2
 _UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError)
 
 

@@ -19,47 +19,8 @@ from lnl_ext.adversary import BiasAdversary
 from lnl_ext.distributed import current
 
 
-class SiteCounts(NamedTuple):
-    """What the means of a bias loss are divided by.
-
-    Both have shape ``(heads, 2)``, for CE and for H: the number of sites that count, for CE with
-    class weights the sum of the weights of their targets.
-    """
-
-    own: Tensor
-    """Of this process's part of the batch."""
-    mean: Tensor
-    """The mean over the processes."""
-
-
-class BatchCounts(NamedTuple):
-    """The counts of a batch."""
-
-    samples: Tensor
-    """0-dim: the number of samples of this process."""
-    mean_samples: Tensor
-    """0-dim: the mean over the processes."""
-    sites: dict[str, SiteCounts]
-    """By adversary."""
-    processes: int
-    """How many processes have a part of the batch."""
-
-    def given(self, name: str, adversary: BiasAdversary) -> Tensor | None:
-        """Return the `denominators` for an adversary; None where its own are right.
-
-        The mean over processes of gradients that were divided by the mean of the numbers is the
-        gradient of the whole batch; so DistributedDataParallel's mean needs no correction.
-        """
-        if self.processes == 1:
-            return None
-        mean = self.sites[name].mean
-        if adversary.reduction == "sum":
-            return torch.full_like(mean, 1 / self.processes)
-        return torch.where(mean == 0, 1.0, mean)
-
-
 class Term(NamedTuple):
-    """A loss term of a batch as two 0-dim tensors, which add up over steps and processes."""
+    """A figure of a batch as two 0-dim tensors, which add up over steps and processes."""
 
     total: Tensor
     """The mean times its weight."""
@@ -67,38 +28,110 @@ class Term(NamedTuple):
     """What the mean is over; 0 where there is nothing, as when all targets are ignored."""
 
 
-def count_batch(
-    labels: Tensor, bias: Mapping[str, Tensor], adversaries: Mapping[str, BiasAdversary]
-) -> BatchCounts:
-    """Count samples and targets, over all connected processes in one transfer.
+class Shares(NamedTuple):
+    """What makes the losses of a part of a batch add up to those of the whole."""
 
-    Waits for no CUDA device. With several processes each must call it.
+    task: Tensor
+    """0-dim: the factor of the task loss, a mean over this process's samples."""
+    denominators: dict[str, Tensor]
+    """For `BiasAdversary`, by adversary; those that need none are left out."""
+
+
+class BatchCounts(NamedTuple):
+    """The counts of a batch, float64 (float32 on MPS)."""
+
+    samples: Tensor
+    """0-dim: the number of samples of this process."""
+    mean_samples: Tensor
+    """0-dim: the mean over the processes."""
+    sites: dict[str, Tensor]
+    """Shape ``(heads, 2)`` by adversary: what its means of CE and H are over (`count_sites`); the
+    mean over the processes."""
+
+
+class BatchCounter:
+    """Counts the samples and the targets of batches, over all connected processes.
 
     Parameters
     ----------
-    labels
-        One per sample.
-    bias
-        The targets by adversary.
     adversaries
         Which targets to count, and how.
     """
-    dtype = torch.float32 if labels.device.type == "mps" else torch.float64
-    own = {name: count_sites(a, bias[name], dtype) for name, a in adversaries.items()}
-    samples = torch.full((), len(labels), dtype=dtype, device=labels.device)
-    _, world_size, _ = current()
-    if world_size == 1:
-        sites = {name: SiteCounts(counts, counts) for name, counts in own.items()}
-        return BatchCounts(samples, samples, sites, 1)
-    mean = torch.cat([samples[None], *(counts.flatten() for counts in own.values())])
-    dist.all_reduce(mean)
-    sizes = [1, *(counts.numel() for counts in own.values())]
-    mean_samples, *parts = torch.split(mean / world_size, sizes)
-    sites = {
-        name: SiteCounts(counts, part.view_as(counts))
-        for (name, counts), part in zip(own.items(), parts, strict=True)
-    }
-    return BatchCounts(samples, mean_samples[0], sites, world_size)
+
+    def __init__(self, adversaries: Mapping[str, BiasAdversary]) -> None:
+        self._adversaries = dict(adversaries)
+        # A batch of which all targets have class weight 0 has 0 / 0 for a gradient, unlike one of
+        # which all are ignored.
+        self._zero_weighted = {
+            name
+            for name, adversary in adversaries.items()
+            if adversary.weight is not None and bool((adversary.weight == 0).any())
+        }
+
+    def count(self, labels: Tensor, bias: Mapping[str, Tensor]) -> BatchCounts:
+        """Count a batch, with several processes in one transfer that each of them must join.
+
+        Waits for no CUDA device.
+
+        Parameters
+        ----------
+        labels
+            One per sample.
+        bias
+            The targets by adversary.
+        """
+        dtype = torch.float32 if labels.device.type == "mps" else torch.float64
+        sites = {n: count_sites(a, bias[n], dtype) for n, a in self._adversaries.items()}
+        samples = torch.full((), len(labels), dtype=dtype, device=labels.device)
+        processes = current().world_size
+        if processes == 1:
+            return BatchCounts(samples, samples, sites)
+        mean = torch.cat([samples[None], *(counts.flatten() for counts in sites.values())])
+        dist.all_reduce(mean)
+        sizes = [1, *(counts.numel() for counts in sites.values())]
+        mean_samples, *parts = torch.split(mean / processes, sizes)
+        pairs = zip(sites.items(), parts, strict=True)
+        sites = {name: part.view_as(counts) for (name, counts), part in pairs}
+        return BatchCounts(samples, mean_samples[0], sites)
+
+    def shares(self, counts: BatchCounts) -> Shares | None:
+        """Return what the objectives need to know; None where every mean is right by itself.
+
+        The mean over processes of gradients that were divided by the mean of the numbers is the
+        gradient of the whole batch; so DistributedDataParallel's mean needs no correction.
+        """
+        processes = current().world_size
+        if processes == 1 and not self._zero_weighted:
+            return None
+        denominators = {}
+        for name, sites in counts.sites.items():
+            if self._adversaries[name].reduction == "sum":
+                given = torch.full_like(sites, 1 / processes)
+            else:
+                given = torch.where(sites == 0, 1.0, sites)
+            if processes > 1 or name in self._zero_weighted:
+                denominators[name] = given
+        return Shares(counts.samples / counts.mean_samples, denominators)
+
+    def terms(self, counts: BatchCounts, values: Mapping[str, Tensor]) -> dict[str, Term]:
+        """Give the values of an objective their weights.
+
+        A mean over sites weighs what it is over (its mean over the heads), so that the figure of
+        an epoch is that over the sites of the epoch; a sum weighs the samples. With several heads
+        a batch in which one of them has no site weighs nothing: the sum over the heads lacks one.
+        """
+        weights = dict.fromkeys(("label_loss", "label_accuracy"), counts.samples)
+        for name, sites in counts.sites.items():
+            known, counted = sites.mean(0), (sites > 0).all(0)
+            by_cross_entropy, by_entropy = (known * counted).unbind()
+            if self._adversaries[name].reduction == "sum":
+                by_cross_entropy = by_entropy = counts.mean_samples
+            weights[f"{name}_cross_entropy"] = weights[f"{name}_loss"] = by_cross_entropy
+            weights[f"{name}_entropy"] = by_entropy
+        return {
+            key: Term(torch.where(weights[key] == 0, 0.0, value * weights[key]), weights[key])
+            for key, value in values.items()
+        }
 
 
 def count_sites(adversary: BiasAdversary, target: Tensor, dtype: torch.dtype) -> Tensor:

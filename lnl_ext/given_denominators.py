@@ -43,22 +43,23 @@ def divide_sums(
     Everything in the loss that is not CE is divided as H is.
     """
     by_cross_entropy, by_entropy = denominators.unbind(1)
-    reduced = _divided(cross_entropy, by_cross_entropy)
-    others = _divided(loss - cross_entropy, by_entropy)
-    return BiasLoss(reduced + others, reduced, _divided(entropy, by_entropy))
+    reduced = divide_by_head(cross_entropy, by_cross_entropy)
+    others = divide_by_head(loss - cross_entropy, by_entropy)
+    return BiasLoss(reduced + others, reduced, divide_by_head(entropy, by_entropy))
 
 
 def divide_terms(terms: BiasTerms, denominators: Tensor) -> BiasTerms:
     """Do so with the differentiable terms of the plain path."""
     by_cross_entropy, by_entropy = denominators.unbind(1)
     return BiasTerms(
-        _divided(terms.cross_entropy, by_cross_entropy),
-        _divided(terms.entropy, by_entropy),
-        None if terms.confusion is None else _divided(terms.confusion, by_entropy),
+        divide_by_head(terms.cross_entropy, by_cross_entropy),
+        divide_by_head(terms.entropy, by_entropy),
+        None if terms.confusion is None else divide_by_head(terms.confusion, by_entropy),
     )
 
 
-def _divided(values: Tensor, by: Tensor) -> Tensor:
+def divide_by_head(values: Tensor, by: Tensor) -> Tensor:
+    """Sum values per site of `fold_heads` logits by head, divide each by its own, add them up."""
     heads, sites = len(by), math.prod(values.shape[1:])
     sums = values.reshape(len(values) // heads, heads, sites).sum((0, 2))
     return (sums / by.to(sums.dtype)).sum()

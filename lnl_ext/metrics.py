@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from lnl_ext.denominators import Term
 
 Record = dict[str, Any]
 
@@ -22,21 +23,21 @@ class NonFiniteError(ArithmeticError):
 
 
 class LossMeter:
-    """Means of the loss terms over an epoch, weighted by batch size.
+    """Means of the loss terms over an epoch, each over what it is a mean of.
 
     Terms stay on their device until :meth:`flush`, which moves all of them in one transfer, so
     that a training step on a GPU need not wait for the host. Every value is checked there.
     """
 
     def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.samples = 0
+        self.totals: dict[str, float] = {}
+        self.weights: dict[str, float] = {}
         self.last: dict[str, float] = {}
-        self._pending: list[tuple[str, int, dict[str, Tensor]]] = []
+        self._pending: list[tuple[str, dict[str, Term]]] = []
 
-    def add(self, where: str, samples: int, terms: Mapping[str, Tensor]) -> None:
-        """Take one step's detached 0-dim terms; ``where`` says which step, for an error."""
-        self._pending.append((where, samples, dict(terms)))
+    def add(self, where: str, terms: Mapping[str, Term]) -> None:
+        """Take one step's detached terms; ``where`` says which step, for an error."""
+        self._pending.append((where, dict(terms)))
 
     def __len__(self) -> int:
         """Return the number of steps not yet flushed."""
@@ -53,37 +54,39 @@ class LossMeter:
         if not self._pending:
             return
         pending, self._pending = self._pending, []
-        values = torch.stack(
-            [term.float() for _, _, terms in pending for term in terms.values()]
-        ).tolist()
-        position = 0
-        for where, samples, terms in pending:
-            step = dict(zip(terms, values[position : position + len(terms)], strict=True))
-            position += len(terms)
-            for name, value in step.items():
-                if not math.isfinite(value):
-                    others = ", ".join(f"{n} {v:.4g}" for n, v in step.items() if n != name)
-                    raise NonFiniteError(f"{name} is {value} at {where} ({others})")
-                self.sums[name] = self.sums.get(name, 0.0) + value * samples
-            self.samples += samples
-            self.last = step
+        parts = [part for _, terms in pending for term in terms.values() for part in term]
+        values = iter(torch.stack(parts).tolist())
+        for where, terms in pending:
+            step = {name: (next(values), next(values)) for name in terms}
+            means = {name: _quotient(total, weight) for name, (total, weight) in step.items()}
+            for name, (total, weight) in step.items():
+                if not math.isfinite(total):
+                    others = ", ".join(f"{n} {v:.4g}" for n, v in means.items() if n != name)
+                    raise NonFiniteError(f"{name} is {total} at {where} ({others})")
+                self.totals[name] = self.totals.get(name, 0.0) + total
+                self.weights[name] = self.weights.get(name, 0.0) + weight
+            self.last = means
 
     def means(self) -> dict[str, float]:
-        """Mean of every term over the samples seen since :meth:`reset`."""
-        return {name: total / self.samples for name, total in self.sums.items()}
+        """Mean of every term since :meth:`reset`; NaN where there was nothing to average."""
+        return {name: _quotient(total, self.weights[name]) for name, total in self.totals.items()}
 
     def reset(self) -> None:
         """Start a new epoch."""
-        self.sums, self.samples, self.last, self._pending = {}, 0, {}, []
+        self.totals, self.weights, self.last, self._pending = {}, {}, {}, []
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums, for a checkpoint in the middle of an epoch."""
-        return {"sums": dict(self.sums), "samples": self.samples}
+        return {"totals": dict(self.totals), "weights": dict(self.weights)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned."""
         self.reset()
-        self.sums, self.samples = dict(state["sums"]), state["samples"]
+        self.totals, self.weights = dict(state["totals"]), dict(state["weights"])
+
+
+def _quotient(total: float, weight: float) -> float:
+    return total / weight if weight else math.nan
 
 
 class JsonLines:

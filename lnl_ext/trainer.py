@@ -17,6 +17,7 @@ from lnl_ext.adversary import BiasAdversary
 from lnl_ext.batches import Batch, BatchStream, to_device
 from lnl_ext.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from lnl_ext.config import Stage, TrainerConfig, changed_fields
+from lnl_ext.denominators import BatchCounter, Term
 from lnl_ext.distributed import current
 from lnl_ext.metrics import LossMeter, NonFiniteError, Record, RunLog
 from lnl_ext.stepper import Stepper
@@ -62,7 +63,8 @@ class Trainer:
         g: tap to class logits (N, C).
     adversaries : mapping of str to BiasAdversary
         Heads on the tap, each with the bias target of its name in the batches; none for a
-        baseline.
+        baseline. Targets that are ignored may be anywhere: a batch without any target for a head
+        is no step for that head, and counts nothing in its figures.
     config : TrainerConfig
     task_loss : callable
         ``task_loss(logits, labels)``, a mean over the batch; cross-entropy by default.
@@ -94,6 +96,8 @@ class Trainer:
         self.features = features
         self.classifier = classifier
         self.adversaries = dict(adversaries or {})
+        if "label" in self.adversaries:
+            raise ValueError("an adversary is called 'label', as the task is: use another name")
         self.image_transform = image_transform
         self.device = next((p.device for p in features.parameters()), torch.device("cpu"))
         self.step = 0
@@ -107,6 +111,7 @@ class Trainer:
         heads = itertools.chain.from_iterable(a.parameters() for a in self.adversaries.values())
         self.stepper = Stepper(self._network, heads, config, self.device.type)
         self._update = self._build_update(task_loss)
+        self._counter = BatchCounter(self.adversaries)
         self._meter = LossMeter()
         self._stream: BatchStream | None = None
         self._loaded_stream: dict[str, Any] | None = None
@@ -241,14 +246,14 @@ class Trainer:
             module.train()
         began = time.monotonic() - self.seconds
         for number, batch in enumerate(run.stream.one_pass(offset), offset + 1):
-            terms, samples = self._train_step(stage, batch)
+            terms = self._train_step(stage, batch)
             self.step += 1
             self.seconds = time.monotonic() - began
             where = (
                 f"stage {stage.name}, epoch {epoch}, step {self.step} "
                 f"(batch {number} of {self.steps_per_epoch})"
             )
-            self._meter.add(where, samples, terms)
+            self._meter.add(where, terms)
             log_now = run.log_every is not None and self.step % run.log_every == 0
             if log_now or len(self._meter) >= flush_every:
                 self._meter.flush()
@@ -262,7 +267,7 @@ class Trainer:
                 self.save(run.folder / CHECKPOINT)
         self._meter.flush()
 
-    def _train_step(self, stage: Stage, batch: Batch) -> tuple[dict[str, Tensor], int]:
+    def _train_step(self, stage: Stage, batch: Batch) -> dict[str, Term]:
         images, labels, bias = to_device(batch, self.adversaries, self.device)
         if self.image_transform is not None:
             images = self.image_transform(images)
@@ -274,10 +279,12 @@ class Trainer:
             t = min(1.0, (self.step - stage.first) / (self.config.ramp_steps or stage.steps))
         for adversary in self.adversaries.values():
             adversary.set_progress(t)
-        terms = self._update(images, labels, bias, detached=pretraining)
+        counts = self._counter.count(labels, bias)
+        shares = self._counter.shares(counts)
+        values = self._update(images, labels, bias, detached=pretraining, shares=shares)
         if not pretraining:
             self.stepper.end_of_train_step()
-        return terms, len(labels)
+        return self._counter.terms(counts, values)
 
     def _record(self, kind: str, stage: Stage, epoch: int) -> Record:
         return {

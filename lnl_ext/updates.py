@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from lnl_ext.adversary import BiasAdversary
+from lnl_ext.denominators import Shares
 from lnl_ext.functional import fused_bias_loss
+from lnl_ext.given_denominators import divide_by_head, divide_sums, fold_heads
 from lnl_ext.gradient_reversal import grad_reverse
 from lnl_ext.stepper import Stepper
 from lnl_ext.types import BiasLoss
@@ -65,11 +67,12 @@ class Objective(nn.Module):
             assert isinstance(adversary, BiasAdversary)
             yield name, adversary
 
-    def _task(self, tap: Tensor, labels: Tensor) -> tuple[Tensor, Terms]:
+    def _task(self, tap: Tensor, labels: Tensor, shares: Shares | None) -> tuple[Tensor, Terms]:
         logits = self.classifier(tap)
         loss = self.task_loss(logits, labels)
         accuracy = (logits.detach().argmax(1) == labels).float().mean()
-        return loss, {"label_loss": loss.detach(), "label_accuracy": accuracy}
+        terms = {"label_loss": loss.detach(), "label_accuracy": accuracy}
+        return loss if shares is None else loss * shares.task.to(loss.dtype), terms
 
 
 class JointObjective(Objective):
@@ -80,18 +83,28 @@ class JointObjective(Objective):
     """
 
     def forward(
-        self, images: Tensor, labels: Tensor, bias: Mapping[str, Tensor], detached: bool
+        self,
+        images: Tensor,
+        labels: Tensor,
+        bias: Mapping[str, Tensor],
+        detached: bool,
+        shares: Shares | None = None,
     ) -> tuple[Tensor, Terms]:
         """Return the loss to back-propagate, and the detached terms.
 
         ``detached`` cuts the heads from the features: the heads still learn, the features see the
         task loss only.
+
+        Where all targets of a head are ignored its terms are NaN, as means over nothing are, and
+        their gradients 0. So the value of the loss may be NaN: nobody reads it.
         """
         tap = self.features(images)
-        total, terms = self._task(tap, labels)
+        total, terms = self._task(tap, labels, shares)
         seen = tap.detach() if detached else tap
         for name, adversary in self.named_adversaries():
-            result = adversary(seen, bias[name], return_terms=True)
+            result = adversary(
+                seen, bias[name], return_terms=True, denominators=_given(shares, name)
+            )
             total = total + result.loss
             terms[f"{name}_cross_entropy"] = result.cross_entropy
             terms[f"{name}_entropy"] = result.entropy
@@ -103,17 +116,22 @@ class FoolObjective(Objective):
     """Step 1 of the authors' procedure: the task loss minus the weighted entropies."""
 
     def forward(
-        self, images: Tensor, labels: Tensor, bias: Mapping[str, Tensor]
+        self,
+        images: Tensor,
+        labels: Tensor,
+        bias: Mapping[str, Tensor],
+        shares: Shares | None = None,
     ) -> tuple[Tensor, Terms]:
         """Return ``Lc - sum of entropy_weight * H`` (its gradient, at least) and the terms."""
         tap = self.features(images)
-        total, terms = self._task(tap, labels)
+        total, terms = self._task(tap, labels, shares)
         for name, adversary in self.named_adversaries():
             # reversal=0 leaves the entropy as the only part with a gradient.
             result = _head_loss(
                 adversary,
                 adversary.head(tap),
                 bias[name],
+                _given(shares, name),
                 entropy_weight=adversary.entropy_weight,
                 reversal=0.0,
             )
@@ -125,7 +143,9 @@ class FoolObjective(Objective):
 class PredictObjective(Objective):
     """Step 2 of the authors' procedure: CE of heads that see the features through a reversal."""
 
-    def forward(self, images: Tensor, bias: Mapping[str, Tensor]) -> tuple[Tensor, Terms]:
+    def forward(
+        self, images: Tensor, bias: Mapping[str, Tensor], shares: Shares | None = None
+    ) -> tuple[Tensor, Terms]:
         """Return the sum of the heads' CE, and the terms."""
         tap = self.features(images)
         # The authors run the whole network here and do not use its prediction: batch norm
@@ -135,7 +155,7 @@ class PredictObjective(Objective):
         terms: Terms = {}
         for name, adversary in self.named_adversaries():
             logits = adversary.head(grad_reverse(tap, adversary.reversal))
-            result = _head_loss(adversary, logits, bias[name])
+            result = _head_loss(adversary, logits, bias[name], _given(shares, name))
             total = total + result.loss
             terms[f"{name}_cross_entropy"] = result.cross_entropy
         return total, terms
@@ -149,12 +169,18 @@ class JointUpdate:
         self.stepper = stepper
 
     def __call__(
-        self, images: Tensor, labels: Tensor, bias: Mapping[str, Tensor], *, detached: bool
+        self,
+        images: Tensor,
+        labels: Tensor,
+        bias: Mapping[str, Tensor],
+        *,
+        detached: bool,
+        shares: Shares | None = None,
     ) -> Terms:
         """Train on a batch and return its detached loss terms."""
         self.stepper.zero_gradients(set_to_none=True)
         with self.stepper.autocast():
-            loss, terms = self.objective(images, labels, bias, detached)
+            loss, terms = self.objective(images, labels, bias, detached, shares)
         self.stepper.backward_and_step(loss, self.stepper.optimizers)
         return cast(Terms, terms)
 
@@ -189,35 +215,63 @@ class TwoStepUpdate:
         self.stepper = stepper
 
     def __call__(
-        self, images: Tensor, labels: Tensor, bias: Mapping[str, Tensor], *, detached: bool
+        self,
+        images: Tensor,
+        labels: Tensor,
+        bias: Mapping[str, Tensor],
+        *,
+        detached: bool,
+        shares: Shares | None = None,
     ) -> Terms:
         """Train on a batch and return its detached loss terms, CE as of the second step."""
         if detached:
-            return self.pretraining(images, labels, bias, detached=True)
+            return self.pretraining(images, labels, bias, detached=True, shares=shares)
         self.stepper.zero_gradients(set_to_none=False)
         with self.stepper.autocast():
-            loss, terms = self.fool(images, labels, bias)
+            loss, terms = self.fool(images, labels, bias, shares)
         self.stepper.backward_and_step(loss, ["model"])
         self.stepper.zero_gradients(set_to_none=False)
         with self.stepper.autocast():
-            loss, predicted = self.predict(images, bias)
+            loss, predicted = self.predict(images, bias, shares)
         self.stepper.backward_and_step(loss, self.stepper.optimizers)
         return cast(Terms, terms | predicted)
 
 
+def _given(shares: Shares | None, name: str) -> Tensor | None:
+    """Return the denominators for the adversary called `name`, if there are any."""
+    return None if shares is None else shares.denominators.get(name)
+
+
 def _head_loss(
-    adversary: BiasAdversary, logits: Tensor, target: Tensor, **coefficients: Any
+    adversary: BiasAdversary,
+    logits: Tensor,
+    target: Tensor,
+    denominators: Tensor | None,
+    **coefficients: Tensor | float,
 ) -> BiasLoss:
-    """Return the loss of an adversary's logits with its options and other coefficients."""
-    return fused_bias_loss(
-        logits,
-        target,
-        adversary.weight,
-        ignore_index=adversary.ignore_index,
-        label_smoothing=adversary.label_smoothing,
-        reduction=adversary.reduction,
-        mask_entropy=adversary.mask_entropy,
-        heads=adversary.heads,
-        return_terms=True,
+    """Return the loss of an adversary's logits with its options and other coefficients.
+
+    It has the gradient of one term: of CE without `reversal`, of the entropy with ``reversal=0``.
+    """
+    options: dict[str, Any] = {
+        "ignore_index": adversary.ignore_index,
+        "label_smoothing": adversary.label_smoothing,
+        "mask_entropy": adversary.mask_entropy,
+        "return_terms": True,
         **coefficients,
-    )
+    }
+    if denominators is None:
+        whole: BiasLoss = fused_bias_loss(
+            logits,
+            target,
+            adversary.weight,
+            reduction=adversary.reduction,
+            heads=adversary.heads,
+            **options,
+        )
+        return whole
+    logits, target = fold_heads(logits, target, adversary.heads)
+    sites: BiasLoss = fused_bias_loss(logits, target, adversary.weight, reduction="none", **options)
+    term = denominators[:, 0 if "reversal" not in coefficients else 1]
+    divided = divide_sums(*sites, denominators)
+    return divided._replace(loss=divide_by_head(sites.loss, term))

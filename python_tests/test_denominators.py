@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lnl_ext import two_gradients
 from lnl_ext.adversary import BiasAdversary
-from lnl_ext.denominators import count_batch, count_sites
+from lnl_ext.denominators import BatchCounter, count_sites
 
 HEADS, CLASSES = 3, 5
 
@@ -114,7 +114,8 @@ def test_denominators_are_checked() -> None:
 
 def test_a_single_process_uses_the_batchs_own_counts() -> None:
     adversary, _, target = problem(1)
-    counts = count_batch(torch.zeros(8), {"a": target, "b": target}, {"a": adversary})
-    assert (counts.samples.item(), counts.mean_samples.item(), counts.processes) == (8, 8, 1)
+    counter = BatchCounter({"a": adversary})
+    counts = counter.count(torch.zeros(8), {"a": target, "b": target})
+    assert (counts.samples.item(), counts.mean_samples.item()) == (8, 8)
     assert list(counts.sites) == ["a"]
-    assert counts.given("a", adversary) is None
+    assert counter.shares(counts) is None

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lnl_ext.denominators import Term
 from lnl_ext.metrics import JsonLines, LossMeter, NonFiniteError, Progress, RunLog, Scalars
 
 
@@ -21,10 +22,18 @@ def lines(path: Path) -> list[dict]:
 # ---------------------------------------------------------------------- LossMeter
 
 
+def terms(weight: float, **means: float) -> dict[str, Term]:
+    """Terms with these means over ``weight``."""
+    return {
+        name: Term(torch.tensor(mean * weight).double(), torch.tensor(weight).double())
+        for name, mean in means.items()
+    }
+
+
 def test_means_are_over_samples_not_over_batches() -> None:
     meter = LossMeter()
-    meter.add("step 1", 4, {"loss": torch.tensor(1.0)})
-    meter.add("step 2", 1, {"loss": torch.tensor(6.0)})
+    meter.add("step 1", terms(4, loss=1.0))
+    meter.add("step 2", terms(1, loss=6.0))
     meter.flush()
     assert meter.means() == {"loss": 2.0}
     assert meter.last == {"loss": 6.0}
@@ -33,11 +42,11 @@ def test_means_are_over_samples_not_over_batches() -> None:
 
 
 def test_flushing_more_often_changes_nothing() -> None:
-    values = torch.rand(7)
+    values = torch.rand(7).tolist()
     often, once = LossMeter(), LossMeter()
     for number, value in enumerate(values):
         for meter in (often, once):
-            meter.add("", 3 + number, {"a": value, "b": value * 2})
+            meter.add("", terms(3 + number, a=value, b=value * 2))
         often.flush()
     once.flush()
     assert often.means() == once.means()
@@ -46,9 +55,9 @@ def test_flushing_more_often_changes_nothing() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_value_that_is_not_finite_is_an_error_with_term_and_place(bad: float) -> None:
     meter = LossMeter()
-    meter.add("epoch 0, step 1", 2, {"label_loss": torch.tensor(1.0), "entropy": torch.tensor(2.0)})
-    meter.add("epoch 0, step 2", 2, {"label_loss": torch.tensor(1.5), "entropy": torch.tensor(bad)})
-    meter.add("epoch 0, step 3", 2, {"label_loss": torch.tensor(bad), "entropy": torch.tensor(bad)})
+    meter.add("epoch 0, step 1", terms(2, label_loss=1.0, entropy=2.0))
+    meter.add("epoch 0, step 2", terms(2, label_loss=1.5, entropy=bad))
+    meter.add("epoch 0, step 3", terms(2, label_loss=bad, entropy=bad))
     with pytest.raises(
         NonFiniteError, match=rf"^entropy is {bad} at epoch 0, step 2 \(label_loss 1\.5\)$"
     ):
@@ -57,13 +66,23 @@ def test_a_value_that_is_not_finite_is_an_error_with_term_and_place(bad: float) 
 
 def test_the_state_of_a_meter_comes_back() -> None:
     meter, other = LossMeter(), LossMeter()
-    meter.add("", 3, {"a": torch.tensor(0.3)})
+    meter.add("", terms(3, a=0.3))
     meter.flush()
     other.load_state_dict(json.loads(json.dumps(meter.state_dict())))
     for m in (meter, other):
-        m.add("", 2, {"a": torch.tensor(0.7)})
+        m.add("", terms(2, a=0.7))
         m.flush()
     assert meter.means() == other.means()
+
+
+def test_a_step_without_anything_to_average_counts_nothing() -> None:
+    meter = LossMeter()
+    for weight in (4, 0, 1):
+        meter.add("", terms(weight, a=1.0 + weight) | terms(0, b=0.0))
+        meter.flush()
+        assert math.isnan(meter.last["a"]) == (weight == 0)
+    assert meter.means()["a"] == (4 * 5 + 1 * 2) / 5
+    assert math.isnan(meter.means()["b"])
 
 
 # ---------------------------------------------------------------------- JsonLines
@@ -175,7 +194,7 @@ def test_tensorboard_without_a_folder_is_refused() -> None:
 def test_the_bar_shows_losses_and_does_not_flood_a_log(capsys: pytest.CaptureFixture[str]) -> None:
     bar, meter = Progress(3000, 1000), LossMeter()
     for _ in range(2000):
-        meter.add("", 1, {"label_loss": torch.tensor(0.25), "pixel_entropy": torch.tensor(2.0)})
+        meter.add("", terms(1, label_loss=0.25, pixel_entropy=2.0))
         meter.flush()
         bar.update("train", meter)
     bar.close()

@@ -1,0 +1,175 @@
+"""Batches in which a head has no target: no step for that head, nothing in its figures."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_run import differences
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from lnl_ext.adversary import BiasAdversary
+from lnl_ext.batches import TensorBatches
+from lnl_ext.config import TrainerConfig
+from lnl_ext.optimizers import OptimizerConfig
+from lnl_ext.trainer import Trainer
+
+SAMPLES, BATCH, BINS, HEADS = 20, 4, 5, 3
+IGNORED = -100
+
+
+class Problem:
+    """Linear networks, without batch norm: what they learn does not depend on the batching."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self.images = torch.randn(SAMPLES, 6, generator=generator).double()
+        self.labels = torch.randint(3, (SAMPLES,), generator=generator)
+        self.one = torch.randint(BINS, (SAMPLES,), generator=generator)
+        self.many = torch.randint(BINS, (SAMPLES, HEADS), generator=generator)
+        self.one[torch.rand(SAMPLES, generator=generator) < 0.3] = IGNORED
+        self.one[BATCH : 2 * BATCH] = IGNORED  # the whole second batch
+        torch.manual_seed(2)
+        self.features, self.classifier = nn.Linear(6, 4).double(), nn.Linear(4, 3).double()
+        self.heads = {
+            "one": nn.Linear(4, BINS).double(),
+            "many": nn.Linear(4, HEADS * BINS).double(),
+        }
+
+    def adversary(self, name: str, **options: Any) -> BiasAdversary:
+        heads = HEADS if name == "many" else 1
+        given = {"reversal": 0.5, "entropy_weight": 0.2, "heads": heads, **options}
+        return BiasAdversary(self.heads[name], **given)
+
+    def fit(
+        self,
+        adversaries: dict[str, BiasAdversary],
+        rate: float = 0.1,
+        batch: int = BATCH,
+        output: Path | None = None,
+        **config: Any,
+    ) -> dict[str, Any]:
+        """Train, one epoch by default, and return the last record."""
+        sgd = OptimizerConfig("sgd", learning_rate=rate)
+        trainer = Trainer(
+            self.features,
+            self.classifier,
+            adversaries,
+            TrainerConfig(optimizer=sgd, head_optimizer=sgd, **config),
+        )
+        bias = {"one": self.one, "many": self.many}
+        batches = TensorBatches(self.images, self.labels, bias, batch_size=batch, shuffle=False)
+        return trainer.fit(batches, output=output, progress=False)[-1]
+
+    def weights(self) -> dict[str, Any]:
+        return {"f": self.features.state_dict(), "g": self.classifier.state_dict()}
+
+    def head_cross_entropy(self) -> Tensor:
+        return F.cross_entropy(self.heads["one"](self.features(self.images)), self.one)
+
+
+@pytest.mark.parametrize("update", ["joint", "two_step"])
+@pytest.mark.parametrize("pretrain_epochs", [0.0, 0.5])
+def test_a_head_without_any_target_is_as_if_it_were_not_there(
+    update: str, pretrain_epochs: float
+) -> None:
+    results = []
+    for with_head in (True, False):
+        problem = Problem()
+        problem.one.fill_(IGNORED)
+        before = {k: v.clone() for k, v in problem.heads["one"].state_dict().items()}
+        adversaries = {"many": problem.adversary("many")}
+        if with_head:  # else its entropy, which needs no target, still counts
+            adversaries["one"] = problem.adversary("one", mask_entropy=True)
+        problem.images = problem.images[: 2 * BATCH]
+        problem.labels, problem.one = problem.labels[: 2 * BATCH], problem.one[: 2 * BATCH]
+        problem.many = problem.many[: 2 * BATCH]
+        record = problem.fit(
+            adversaries, update=update, epochs=0.5, pretrain_epochs=pretrain_epochs
+        )
+        if with_head:
+            assert math.isnan(record["one_cross_entropy"])
+            assert math.isnan(record["one_entropy"])
+            assert differences(before, problem.heads["one"].state_dict()) == []
+        assert math.isfinite(record["many_cross_entropy"])
+        results.append(problem.weights())
+    assert differences(*results) == []
+
+
+@pytest.mark.parametrize("update", ["joint", "two_step"])
+def test_a_head_beside_others_that_has_no_target_leaves_them_alone(update: str) -> None:
+    """One of three heads side by side: its rows of the weight stay, the others learn as before."""
+    results = []
+    for missing in (True, False):
+        problem = Problem()
+        if missing:
+            problem.many[:, 1] = IGNORED
+        before = problem.heads["many"].weight.detach().clone()
+        adversary = problem.adversary("many", reversal=0.0, entropy_weight=0.0)
+        record = problem.fit({"many": adversary}, update=update)
+        moved = (problem.heads["many"].weight - before).view(HEADS, BINS, 4)
+        results.append([moved[0], moved[2]])
+        assert (moved[1] == 0).all() == missing
+        assert math.isnan(record["many_cross_entropy"]) == missing
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("update", ["joint", "two_step"])
+@pytest.mark.parametrize("batch", [BATCH, SAMPLES])
+@pytest.mark.parametrize("mask_entropy", [False, True])
+@pytest.mark.parametrize("weight", [None, [0.5, 1.0, 2.0, 0.25, 4.0], [0.5, 1.0, 2.0, 0.0, 4.0]])
+def test_the_figures_of_an_epoch_are_those_of_its_sites(
+    weight: list[float] | None, mask_entropy: bool, batch: int, update: str
+) -> None:
+    """Whatever the batches are: of 20 samples at once, or of 4, one of them without a target."""
+    problem = Problem()
+    classes = None if weight is None else torch.tensor(weight).double()
+    tap = problem.features(problem.images)
+    logits = problem.heads["one"](tap)
+    expected = F.cross_entropy(logits, problem.one, classes)
+    entropy = -(logits.softmax(1) * logits.log_softmax(1)).sum(1)
+    if mask_entropy:
+        entropy = entropy[problem.one != IGNORED]
+    label_loss = F.cross_entropy(problem.classifier(tap), problem.labels)
+    adversary = problem.adversary("one", weight=classes, mask_entropy=mask_entropy)
+    # The weights hardly move, so that the figures of all batches are those of the same networks.
+    record = problem.fit({"one": adversary}, rate=1e-12, batch=batch, update=update)
+    assert record["one_cross_entropy"] == pytest.approx(expected.item(), rel=1e-9)
+    assert record["one_entropy"] == pytest.approx(entropy.mean().item(), rel=1e-9)
+    assert record["label_loss"] == pytest.approx(label_loss.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("update", ["joint", "two_step"])
+def test_a_batch_of_a_class_of_weight_zero_is_no_step_either(update: str) -> None:
+    """Its gradient would be 0 / 0, which is NaN in PyTorch too."""
+    problem = Problem()
+    problem.one.fill_(3)
+    before = {k: v.clone() for k, v in problem.heads["one"].state_dict().items()}
+    weight = torch.tensor([0.5, 1.0, 2.0, 0.0, 4.0]).double()
+    record = problem.fit({"one": problem.adversary("one", weight=weight)}, update=update)
+    assert math.isnan(record["one_cross_entropy"])
+    assert math.isfinite(record["one_entropy"])
+    assert differences(before, problem.heads["one"].state_dict()) == []
+    assert all(p.isfinite().all() for p in problem.features.parameters())
+
+
+def test_an_epoch_without_any_target_is_null_in_the_metrics_file(tmp_path: Path) -> None:
+    problem = Problem()
+    problem.one.fill_(IGNORED)
+    problem.fit({"one": problem.adversary("one")}, output=tmp_path)
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    record = json.loads(line)
+    assert record["one_cross_entropy"] is None
+    assert record["one_entropy"] > 0
+
+
+def test_no_adversary_can_take_the_name_of_the_tasks_figures() -> None:
+    problem = Problem()
+    with pytest.raises(ValueError, match="an adversary is called 'label', as the task is"):
+        problem.fit({"label": problem.adversary("one")})
