@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,7 @@ from lnl_ext.methods import METHODS, Method, get_method
 from lnl_ext.models import DigitNetwork, GlobalColorHead
 from lnl_ext.probe import ProbeResult, fresh_probe
 from lnl_ext.recipes import RECIPES, Recipe
-from lnl_ext.trainer import Trainer
+from lnl_ext.trainer import Evaluate, Trainer
 
 HERE = Path(__file__).resolve().parent
 MNIST = HERE / "data" / "mnist"
@@ -126,6 +127,8 @@ def train_method(
     output: Path | None = None,
     progress: bool = True,
     on_stage: Callable[[nn.Module], None] = lambda features: None,
+    evaluate: Evaluate | None = None,
+    log_every: int | None = None,
 ) -> list[Trainer]:
     """Train one method from new weights.
 
@@ -139,6 +142,8 @@ def train_method(
         Folder for metrics and checkpoints, from which an interrupted run goes on.
     on_stage
         Called with the feature network before the last stage.
+    evaluate, log_every
+        As in `Trainer.fit`; by default the accuracy on the test set.
 
     Returns
     -------
@@ -148,6 +153,8 @@ def train_method(
     method = get_method(name)
     torch.manual_seed(seed)
     network = DigitNetwork()
+    if evaluate is None:
+        evaluate = functools.partial(_test_accuracy, data.test)
     stages: list[tuple[str, Method]] = [(name, method)]
     if method.adversarial and recipe.from_baseline:
         stages.insert(0, ("baseline", METHODS["baseline"]))
@@ -155,13 +162,21 @@ def train_method(
     for position, (stage, stage_method) in enumerate(stages):
         if position == len(stages) - 1:
             on_stage(network.features)
-        trainers.append(
-            _train_stage(stage, stage_method, recipe, network, data, seed, epochs, output, progress)
+        trainer, batches, folder = _stage(
+            stage, stage_method, recipe, network, data, seed, epochs, output
         )
+        trainer.fit(
+            batches, output=folder, evaluate=evaluate, log_every=log_every, progress=progress
+        )
+        trainers.append(trainer)
     return trainers
 
 
-def _train_stage(
+def _test_accuracy(test: ColoredMNIST, trainer: Trainer) -> Mapping[str, float]:
+    return {"test_accuracy": accuracy(trainer, test)}
+
+
+def _stage(
     stage: str,
     method: Method,
     recipe: Recipe,
@@ -170,8 +185,8 @@ def _train_stage(
     seed: int,
     epochs: float | None,
     output: Path | None,
-    progress: bool,
-) -> Trainer:
+) -> tuple[Trainer, TensorBatches, Path | None]:
+    """Set up a stage, from its checkpoint where there is one."""
     config = recipe.unlearning if method.adversarial else recipe.baseline
     config = dataclasses.replace(config, seed=seed, epochs=epochs or config.epochs)
     if config.update == "two_step" and method.confusion_weight:
@@ -196,12 +211,7 @@ def _train_stage(
     folder = None if output is None else output / stage
     if folder is not None and (folder / "checkpoint.pt").exists():
         trainer.load(folder / "checkpoint.pt")
-
-    def evaluate(trainer: Trainer) -> Mapping[str, float]:
-        return {"test_accuracy": accuracy(trainer, data.test)}
-
-    trainer.fit(batches, output=folder, evaluate=evaluate, progress=progress)
-    return trainer
+    return trainer, batches, folder
 
 
 def accuracy(trainer: Trainer, dataset: ColoredMNIST) -> float:

@@ -212,3 +212,14 @@ def test_bad_arguments_are_named(arguments, message):
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
         ColoredMNIST(tmp_path / "nowhere")
+
+
+def test_mean_color_says_whose_colour_a_digit_has() -> None:
+    mnist = Path(__file__).resolve().parent.parent / "benchmarks" / "data" / "mnist"
+    train = ColoredMNIST(mnist, variance=0.0, indices=range(50))
+    assert torch.equal(train.mean_color, train.labels)
+    test = ColoredMNIST(mnist, split="test", variance=0.0, indices=range(400))
+    assert (test.mean_color == test.labels).float().mean() < 0.2
+    brightest = test.colored.flatten(2).amax(2)
+    expected = torch.tensor(MEAN_COLORS)[test.mean_color]
+    assert (brightest.long() - expected).abs().max() <= 1

@@ -21,6 +21,9 @@ _REDUCTIONS = 3  # of the learning rate; a stall after the last is the end
 _MAX_EPOCHS = 500
 
 
+_FARTHEST = 10.0  # deviations
+
+
 class Task(NamedTuple):
     """What the probes have to predict, and from what."""
 
@@ -96,7 +99,10 @@ class _Standardized(nn.Module):
         self.probe = probe
 
     def forward(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.probe((features - self.mean) * self.scale)
+        # A feature that was almost constant where the probe learned may be a thousand deviations
+        # off elsewhere, and would decide everything there.
+        standardized = ((features - self.mean) * self.scale).clamp(-_FARTHEST, _FARTHEST)
+        logits: Tensor = self.probe(standardized)
         return logits
 
 

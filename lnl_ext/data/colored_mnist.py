@@ -82,6 +82,9 @@ class ColoredMNIST(Dataset[Batch]):
         ``(N, 3, 28, 28)`` uint8: the coloured digits.
     labels : Tensor
         ``(N,)`` int64: the digits.
+    mean_color : Tensor
+        ``(N,)`` int64: the digit whose mean colour was taken; -1 where the authors' file does not
+        say.
     bias : dict of str to Tensor
         ``"pixel_color"``: ``(N, 3, 14, 14)`` int8, the odd pixels' value // 32 per channel,
         ``IGNORE_INDEX`` where the value is 0. ``"color"``: ``(N, 3)`` uint8, per channel the
@@ -130,13 +133,16 @@ class ColoredMNIST(Dataset[Batch]):
                 )
             images, labels = _read_authors_file(self.source, split)
             colored, labels = images[rows], labels[rows]
+            mean_color = np.full(len(labels), -1, dtype=np.int64)
         else:
             self.source = root
             grey, digits = read_mnist_split(root, split)
-            drawn = _draw_colors(digits, variance, seed, split, self.biased)
+            drawn, chosen = _draw_colors(digits, variance, seed, split, self.biased)
             colored, labels = _paint(grey[rows], drawn[rows]), digits[rows].astype(np.int64)
+            mean_color = chosen[rows].astype(np.int64)
         self.colored = torch.from_numpy(np.ascontiguousarray(colored))
         self.labels = torch.from_numpy(np.ascontiguousarray(labels))
+        self.mean_color = torch.from_numpy(mean_color)
         color = torch.div(self.colored.amax((2, 3)), 32, rounding_mode="floor")
         self.bias = {
             "pixel_color": pixel_color_target(self.colored),
@@ -236,15 +242,15 @@ def normalize(colored: Tensor) -> Tensor:
 
 def _draw_colors(
     digits: npt.NDArray[np.uint8], variance: float, seed: int, split: str, biased: bool
-) -> npt.NDArray[np.float32]:
-    """Draw the colours ``(N, 3)`` of the digits ``(N,)``, in [0, 1]."""
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.integer[Any]]]:
+    """Draw the colours ``(N, 3)``, in [0, 1], of digits ``(N,)``, and whose mean each took."""
     # The split is part of the seed: test colours must not repeat the training noise.
     generator = np.random.default_rng([seed, ("train", "test").index(split), int(biased)])
     means = np.asarray(MEAN_COLORS, dtype=np.float64) / 255
     chosen = digits if biased else generator.integers(0, len(means), len(digits))
     noise = generator.standard_normal((len(digits), 3)) * np.sqrt(variance)
     colors: npt.NDArray[np.float32] = np.clip(means[chosen] + noise, 0, 1).astype(np.float32)
-    return colors
+    return colors, chosen
 
 
 def _paint(grey: npt.NDArray[np.uint8], color: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:

@@ -1,0 +1,48 @@
+"""The evidence page of a short run has every part."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+
+import colored_mnist
+import evidence
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the sets by small ones."""
+    load = colored_mnist.Data.load
+
+    def load_small(*arguments: object) -> colored_mnist.Data:
+        root, variance, seed, _ = arguments
+        data = load(root, variance, seed, 96)  # type: ignore[arg-type]
+        test = colored_mnist.ColoredMNIST(
+            root,
+            split="test",
+            variance=variance,
+            seed=seed,
+            indices=range(200),  # type: ignore[arg-type]
+        )
+        return colored_mnist.Data(data.train, test, data.train, test)
+
+    monkeypatch.setattr(colored_mnist.Data, "load", load_small)
+    monkeypatch.setattr(evidence, "EMBEDDED", 60)
+
+
+def test_evidence_writes_the_page(
+    small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--methods=lnl", "--epochs=1", "--no-progress", "--log-every=2"]
+    evidence.main([*arguments, f"--output={tmp_path}"])
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for part in ("whose colour", "lnl", "I(b; f)", "optimizer.learning_rate", "Environment"):
+        assert part in page
+    assert page.count("data:image/png;base64,") == 4
+    assert len(list(tmp_path.glob("*.png"))) == 4
+    assert "## lnl: test accuracy" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "lnl" / "lnl" / "checkpoint.pt").is_file()
