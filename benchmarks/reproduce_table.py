@@ -93,6 +93,37 @@ def table(accuracy: dict[Cell, float], methods: Sequence[str], variances: Sequen
     return "\n".join(lines)
 
 
+def draw(accuracy: dict[Cell, float], methods: Sequence[str], path: Path) -> None:
+    """Draw accuracy against variance (the paper's figure 4): means and ranges over seeds."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for number, method in enumerate(methods):
+        found: dict[float, list[float]] = {}
+        for cell, value in sorted(accuracy.items()):
+            if cell.method == method:
+                found.setdefault(cell.variance, []).append(value)
+        color = f"C{number}"
+        if found:
+            means = [sum(values) / len(values) for values in found.values()]
+            below = [m - min(v) for m, v in zip(means, found.values(), strict=True)]
+            above = [max(v) - m for m, v in zip(means, found.values(), strict=True)]
+            axes.errorbar(
+                list(found), means, [below, above], color=color, marker="o", capsize=3, label=method
+            )
+        if method in PAPER:
+            paper = PAPER[method]
+            axes.plot(list(paper), list(paper.values()), ":", color=color, label=f"{method}, paper")
+    axes.set(xlabel="variance of the colour", ylabel="accuracy on the unbiased test set")
+    axes.legend(fontsize=7, ncols=2)
+    axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
 class Runner:
     """Runs cells as processes, and ends them all when it is told to stop."""
 
@@ -170,6 +201,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=Path("table_output"), help="folder for checkpoints"
     )
+    parser.add_argument("--figure", type=Path, help="draw accuracy against variance into this file")
     parser.add_argument("--table", action="store_true", help="print what there is, run nothing")
     return parser.parse_args(arguments)
 
@@ -183,7 +215,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if missing:
         print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are there", flush=True)
         _run_all(Runner(options), missing, options.jobs)
-    print(table(finished(options.results, options.recipe), options.methods, options.variances))
+    accuracy = finished(options.results, options.recipe)
+    print(table(accuracy, options.methods, options.variances))
+    if options.figure is not None:
+        draw(accuracy, options.methods, options.figure)
 
 
 def _run_all(runner: Runner, missing: Sequence[Cell], jobs: int) -> None:

@@ -128,3 +128,22 @@ def test_a_run_that_fails_is_reported_with_its_output(tmp_path):
     assert failed.returncode != 0
     assert "output.txt" in failed.stderr
     assert (tmp_path / "runs" / "baseline-0.020-0" / "output.txt").read_text()
+
+
+def test_figure_of_accuracy_by_variance(tmp_path):
+    results = tmp_path / "runs.jsonl"
+    lines = [
+        {"benchmark": "colored_mnist", "recipe": "default", "method": "lnl"}
+        | {"variance": variance, "seed": seed, "test_accuracy": 0.5 + 10 * variance + 0.01 * seed}
+        for variance, seed in ((0.03, 0), (0.02, 0), (0.02, 1))
+    ]
+    results.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    target = tmp_path / "new" / "figure.png"
+    shown = subprocess.run(
+        [sys.executable, SCRIPT, "--table", f"--results={results}", f"--figure={target}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "0.7050 (2 seeds)" in shown.stdout
+    assert target.read_bytes().startswith(b"\x89PNG")
