@@ -4,8 +4,8 @@
 
 measures everything (about 8 minutes on two cores) and writes
 ``benchmarks/results/throughput_*.json``, ``docs/images/throughput_*.png`` and the tables of
-``docs/performance.md``. One subject alone: loss, linear, step, memory or scaling. ``--quick`` only
-shows that it runs; it writes nothing unless ``--output`` says where.
+``docs/performance.md``. One subject alone: loss, linear, adversary, step, memory or
+scaling. ``--quick`` only shows that it runs; it writes nothing unless ``--output`` says where.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import linear, losses, memory, plots, scaling, steps, tables
+from measuring import adversary, linear, losses, memory, plots, scaling, steps, tables
 from measuring.settings import Settings, describe, environment
 
 ROOT = Path(__file__).resolve().parent.parent
 SUBJECTS: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "loss": losses.measure,
     "linear": linear.measure,
+    "adversary": adversary.measure,
     "step": steps.measure,
     "memory": memory.measure,
     "scaling": scaling.measure,

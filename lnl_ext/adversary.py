@@ -17,8 +17,10 @@ from lnl_ext.checks import (
 )
 from lnl_ext.coefficients import ScheduledCoefficients
 from lnl_ext.given_denominators import check_denominators
+from lnl_ext.linear_call import linear_call
+from lnl_ext.linear_head import take_apart
 from lnl_ext.schedules import Schedule
-from lnl_ext.two_gradients import HeadCall, adversary_loss
+from lnl_ext.two_gradients import Call, HeadCall, adversary_loss
 from lnl_ext.types import BiasLoss
 
 
@@ -75,6 +77,15 @@ class BiasAdversary(ScheduledCoefficients):
 
     Notes
     -----
+    Of a head that is, or as an `nn.Sequential` ends in, an `nn.Linear` or a convolution of one
+    position, that layer and the loss run as one operation, as in `lnl_ext.fused_linear_bias_loss`:
+    the logits never exist whole. It is so for rows ``(N, D)`` and channels_last maps, on CPU and
+    CUDA. Every other head runs as it is, and so does a layer that does more than its product
+    (hooks, parametrizations, a subclass, a weight that the head uses twice, ``layer.compile()``),
+    and several heads with given denominators. Where layers before the last one train and
+    `entropy_weight` or `confusion_weight` is not the number 0, the last layer's product is made
+    twice, because these layers and the features need different gradients of its input.
+
     Under ``torch.compile`` the adversary runs eagerly, between two graphs. A head that is compiled
     itself needs ``torch._functorch.config.donated_buffer = False``, as every graph that is walked
     twice does (torch says so), unless one walk is enough. Backward hooks on
@@ -172,7 +183,18 @@ class BiasAdversary(ScheduledCoefficients):
         self._check_features(features)
         grad = torch.is_grad_enabled()
         inner = features.detach().requires_grad_(grad and features.requires_grad)
-        logits = self.head(inner)
+        parts = take_apart(self.head)
+        tap = inner
+        for module in () if parts is None else parts.before:
+            tap = module(tap)
+        # Sums per head, which given denominators need, are not what the linear operator returns.
+        linear = parts is not None and parts.fits(tap) and (denominators is None or self.heads == 1)
+        if parts is not None and linear:
+            logits = parts.logits_stand_in(tap)
+            requires_grad = any(t.requires_grad for t in (tap, *parts.layer.parameters()))
+        else:
+            logits = self.head(inner) if parts is None else parts.layer(tap)
+            requires_grad = isinstance(logits, Tensor) and logits.requires_grad
         check_logits(logits, self.heads, "the head's output")
         check_target(target, logits, self.heads, self.ignore_index, "the head's output")
         check_weight(self.weight, logits, self.heads)
@@ -181,28 +203,46 @@ class BiasAdversary(ScheduledCoefficients):
             check_denominators(denominators, self.heads, reduction)
             reduction = "mean"
 
-        differentiable = grad and logits.requires_grad
+        differentiable = grad and requires_grad
         parameters = [p for p in self.head.parameters() if p.requires_grad and differentiable]
         # Copies, so that set_progress between forward and backward changes nothing.
-        call = HeadCall(
-            inner,
-            logits,
-            target,
-            self.weight,
+        coefficients = (
             self.reversal.clone(),
             None if self.known_zero("entropy_weight") else self.entropy_weight.clone(),
             None if self.known_zero("confusion_weight") else self.confusion_weight.clone(),
-            denominators,
-            ops.Options(
-                self.ignore_index,
-                self.label_smoothing,
-                ops.REDUCTIONS[reduction],
-                self.mask_entropy,
-                self.heads,
-            ),
-            for_features=differentiable and inner.requires_grad,
-            for_head=bool(parameters),
         )
+        options = ops.Options(
+            self.ignore_index,
+            self.label_smoothing,
+            ops.REDUCTIONS[reduction],
+            self.mask_entropy,
+            self.heads,
+        )
+        call: Call
+        if parts is not None and linear:
+            call = linear_call(
+                parts,
+                inner,
+                tap,
+                target,
+                self.weight,
+                coefficients,
+                denominators,
+                options,
+                parameters,
+            )
+        else:
+            call = HeadCall(
+                inner,
+                logits,
+                target,
+                self.weight,
+                *coefficients,
+                denominators,
+                options,
+                for_features=differentiable and inner.requires_grad,
+                for_head=bool(parameters),
+            )
         result = adversary_loss(call, features, parameters)
         if return_terms is None:
             return_terms = self.return_terms

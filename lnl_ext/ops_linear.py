@@ -169,12 +169,26 @@ def _linear_gradient_backward(ctx: Any, *vectors: Tensor | None) -> tuple[Tensor
     return (*results, *[None] * (_TENSORS + 5))
 
 
+def linear_bias_loss_values(*arguments: Any) -> tuple[Tensor, ...]:
+    """Call `lnl_ext::linear_bias_loss` where no derivative is to be recorded.
+
+    Goes past the registered formula, as `lnl_ext.ops.bias_loss_values` does.
+    """
+    result: tuple[Tensor, ...]
+    if torch.compiler.is_compiling():  # the dispatcher's guards are not for tracing
+        result = torch.ops.lnl_ext.linear_bias_loss(*arguments)
+    else:
+        with torch._C._AutoDispatchBelowAutograd():
+            result = torch.ops.lnl_ext.linear_bias_loss(*arguments)
+    return result
+
+
 class _LinearBiasLoss(torch.autograd.Function):
     """`lnl_ext::linear_bias_loss` with its derivatives."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        result: tuple[Tensor, ...] = torch.ops.lnl_ext.linear_bias_loss(*arguments)
+        result = linear_bias_loss_values(*arguments)
         _save_own_linear(ctx, arguments, result)
         return result
 
@@ -294,7 +308,7 @@ def linear_bias_loss(
     arguments = (target, weight, reversal, entropy_weight, confusion_weight, *options)
     if not (needed or forward_mode or transformed):
         detached = [None if t is None else t.detach() for t in inputs]
-        loss, cross_entropy, entropy, *_ = torch.ops.lnl_ext.linear_bias_loss(
+        loss, cross_entropy, entropy, *_ = linear_bias_loss_values(
             *detached, *arguments, False, False
         )
         return loss, cross_entropy, entropy

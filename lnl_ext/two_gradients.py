@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,8 +16,37 @@ from lnl_ext.types import BiasLoss
 _REDUCTION_NAMES = {number: name for name, number in ops.REDUCTIONS.items()}
 
 
+class Call(Protocol):
+    """A forward pass of a head, which knows its loss and the gradients of it.
+
+    A named tuple.
+    """
+
+    @property
+    def tensors(self) -> int:
+        """How many fields, the first ones, are tensors or None."""
+
+    @property
+    def for_features(self) -> bool:
+        """Whether the features need a gradient."""
+
+    def kept(self) -> Any:
+        """Return the call without what the backward does not need."""
+
+    def values(self) -> Sequence[Tensor]:
+        """Return loss, CE and H, and what `gradients` is to be given as `held`."""
+
+    def gradients(
+        self, upstream: Tensor, held: Sequence[Tensor], parameters: Sequence[Tensor], keep: bool
+    ) -> list[Tensor | None]:
+        """Return the gradients of the features and of the parameters, None where there is none.
+
+        `keep` tells that the backward may be asked for again.
+        """
+
+
 class HeadCall(NamedTuple):
-    """A forward pass of a head and what its loss is made of."""
+    """A forward pass of any head, up to its logits."""
 
     inner: Tensor
     """What the head ran on: the features, cut from the outer graph."""
@@ -38,6 +67,11 @@ class HeadCall(NamedTuple):
     """Whether any parameter of the head needs one."""
 
     @property
+    def tensors(self) -> int:
+        """How many fields, the first ones, are tensors or None."""
+        return 8
+
+    @property
     def one_walk(self) -> bool:
         """Whether the features' gradient is a multiple of what the head sends back for its own."""
         multiple = self.entropy_weight is None and self.confusion_weight is None
@@ -48,8 +82,24 @@ class HeadCall(NamedTuple):
         """Which gradients for the logits are needed: the features' and the head's."""
         return self.for_features and not self.one_walk, self.for_head
 
+    def kept(self) -> HeadCall:
+        """Return everything: the logits carry the head's graph."""
+        return self
 
-def adversary_loss(call: HeadCall, features: Tensor, parameters: Sequence[Tensor]) -> BiasLoss:
+    def values(self) -> Sequence[Tensor]:
+        """Return loss, CE and H, and what `gradients` is to be given as `held`."""
+        return _kernel_forward(self) if ops.has_kernel(self.logits) else _plain_forward(self)
+
+    def gradients(
+        self, upstream: Tensor, held: Sequence[Tensor], parameters: Sequence[Tensor], keep: bool
+    ) -> list[Tensor | None]:
+        """Return the gradients of the features and of the parameters, None where there is none."""
+        compute = _kernel_backward if ops.has_kernel(self.logits) else _plain_backward
+        gradient, head_gradient = compute(self, upstream, held, keep)
+        return _walk_head(self, parameters, gradient, head_gradient, keep)
+
+
+def adversary_loss(call: Call, features: Tensor, parameters: Sequence[Tensor]) -> BiasLoss:
     """Return the loss, whose backward gives the head and the features their gradients.
 
     The head gets dCE; the features get ``-reversal * dCE - entropy_weight * dH`` and the confusion
@@ -76,13 +126,13 @@ class _AdversaryLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, call: HeadCall, features: Tensor, *parameters: Tensor
+        ctx: Any, call: Call, features: Tensor, *parameters: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        compute = _kernel_forward if ops.has_kernel(call.logits) else _plain_forward
-        loss, cross_entropy, entropy, *held = compute(call)
+        loss, cross_entropy, entropy, *held = call.values()
         ctx.mark_non_differentiable(cross_entropy, entropy)
-        ctx.save_for_backward(*call[:8], features, *held)
-        ctx.rest = call[8:]
+        kept = call.kept()
+        ctx.save_for_backward(*kept[: call.tensors], features, *held)
+        ctx.make, ctx.tensors, ctx.rest = kept._make, call.tensors, kept[call.tensors :]
         # Not saved: writing to a parameter before the backward is an error only where the head's
         # own graph needs its old value.
         ctx.parameters = parameters
@@ -95,12 +145,11 @@ class _AdversaryLoss(torch.autograd.Function):
         # Read first: the walks below are graph tasks of their own.
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         twice = torch.is_grad_enabled()
-        *tensors, features = ctx.saved_tensors[:9]
-        call = HeadCall(*tensors, *ctx.rest)
-        compute = _kernel_backward if ops.has_kernel(call.logits) else _plain_backward
+        saved = ctx.saved_tensors
+        call: Call = ctx.make([*saved[: ctx.tensors], *ctx.rest])
+        features, *held = saved[ctx.tensors :]
         with torch.no_grad():
-            gradient, head_gradient = compute(call, grads[0], ctx.saved_tensors[9:], keep)
-            results = _walk_head(call, ctx.parameters, gradient, head_gradient, keep)
+            results = call.gradients(grads[0], held, ctx.parameters, keep)
         if twice:
             results = [
                 None if g is None else _NoSecondDerivative.apply(g, features, *ctx.parameters)

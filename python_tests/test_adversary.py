@@ -19,6 +19,7 @@ from adversary_networks import (
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+import lnl_ext.adversary
 from lnl_ext import BiasAdversary, ops
 
 COEFFICIENTS = {  # reversal, entropy_weight, confusion_weight
@@ -31,11 +32,13 @@ COEFFICIENTS = {  # reversal, entropy_weight, confusion_weight
 }
 
 
-@pytest.fixture(params=["kernel", "plain"])
+@pytest.fixture(params=["kernel", "logits", "plain"])
 def path(request, monkeypatch):
-    """The fused operators, and the plain PyTorch that runs on devices without them."""
+    """The fused operators; these on logits only; the plain PyTorch of devices without them."""
     if request.param == "plain":
         monkeypatch.setattr(ops, "has_kernel", lambda logits: False)
+    if request.param == "logits":
+        monkeypatch.setattr(lnl_ext.adversary, "take_apart", lambda head: None)
     return request.param
 
 

@@ -1,0 +1,93 @@
+"""Which heads end in a linear layer, so that its products and the loss can be one operation."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lnl_ext import ops
+
+Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class LinearHead(NamedTuple):
+    """A head taken apart."""
+
+    before: list[nn.Module]
+    """What runs before the layer, in this order."""
+    layer: Layer
+
+    def fits(self, tap: Tensor) -> bool:
+        """Whether the layer's input can be taken as rows without a copy, in the layer's dtype.
+
+        Maps can where they are channels_last; contiguous ones would have to be copied both ways.
+        """
+        weight = self.layer.weight
+        if type(tap) is not Tensor or tap.device != weight.device or not ops.has_kernel(tap):
+            return False
+        if not (tap.dtype == weight.dtype or torch.is_autocast_enabled(tap.device.type)):
+            return False
+        if tap.dim() != weight.dim() or tap.shape[1] != weight.shape[1]:
+            return False
+        return isinstance(self.layer, nn.Linear) or tap.movedim(1, -1).is_contiguous()
+
+    def logits_stand_in(self, tap: Tensor) -> Tensor:
+        """Return a tensor of the logits' shape, dtype and device that holds a single element."""
+        dtype, kind = tap.dtype, tap.device.type
+        if torch.is_autocast_enabled(kind) and dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(kind)
+        shape = (tap.shape[0], self.layer.weight.shape[0], *tap.shape[2:])
+        return tap.new_empty((), dtype=dtype).expand(shape)
+
+
+def take_apart(head: nn.Module) -> LinearHead | None:
+    """Return a head that is, or as an `nn.Sequential` ends in, a linear layer or 1x1 convolution.
+
+    None for every other head, and where skipping the layer's own forward would be seen: hooks,
+    parametrizations, subclasses, a parameter that other parts of the head use as well.
+    """
+    if torch.nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
+        return None
+    before: list[nn.Module] = []
+    layer = head
+    while type(layer) is nn.Sequential and len(layer) > 0 and not _is_watched(layer):
+        *first, layer = layer
+        before += first
+    if not _is_plain_layer(layer):
+        return None
+    own = {id(p) for p in layer.parameters()}
+    if any(id(p) in own for module in before for p in module.parameters()):
+        return None
+    return LinearHead(before, layer)  # type: ignore[arg-type]
+
+
+def _is_plain_layer(layer: nn.Module) -> bool:
+    if type(layer) in _CONVOLUTIONS:
+        ones = (1,) * len(layer.kernel_size)  # type: ignore[arg-type]
+        zeros = (0,) * len(ones)
+        if not (
+            layer.kernel_size == layer.stride == ones
+            and layer.padding in (zeros, "same", "valid")
+            and layer.groups == 1
+        ):
+            return False
+    elif type(layer) is not nn.Linear:
+        return False
+    weight, bias = layer._parameters.get("weight"), layer._parameters.get("bias")
+    plain = type(weight) is nn.Parameter and (bias is None or type(bias) is nn.Parameter)
+    return plain and "bias" in layer._parameters and not _is_watched(layer)
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether calling the module does more than its class's forward."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    replaced = "forward" in module.__dict__ or module._compiled_call_impl is not None
+    return replaced or any(hooks)
