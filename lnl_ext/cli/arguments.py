@@ -1,0 +1,185 @@
+"""Options as dataclasses: flags, TOML files and help all come from their fields."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..errors import UserError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["add_arguments", "build", "option", "read_toml", "write_toml"]
+
+_Options = TypeVar("_Options")
+
+
+def option(
+    default: Any,
+    description: str,
+    *,
+    choices: tuple[str, ...] = (),
+    metavar: str | None = None,
+    minimum: float | None = None,
+    above: float | None = None,
+    positional: bool = False,
+    saved: bool = True,
+) -> Any:
+    """Return a dataclass field that is an option.
+
+    Parameters
+    ----------
+    default
+        Its value where nothing is given.
+    description
+        For the help.
+    choices
+        The values allowed, for text.
+    metavar
+        What the help calls the value.
+    minimum, above
+        Smallest number allowed; number to exceed.
+    positional
+        An argument instead of a flag.
+    saved
+        Whether it belongs in the configuration of a run.
+    """
+    metadata = {
+        "description": description,
+        "choices": choices,
+        "metavar": metavar,
+        "minimum": minimum,
+        "above": above,
+        "positional": positional,
+        "saved": saved,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def _kinds(options: type[Any]) -> dict[str, type[Any]]:
+    """Return the type of every option; ``tuple`` for those that may come several times."""
+    kinds = {}
+    for name, hint in typing.get_type_hints(options).items():
+        if isinstance(hint, types.UnionType):
+            (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
+        kinds[name] = typing.get_origin(hint) or hint
+    return kinds
+
+
+def add_arguments(parser: argparse.ArgumentParser, options: type[Any]) -> None:
+    """Add a flag for every field of a dataclass; those not given leave no trace."""
+    kinds = _kinds(options)
+    for field in dataclasses.fields(options):
+        meta, kind = field.metadata, kinds[field.name]
+        text = meta["description"].replace("%", "%%")
+        if field.default not in (None, (), False):
+            text += f" (default: {field.default})"
+        if meta["positional"]:
+            # Not SUPPRESS, which argparse would hand to the type as a text.
+            parser.add_argument(field.name, nargs="?", type=kind, help=text)
+            continue
+        extra: dict[str, Any] = {}
+        if kind is bool:
+            extra["action"] = argparse.BooleanOptionalAction
+        elif kind is tuple:
+            extra |= {"action": "append", "metavar": meta["metavar"]}
+        else:
+            extra |= {"type": kind, "metavar": meta["metavar"]}
+            if meta["choices"]:
+                extra["choices"] = meta["choices"]
+        flag = "--" + field.name.replace("_", "-")
+        parser.add_argument(flag, dest=field.name, default=argparse.SUPPRESS, help=text, **extra)
+
+
+def build(options: type[_Options], *layers: Mapping[str, Any]) -> _Options:
+    """Make options from layers of values, of which a later one wins, and check them.
+
+    Raises
+    ------
+    UserError
+        A value is not allowed.
+    """
+    values: dict[str, Any] = {}
+    for layer in layers:
+        values |= layer
+    kinds = _kinds(options)
+    for field in dataclasses.fields(options):  # type: ignore[arg-type]
+        value = values.get(field.name, field.default)
+        if value is None:
+            continue
+        if kinds[field.name] is tuple:
+            values[field.name] = tuple(value)
+        meta, flag = field.metadata, field.name.replace("_", "-")
+        if meta["choices"] and value not in meta["choices"]:
+            raise UserError(f"{flag} is {value!r}, expected one of {', '.join(meta['choices'])}")
+        if meta["minimum"] is not None and not value >= meta["minimum"]:
+            raise UserError(f"{flag} is {value}, expected at least {meta['minimum']}")
+        if meta["above"] is not None and not value > meta["above"]:
+            raise UserError(f"{flag} is {value}, expected more than {meta['above']}")
+    return options(**values)
+
+
+def read_toml(path: Path, options: type[Any]) -> dict[str, Any]:
+    """Read option values; relative paths start at the folder of the file.
+
+    Raises
+    ------
+    UserError
+        The file is not there or no TOML, a name is no option, or a value is of another type.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read configuration {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"configuration {path} is not TOML: {error}") from None
+    kinds = _kinds(options)
+    known = [field.name for field in dataclasses.fields(options) if field.metadata["saved"]]
+    values: dict[str, Any] = {}
+    for name, value in content.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f" (there are {', '.join(known)})"
+            raise UserError(f"configuration {path}: no option is called {name!r}{hint}")
+        kind = kinds[name]
+        wanted: type[Any] = str if kind is Path else list if kind is tuple else kind
+        whole_for_float = kind is float and type(value) is int
+        items = value if kind is tuple and isinstance(value, list) else []
+        if not (type(value) is wanted or whole_for_float) or not all(
+            isinstance(item, str) for item in items
+        ):
+            what = "a list of str" if kind is tuple else wanted.__name__
+            raise UserError(f"configuration {path}: {name} is {value!r}, expected {what}")
+        if kind is Path:
+            value = path.parent / value
+        values[name] = float(value) if kind is float else value
+    return values
+
+
+def write_toml(path: Path, options: Any) -> None:
+    """Write the options of a run; paths absolute, what is None left out."""
+    import tomli_w
+
+    values = {}
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if field.metadata["saved"] and value is not None:
+            values[field.name] = saved_value(value)
+    path.write_text(tomli_w.dumps(values), encoding="utf-8")
+
+
+def saved_value(value: Any) -> Any:
+    """Return a value as TOML has it."""
+    if isinstance(value, Path):
+        return str(value.absolute())
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,77 @@
+"""The ``lnl`` command: subcommands, and errors as a user should see them."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from .. import __version__
+from ..checkpoint import CheckpointError
+from ..distributed import from_environment
+from ..errors import UserError
+from ..metrics import NonFiniteError
+from .arguments import add_arguments
+from .options import EvaluateOptions, PredictOptions, ProbeOptions, TrainOptions
+
+__all__ = ["main"]
+
+_COMMANDS: dict[str, tuple[type[Any], str]] = {
+    "train": (TrainOptions, "train a classifier and unlearn a bias"),
+    "evaluate": (EvaluateOptions, "accuracy of a model, by label and bias"),
+    "probe": (ProbeOptions, "how much of an attribute a model's features hold"),
+    "predict": (PredictOptions, "write a CSV file of predictions"),
+}
+_DESCRIPTION = "Train image classifiers that do not use a known, labelled bias."
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line's parser, with the options of every subcommand."""
+    made = argparse.ArgumentParser(prog="lnl", description=_DESCRIPTION)
+    made.add_argument("--version", action="version", version=f"lnl_ext {__version__}")
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (options, summary) in _COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        add_arguments(command, options)
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand and return the exit code: 2 for what is the user's to mend."""
+    flags = vars(parser().parse_args(arguments))
+    command = flags.pop("command")
+    flags = {name: value for name, value in flags.items() if value is not None}
+    try:
+        # Here, as they need torchvision and Pillow, which importing lnl_ext must not.
+        from ..data.images import TooManyUnreadableError, UnreadableImageError
+
+        commands = importlib.import_module("lnl_ext.cli.commands")
+    except ImportError as error:
+        return _fail(f"{error}; the command needs: pip install 'lnl_ext[train]'")
+    mendable = (
+        UserError,
+        CheckpointError,
+        NonFiniteError,
+        TooManyUnreadableError,
+        UnreadableImageError,
+    )
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn
+        try:
+            with from_environment() as processes:
+                getattr(commands, command)(flags, processes)
+        except mendable as error:
+            return _fail(str(error))
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"lnl: error: {message}", file=sys.stderr)
+    return 2
+
+
+def _warn(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    print(f"lnl: warning: {message}", file=sys.stderr)

@@ -1,0 +1,197 @@
+"""What can be chosen: the one list of options of every subcommand."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from ..errors import UserError
+from ..methods import METHODS
+from .arguments import option
+
+__all__ = ["EvaluateOptions", "ModelOptions", "PredictOptions", "ProbeOptions", "TrainOptions"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """Where the images are and how they are read."""
+
+    csv: Path | None = option(None, "CSV file with a line per image", metavar="FILE")
+    images: Path | None = option(
+        None,
+        "folder where relative paths of the CSV start; without --label-column a folder with a "
+        "subfolder per class, the CSV then giving bias labels only",
+        metavar="DIR",
+    )
+    image_column: str = option("path", "column of image paths", metavar="NAME")
+    label_column: str | None = option(None, "column of labels", metavar="NAME")
+    bias_column: tuple[str, ...] = option(
+        (),
+        "column of bias labels: categories, or numbers in bins as in age:bins=0,20,40,60; "
+        "once for each column",
+        metavar="NAME[:bins=...]",
+    )
+    batch_size: int = option(64, "images per step, of all processes together", minimum=2)
+    workers: int = option(2, "processes that decode images; 0: none", minimum=0)
+    device: str = option("auto", "auto (a GPU where there is one), cpu, cuda, cuda:1 ...")
+    threads: int | None = option(
+        None,
+        "CPU threads; torch's choice by default, kept in the configuration of a run: sums over "
+        "another number of threads round differently",
+        minimum=1,
+    )
+
+    def check(self) -> None:
+        """Refuse what cannot be right before anything is read.
+
+        Raises
+        ------
+        UserError
+            There is no data, or a GPU is asked for that is not there.
+        """
+        import torch
+
+        if self.csv is None and self.images is None:
+            raise UserError("no data: give --csv FILE, or --images DIR, or both")
+        if self.device != "auto":
+            try:
+                device = torch.device(self.device)
+            except RuntimeError:
+                raise UserError(
+                    f"device is {self.device!r}, expected auto, cpu, cuda or cuda:N"
+                ) from None
+            if device.type not in ("cpu", "cuda"):
+                raise UserError(f"device is {self.device!r}, expected auto, cpu, cuda or cuda:N")
+            if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+                raise UserError(
+                    f"device is {self.device!r}, but torch sees {torch.cuda.device_count()} GPUs"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions(DataOptions):
+    """Everything that decides a training run."""
+
+    output: Path | None = option(None, "folder for the run", metavar="DIR", saved=False)
+    config: Path | None = option(
+        None, "TOML file of options, such as the config.toml of a run", metavar="FILE", saved=False
+    )
+    resume: bool = option(
+        False, "go on from the last checkpoint in --output, if there is one", saved=False
+    )
+    split_column: str | None = option(
+        None, "column that says train, validation or test (not used)", metavar="NAME"
+    )
+    validation: float = option(0.2, "share held out, if there is no split column", above=0)
+    arch: str = option("resnet18", "classification model of torchvision", metavar="NAME")
+    weights: str = option(
+        "none", "none, imagenet (downloaded), or a file with a state_dict", metavar="WEIGHTS"
+    )
+    tap: str | None = option(
+        None, "layer whose output the bias heads see; by default the input of the last layer"
+    )
+    image_size: int = option(224, "images are scaled and cut to so many pixels", minimum=1)
+    augment: str = option(
+        "crop",
+        "training images: crop (random part, mirrored), flip (mirrored), none",
+        choices=("crop", "flip", "none"),
+    )
+    method: str = option("lnl", "what to train", choices=tuple(METHODS))
+    reversal: float = option(0.5, "how hard the features evade the bias heads", minimum=0)
+    entropy_weight: float = option(0.05, "weight of the bias prediction's entropy", minimum=0)
+    confusion_weight: float = option(0.5, "weight of blindeye's confusion loss", minimum=0)
+    epochs: float = option(
+        10.0, "passes over the training images, pretraining not counted", above=0
+    )
+    pretrain_epochs: float = option(
+        2.0, "passes before that on the labels alone, while the heads learn", minimum=0
+    )
+    learning_rate: float = option(1e-3, "of the network (AdamW, cosine decay)", above=0)
+    head_learning_rate: float = option(3e-3, "of the bias heads (AdamW)", above=0)
+    weight_decay: float = option(0.01, "of the network", minimum=0)
+    seed: int = option(0, "of the split, the weights and the order", minimum=0)
+    amp: str = option("none", "mixed precision", choices=("none", "bfloat16", "float16"))
+    compile: bool = option(False, "compile the losses with torch.compile")
+    checkpoint_every: int | None = option(
+        None, "steps between checkpoints, beside those at the end of epochs", minimum=1
+    )
+
+    def check(self) -> None:
+        """Refuse options that do not go together.
+
+        Raises
+        ------
+        UserError
+            The message names them.
+        """
+        super().check()
+        if self.output is None:
+            raise UserError("no output: give --output DIR, the folder for the run")
+        if self.validation >= 1:
+            raise UserError(f"validation is {self.validation:g}, expected a share between 0 and 1")
+        if self.label_column is None and self.images is None:
+            raise UserError("no labels: give --label-column NAME (or --images DIR with subfolders)")
+        if METHODS[self.method].adversarial and not self.bias_column:
+            raise UserError(
+                f"method {self.method} unlearns a bias: give --bias-column NAME, or "
+                "--method baseline"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions(DataOptions):
+    """A trained model and the images to use it on."""
+
+    run: Path | None = option(None, "folder of a run of lnl train", positional=True)
+    arch: str = option("resnet18", "architecture of --weights", metavar="NAME")
+    weights: Path | None = option(
+        None,
+        "instead of a run: a state_dict of --arch, or a program of torch.export (.pt2)",
+        metavar="FILE",
+    )
+    image_size: int | None = option(
+        None, "images are scaled and cut to so many pixels; that of the run, else 224", minimum=1
+    )
+
+    def check(self) -> None:
+        """Refuse options that do not go together.
+
+        Raises
+        ------
+        UserError
+            There is no model, or more than one.
+        """
+        if (self.run is None) == (self.weights is None):
+            raise UserError("expected a model: the folder of a run, or --weights FILE")
+        if self.run is None or self.csv is not None or self.images is not None:
+            super().check()
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions(ModelOptions):
+    """Accuracy, by group."""
+
+    classes: str | None = option(
+        None, "labels in the order of the model's outputs, as in cat,dog (with --weights)"
+    )
+    json: Path | None = option(None, "file for the figures as JSON", metavar="FILE")
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeOptions(ModelOptions):
+    """What the features tell about an attribute."""
+
+    tap: str | None = option(None, "layer to probe; that of the run, else the last layer's input")
+    validation: float = option(0.5, "share the probe is measured on and does not see", above=0)
+    seed: int = option(0, "of the split and of the probe", minimum=0)
+    json: Path | None = option(None, "file for the figures as JSON", metavar="FILE")
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictOptions(ModelOptions):
+    """Predictions."""
+
+    classes: str | None = option(
+        None, "labels in the order of the model's outputs, as in cat,dog (with --weights)"
+    )
+    output: Path | None = option(None, "CSV file for the predictions", metavar="FILE")

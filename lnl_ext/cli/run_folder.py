@@ -1,0 +1,115 @@
+"""What a run leaves in its folder, and how a model comes back from there."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .samples import Samples
+
+__all__ = ["CONFIG", "MODEL", "ModelCard", "save_weights", "split_text"]
+
+CONFIG = "config.toml"
+MODEL = "model.pt"
+CARD = "model.json"
+REPORT = "report.json"
+SPLIT = "split.csv"
+IMAGE_COLUMN, LABEL_COLUMN, PART_COLUMN = "path", "label", "part"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCard:
+    """What one must know to use ``model.pt``; ``model.json`` beside it."""
+
+    arch: str
+    """``torchvision.models.get_model(arch, num_classes=len(classes))`` takes the weights."""
+    classes: list[str]
+    """Labels in the order of the outputs."""
+    image_size: int
+    tap: str
+    grey: bool
+    """Whether the model was trained on grey images, and wants them."""
+    image_column: str
+    label_column: str | None
+    bias_columns: list[str]
+    """As given, with bins."""
+    bias_classes: dict[str, list[str]]
+
+    def save(self, folder: Path) -> None:
+        """Write it."""
+        text = json.dumps(dataclasses.asdict(self), indent=2)
+        (folder / CARD).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> ModelCard:
+        """Read it.
+
+        Raises
+        ------
+        UserError
+            The folder has none, or another file of this name.
+        """
+        try:
+            return cls(**json.loads((folder / CARD).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise UserError(f"{folder} is no folder of a run: it has no {CARD}") from None
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{folder / CARD} is damaged: {error}") from None
+
+
+def save_weights(path: Path, network: nn.Module) -> None:
+    """Write the state_dict so that ``path`` holds all of it or what it held before."""
+    state: dict[str, Tensor] = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
+    }
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_weights(path: Path) -> dict[str, Any]:
+    """Read a state_dict, without running any code in the file.
+
+    Raises
+    ------
+    UserError
+        It is not there, or no state_dict.
+    """
+    if not path.is_file():
+        raise UserError(f"no weights at {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle raises almost anything
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be loaded as a state_dict: {reason}") from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(
+            f"{path} holds no state_dict (names and tensors): save model.state_dict() and nothing "
+            "around it"
+        )
+    return state
+
+
+def split_text(samples: Samples, parts: list[str]) -> str:
+    """Return the samples of a run as a CSV file: image, part, label and bias classes."""
+    table = samples.table
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([IMAGE_COLUMN, PART_COLUMN, LABEL_COLUMN, *(f"bias:{n}" for n in table.bias)])
+    assert table.labels is not None
+    for row, part in zip(samples.rows, parts, strict=True):
+        bias = ["" if values[row] is None else values[row] for values in table.bias.values()]
+        writer.writerow([str(table.paths[row]), part, table.labels[row], *bias])
+    return buffer.getvalue()

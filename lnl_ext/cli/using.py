@@ -1,0 +1,324 @@
+"""``lnl evaluate``, ``lnl probe`` and ``lnl predict``: a trained model on images."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..backbones import build_network, output_layer, split_network, tap_shape
+from ..data.images import IMAGENET_MEAN, IMAGENET_STD
+from ..data.split import stratified_split
+from ..data.table import BiasColumn, Table, class_names, read_table
+from ..distributed import Processes
+from ..errors import UserError
+from ..evaluation import Predictions
+from ..evaluation import predict as run_model
+from ..exported import ExportedModel
+from ..methods import Grey
+from .arguments import build
+from .leakage import collect_features, measure
+from .options import EvaluateOptions, ModelOptions, PredictOptions, ProbeOptions
+from .report import Report, leakage_text, write_json
+from .run_folder import (
+    IMAGE_COLUMN,
+    LABEL_COLUMN,
+    MODEL,
+    PART_COLUMN,
+    SPLIT,
+    ModelCard,
+    load_weights,
+)
+from .samples import Samples, bias_classes, encoded, evaluation_batches, read_samples
+from .training import put_weights
+
+__all__ = ["evaluate", "predict", "probe"]
+
+_IMAGE_SIZE = 224
+
+
+class _Greyed(nn.Module):
+    """A network trained on grey images, given those it was trained on."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.grey = Grey(IMAGENET_MEAN, IMAGENET_STD)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(self.grey(images))
+        return logits
+
+
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    """A trained model, from wherever it came."""
+
+    network: nn.Module
+    source: str
+    image_size: int
+    batch_size: int
+    grey: bool = False
+    card: ModelCard | None = None
+
+    @classmethod
+    def load(cls, options: ModelOptions) -> _Model:
+        if options.run is not None:
+            card = ModelCard.load(options.run)
+            network = build_network(card.arch, len(card.classes))
+            state = load_weights(options.run / MODEL)
+            put_weights(network, state, str(options.run / MODEL), new_output=False)
+            size = options.image_size or card.image_size
+            return cls(network, str(options.run), size, options.batch_size, card.grey, card)
+        assert options.weights is not None
+        if options.weights.suffix == ".pt2":
+            program = ExportedModel.load(options.weights)
+            size = options.image_size or program.image_size or _IMAGE_SIZE
+            batch = program.batch_size or options.batch_size
+            return cls(program, str(options.weights), size, batch)
+        state = load_weights(options.weights)
+        with torch.random.fork_rng(devices=[]):
+            last = output_layer(build_network(options.arch, 2))
+            weight = state.get(f"{last}.weight")
+            if weight is None:
+                raise UserError(
+                    f"weights {options.weights} are not of {options.arch}: no {last}.weight; name "
+                    "the architecture with --arch"
+                )
+            network = build_network(options.arch, len(weight))
+        put_weights(network, state, str(options.weights), new_output=False)
+        size = options.image_size or _IMAGE_SIZE
+        return cls(network, str(options.weights), size, options.batch_size)
+
+    def whole(self, device: torch.device) -> nn.Module:
+        """Return images to logits."""
+        network = self.network.to(device)
+        return _Greyed(network) if self.grey else network
+
+    def features(self, tap: str | None, device: torch.device) -> tuple[nn.Module, str]:
+        """Return images to the tap, and its name."""
+        if tap is None and self.card is not None:
+            tap = self.card.tap
+        if isinstance(self.network, ExportedModel):
+            front, name = self.network.features(tap)
+            return front.to(device), name
+        halves = split_network(self.network, tap)
+        tap_shape(halves.features, self.image_size)  # says what is wrong with the size
+        features = halves.features.to(device)
+        return (_Greyed(features) if self.grey else features), halves.tap
+
+
+def _options(kind: type[Any], flags: Mapping[str, Any], processes: Processes) -> Any:
+    """Return checked options, with the columns of the run where none are given."""
+    if processes.world_size > 1:
+        raise UserError("this command runs in one process: start it without torchrun")
+    options = build(kind, flags)
+    options.check()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    if options.run is not None:
+        card = ModelCard.load(options.run)
+        changes: dict[str, Any] = {}
+        if options.label_column is None and options.images is None:
+            changes["label_column"] = card.label_column
+        if not options.bias_column:
+            changes["bias_column"] = tuple(card.bias_columns)
+        if "image_column" not in flags:
+            changes["image_column"] = card.image_column
+        options = dataclasses.replace(options, **changes)
+    return options
+
+
+def _device(options: ModelOptions, processes: Processes) -> torch.device:
+    return processes.device if options.device == "auto" else torch.device(options.device)
+
+
+def _held_out(options: ModelOptions, card: ModelCard) -> Table:
+    """Return the validation images of the run."""
+    assert options.run is not None
+    columns = [BiasColumn(f"bias:{name}") for name in card.bias_classes]
+    table = read_table(
+        options.run / SPLIT,
+        image_column=IMAGE_COLUMN,
+        label_column=LABEL_COLUMN,
+        bias_columns=columns,
+        split_column=PART_COLUMN,
+    )
+    assert table.labels is not None
+    assert table.split is not None
+    rows = [row for row, part in enumerate(table.split) if part == "validation"]
+    return Table(
+        source=table.source,
+        paths=tuple(table.paths[row] for row in rows),
+        names=tuple(table.names[row] for row in rows),
+        lines=tuple(table.lines[row] for row in rows),
+        labels=tuple(table.labels[row] for row in rows),
+        bias={
+            name.removeprefix("bias:"): tuple(values[row] for row in rows)
+            for name, values in table.bias.items()
+        },
+    )
+
+
+def _table(options: ModelOptions, model: _Model) -> tuple[Table, dict[str, list[str]]]:
+    """Return the images, and the classes of their bias columns."""
+    if model.card is not None and options.csv is None and options.images is None:
+        return _held_out(options, model.card), model.card.bias_classes
+    columns = [BiasColumn.parse(text) for text in options.bias_column]
+    table = read_samples(options, columns)
+    return table, {c.name: class_names(table.bias[c.name], c) for c in columns}
+
+
+# ------------------------------------------------------------------ evaluate
+
+
+def evaluate(flags: Mapping[str, Any], processes: Processes) -> None:
+    """Run ``lnl evaluate``."""
+    options: EvaluateOptions = _options(EvaluateOptions, flags, processes)
+    if options.run is None and options.label_column is None and options.images is None:
+        raise UserError("no labels: give --label-column NAME (or --images DIR with subfolders)")
+    model = _Model.load(options)
+    table, bias = _table(options, model)
+    if table.labels is None:
+        raise UserError("no labels: give --label-column NAME")
+    if model.card is not None:
+        labels = model.card.classes
+    elif options.classes is not None:
+        labels = options.classes.split(",")
+    else:
+        labels = class_names(table.labels, options.label_column or "folder")
+    samples = encoded(
+        table, options.label_column or "folder", labels, bias, workers=options.workers
+    )
+    predictions = _run(model, samples, options, processes)
+    outputs = predictions.logits.shape[1]
+    if outputs != len(labels):
+        raise UserError(
+            f"{model.source} has {outputs} outputs and the data {len(labels)} labels "
+            f"({', '.join(labels)}): name them in the order of the outputs with --classes"
+        )
+    report = Report.of(predictions, samples.bias, bias, labels)
+    what = "images" if options.csv or options.images else "validation images of the run"
+    print(report.text(what))
+    if options.json is not None:
+        write_json(options.json, report.to_dict())
+
+
+def _run(
+    model: _Model, samples: Samples, options: ModelOptions, processes: Processes
+) -> Predictions:
+    batches = evaluation_batches(samples, model.image_size, options, batch_size=model.batch_size)
+    try:
+        return run_model(model.whole(_device(options, processes)), batches)
+    except (RuntimeError, AssertionError) as error:  # what networks raise for a wrong size
+        if "size" in str(error).lower() or "shape" in str(error).lower():
+            raise UserError(
+                f"{model.source} does not take images of {model.image_size} pixels "
+                f"({str(error).splitlines()[0]}): give --image-size"
+            ) from error
+        raise
+
+
+# ------------------------------------------------------------------ probe
+
+
+def probe(flags: Mapping[str, Any], processes: Processes) -> None:
+    """Run ``lnl probe``."""
+    options: ProbeOptions = _options(ProbeOptions, flags, processes)
+    if not options.bias_column:
+        raise UserError("no attribute to probe for: give --bias-column NAME")
+    model = _Model.load(options)
+    table, bias = _table(options, model)
+    if options.csv is not None or options.images is not None:
+        columns = [BiasColumn.parse(text) for text in options.bias_column]
+        bias = bias_classes(table, columns)
+    labels = [] if table.labels is None else class_names(table.labels, "label")
+    samples = encoded(table, "label", labels, bias, workers=options.workers)
+    features, tap = model.features(options.tap, _device(options, processes))
+    fit, held = stratified_split(
+        samples.labels.tolist(),
+        [target.tolist() for target in samples.bias.values()],
+        options.validation,
+        options.seed,
+    )
+    learned, measured = (
+        collect_features(
+            features,
+            evaluation_batches(
+                samples.part(rows), model.image_size, options, batch_size=model.batch_size
+            ),
+        )
+        for rows in (fit, held)
+    )
+    shape = tuple(learned.features.shape[1:])
+    found = measure(learned, measured, bias, options.seed)
+    print(f"Features of {model.source} at {tap} {shape}; probes learned from {len(fit)} images")
+    print(leakage_text({f"probe on {len(held)} others": found}))
+    if table.labels is None:
+        print("Without --label-column, 'label alone' is the majority as well")
+    for name, leakage in found.items():
+        print(f"{name}: the probe knows {leakage.information:.3f} nats of it")
+    if options.json is not None:
+        write_json(options.json, {name: leakage.to_dict() for name, leakage in found.items()})
+
+
+# ------------------------------------------------------------------ predict
+
+
+def predict(flags: Mapping[str, Any], processes: Processes) -> None:
+    """Run ``lnl predict``."""
+    # Labels and bias of the images are not looked at.
+    unlabelled = {n: v for n, v in flags.items() if n not in ("label_column", "bias_column")}
+    options: PredictOptions = _options(PredictOptions, unlabelled, processes)
+    if options.output is None:
+        raise UserError("no output: give --output FILE for the predictions")
+    if options.csv is None and options.images is None:
+        raise UserError("no data: give --csv FILE, or --images DIR")
+    model = _Model.load(options)
+    table = _unlabelled(options)
+    samples = encoded(table, "", [], {}, workers=options.workers)
+    probabilities = _run(model, samples, options, processes).logits.softmax(1)
+    classes = [str(number) for number in range(probabilities.shape[1])]
+    if model.card is not None:
+        classes = model.card.classes
+    elif options.classes is not None:
+        classes = options.classes.split(",")
+    if len(classes) != probabilities.shape[1]:
+        raise UserError(
+            f"--classes has {len(classes)} names, the model {probabilities.shape[1]} outputs"
+        )
+    _write_predictions(options.output, samples, classes, probabilities)
+    print(f"Wrote {len(samples)} predictions to {options.output}")
+
+
+def _unlabelled(options: PredictOptions) -> Table:
+    if options.csv is not None:
+        return read_table(options.csv, image_column=options.image_column, root=options.images)
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    assert options.images is not None
+    root = options.images.absolute()
+    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
+    if not paths:
+        raise UserError(f"images {options.images}: no image in this folder")
+    names = tuple(str(path.relative_to(root)) for path in paths)
+    return Table(str(options.images), tuple(paths), names, (0,) * len(paths), None, {})
+
+
+def _write_predictions(
+    path: Path, samples: Samples, classes: Sequence[str], probabilities: Tensor
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["path", "prediction", *(f"probability:{name}" for name in classes)])
+        for row, values in zip(samples.rows, probabilities.tolist(), strict=True):
+            best = max(range(len(values)), key=values.__getitem__)
+            writer.writerow(
+                [samples.table.names[row], classes[best], *(f"{value:.6f}" for value in values)]
+            )

@@ -1,0 +1,415 @@
+"""The ``lnl`` command on real JPEGs, as a user runs it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from cli_data import IMAGES, SIZE, train_flags, write_images
+
+from lnl_ext.cli.arguments import build, read_toml, write_toml
+from lnl_ext.cli.main import main
+from lnl_ext.cli.options import TrainOptions
+from lnl_ext.data.images import evaluation_transform, load_image
+from lnl_ext.errors import UserError
+
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads() -> Iterator[None]:
+    """Put back the number of threads that the command sets."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("cli") / "images")
+
+
+@pytest.fixture(scope="module")
+def run(table: Path) -> Path:
+    """A finished run."""
+    output = table.parent.parent / "run"
+    assert main(train_flags(table, output)) == 0
+    return output
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(folder / "model.pt", weights_only=True)
+    return state
+
+
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def plain_model(run: Path) -> torch.nn.Module:
+    """Load the weights as someone would who has torchvision alone."""
+    model = torchvision.models.get_model("shufflenet_v2_x0_5", num_classes=2)
+    model.load_state_dict(weights(run))
+    module: torch.nn.Module = model.eval()
+    return module
+
+
+# ------------------------------------------------------------------ train
+
+
+def test_a_run_reports_groups_and_leakage(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(train_flags(table, tmp_path / "run")) == 0
+    text = capsys.readouterr().out
+    assert "labels: healthy 24, ill 24" in text
+    assert "bias age: [0, 30)" in text
+    assert "missing 10" in text
+    assert "worst group: label" in text
+    assert "before (end of pretraining)" in text
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    groups = report["bias"]["hospital"]["groups"]
+    assert sum(group["samples"] for group in groups) == report["samples"]
+    right = sum(group["accuracy"] * group["samples"] for group in groups)
+    assert right / report["samples"] == pytest.approx(report["accuracy"])
+    assert min(group["accuracy"] for group in groups) == pytest.approx(
+        report["bias"]["hospital"]["worst_group_accuracy"]
+    )
+    for stage in ("leakage_before", "leakage_after"):
+        assert report[stage].keys() == {"hospital", "age"}
+        for leakage in report[stage].values():
+            assert 0 <= leakage["accuracy"] <= 1
+
+
+def test_the_same_configuration_gives_the_same_weights(run: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    assert main(["train", f"--config={run}/config.toml", f"--output={again}"]) == 0
+    assert same(weights(run), weights(again))
+    first, second = (json.loads((r / "report.json").read_text()) for r in (run, again))
+    assert {**first, "seconds": 0} == {**second, "seconds": 0}
+    for name in ("config.toml", "model.json", "split.csv"):
+        assert (run / name).read_text() == (again / name).read_text()
+    other = tmp_path / "other"
+    assert main(["train", f"--config={run}/config.toml", f"--output={other}", "--seed=1"]) == 0
+    assert not same(weights(run), weights(other))
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(table: Path, run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "killed"
+    flags = train_flags(table, output, "--checkpoint-every=1")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lnl_ext", *flags],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not (output / "checkpoint.pt").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (output / "model.pt").exists()
+    torch.set_num_threads(2)  # the run began with one, and so it must go on
+    assert main(["train", f"--output={output}", "--resume"]) == 0
+    assert same(weights(run), weights(output))
+
+
+def test_another_run_is_not_overwritten_or_mixed(
+    table: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(train_flags(table, run)) == 2
+    assert "--resume goes on with it" in capsys.readouterr().err
+    assert main(["train", f"--output={run}", "--resume", "--epochs=2"]) == 2
+    assert "epochs: 1.0, now 2.0" in capsys.readouterr().err
+    assert main(["train", f"--output={run}", "--resume", "--threads=2"]) == 2
+    assert "threads: 1, now 2" in capsys.readouterr().err
+
+
+def test_augmentation_in_workers_repeats(table: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        assert main([*train_flags(table, tmp_path / name), "--workers=1"]) == 0
+    assert same(weights(tmp_path / "one"), weights(tmp_path / "two"))
+
+
+@pytest.mark.parametrize("method", ["baseline", "gray", "blindeye", "grl"])
+def test_every_method_trains(table: Path, tmp_path: Path, method: str) -> None:
+    more = [f"--method={method}", "--pretrain-epochs=0", "--epochs=0.5"]
+    assert main(train_flags(table, tmp_path / method, *more)) == 0
+    assert json.loads((tmp_path / method / "report.json").read_text())["leakage_before"] == {}
+
+
+def test_a_folder_of_classes_and_a_table_of_bias(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = list(csv.DictReader(table.open()))
+    lines = ["path,hospital"]
+    for number, row in enumerate(rows):
+        target = tmp_path / "images" / row["disease"] / row["path"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((table.parent / row["path"]).read_bytes())
+        if number % 4:
+            lines.append(f"{row['disease']}/{row['path']},{row['hospital']}")
+    (tmp_path / "bias.csv").write_text("\n".join(lines) + "\n")
+    command = [
+        "train",
+        f"--images={tmp_path}/images",
+        f"--csv={tmp_path}/bias.csv",
+        "--bias-column=hospital",
+        f"--output={tmp_path}/run",
+        "--arch=shufflenet_v2_x0_5",
+        f"--image-size={SIZE}",
+        "--batch-size=8",
+        "--epochs=0.5",
+        "--pretrain-epochs=0",
+        "--workers=0",
+    ]
+    assert main(command) == 0
+    assert "labels: healthy 24, ill 24\nbias hospital:" in capsys.readouterr().out
+    assert main(["evaluate", f"{tmp_path}/run"]) == 0
+    assert main(["evaluate", f"{tmp_path}/run", f"--images={tmp_path}/images", "--workers=0"]) == 2
+    assert "bias and split columns need a CSV" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------ what a run is used for
+
+
+def test_the_weights_load_without_this_package_and_predict_the_same(
+    table: Path, run: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "predictions.csv"
+    command = ["predict", f"{run}", f"--csv={table}", f"--output={output}", "--workers=0"]
+    assert main(command) == 0
+    predictions = list(csv.DictReader(output.open()))
+    assert len(predictions) == IMAGES
+    model, transform = plain_model(run), evaluation_transform(SIZE)
+    for row in predictions[::6]:
+        image = transform(load_image(table.parent / row["path"]))[None]
+        with torch.no_grad():
+            expected = model(image).softmax(1)[0]
+        for name, probability in zip(("healthy", "ill"), expected.tolist(), strict=True):
+            # Six digits are written; batches of other sizes round differently.
+            assert float(row[f"probability:{name}"]) == pytest.approx(probability, abs=2e-5)
+        assert row["prediction"] == ("healthy", "ill")[int(expected.argmax())]
+
+
+def test_evaluate_agrees_with_the_run(
+    table: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = tmp_path / "figures.json"
+    assert main(["evaluate", f"{run}", f"--json={figures}", "--workers=0"]) == 0
+    report = json.loads((run / "report.json").read_text())
+    assert json.loads(figures.read_text()) == {
+        name: report[name] for name in ("samples", "accuracy", "worst_group_accuracy", "bias")
+    }
+    # All images of the table; and a state_dict with the order of its classes.
+    common = [f"--csv={table}", "--label-column=disease", "--workers=0", f"--json={figures}"]
+    assert main(["evaluate", f"{run}", *common]) == 0
+    by_run = json.loads(figures.read_text())
+    assert by_run["samples"] == IMAGES
+    plain = [f"--weights={run}/model.pt", "--arch=shufflenet_v2_x0_5", f"--image-size={SIZE}"]
+    bias = ["--bias-column=hospital", "--bias-column=age:bins=0,30,60"]
+    assert main(["evaluate", *plain, *common, *bias]) == 0
+    assert json.loads(figures.read_text()) == by_run
+    assert main(["evaluate", *plain, *common, "--classes=ill,healthy"]) == 0
+    swapped = json.loads(figures.read_text())
+    assert swapped["accuracy"] == pytest.approx(1 - by_run["accuracy"])
+
+
+def test_probe_reads_runs_state_dicts_and_exported_programs(
+    table: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = torch.export.export(plain_model(run), (torch.zeros(5, 3, SIZE, SIZE),))
+    torch.export.save(program, tmp_path / "model.pt2")
+    common = [
+        f"--csv={table}",
+        "--label-column=disease",
+        "--bias-column=hospital",
+        "--workers=0",
+        f"--json={tmp_path}/figures.json",
+    ]
+    plain = [f"--weights={run}/model.pt", "--arch=shufflenet_v2_x0_5", f"--image-size={SIZE}"]
+    found = []
+    for source in ([f"{run}"], plain, [f"--weights={tmp_path}/model.pt2"]):
+        assert main(["probe", *source, *common]) == 0
+        found.append(json.loads((tmp_path / "figures.json").read_text())["hospital"])
+    assert found[0] == found[1]
+    # The exported program computes the same in batches of another size, with other rounding.
+    assert found[2]["accuracy"] == pytest.approx(found[0]["accuracy"], abs=2 / IMAGES)
+    assert found[2]["label_only"] == found[0]["label_only"]
+    # Red or blue is still plain in the first layer of any network.
+    capsys.readouterr()
+    assert main(["probe", *plain, *common, "--tap=conv1"]) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())["hospital"]
+    assert figures["accuracy"] > figures["label_only"]
+    assert "at conv1 (24, 16, 16)" in capsys.readouterr().out
+    assert main(["probe", f"--weights={tmp_path}/model.pt2", *common, "--tap=conv1"]) == 0
+    again = json.loads((tmp_path / "figures.json").read_text())["hospital"]
+    assert again["accuracy"] == pytest.approx(figures["accuracy"], abs=2 / IMAGES)
+    assert main(["probe", f"--weights={tmp_path}/model.pt2", *common, "--tap=conv9"]) == 2
+    assert "tap 'conv9': no such layer. Near it: conv5, conv1" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------ options
+
+
+def test_configuration_comes_back_from_toml(tmp_path: Path) -> None:
+    options = build(
+        TrainOptions,
+        {"csv": Path('/a/ü "x".csv'), "bias_column": ("a", "b:bins=0,1"), "amp": "none"},
+    )
+    write_toml(tmp_path / "config.toml", options)
+    assert build(TrainOptions, read_toml(tmp_path / "config.toml", TrainOptions)) == options
+
+
+def test_flags_win_over_the_file_and_paths_start_at_the_file(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('csv = "data.csv"\nepochs = 3\nbias_column = ["age"]\n')
+    layer = read_toml(tmp_path / "c.toml", TrainOptions)
+    options = build(TrainOptions, layer, {"epochs": 5.0})
+    assert options.csv == tmp_path / "data.csv"
+    assert (options.epochs, options.bias_column) == (5.0, ("age",))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch = 3", "no option is called 'epoch'; did you mean epochs"),
+        ('epochs = "3"', "epochs is '3', expected float"),
+        ("bias_column = [1]", r"bias_column is \[1\], expected a list of str"),
+        ("compile = 1", "compile is 1, expected bool"),
+        ("seed = true", "seed is True, expected int"),
+        ('output = "x"', "no option is called 'output'"),
+        ("epochs =", "is not TOML"),
+    ],
+)
+def test_mistakes_in_the_file_are_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "c.toml").write_text(text + "\n")
+    with pytest.raises(UserError, match=message):
+        read_toml(tmp_path / "c.toml", TrainOptions)
+
+
+def _damage(table: Path, count: int) -> Path:
+    """Copy the images and empty some of the files."""
+    folder = table.parent.parent / f"damaged{count}"
+    if not folder.exists():
+        folder.mkdir()
+        for number, path in enumerate(sorted(table.parent.iterdir())):
+            empty = path.suffix == ".jpg" and number < count
+            (folder / path.name).write_bytes(b"" if empty else path.read_bytes())
+    return folder / table.name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--label-column=illness"], "has no column 'illness'; it has 'path', 'disease'"),
+        (["--bias-column=disease"], "column 'disease' is named for two purposes"),
+        (["--arch=resnet19"], "such as resnet18"),
+        (["--tap=layer5"], "tap 'layer5': no such layer"),
+        (["--weights=missing.pt"], "no weights at"),
+        (["--method=lnl2"], "expected one of baseline"),
+        (["--epochs=0"], "epochs is 0.0, expected more than 0"),
+        (["--validation=1"], "expected a share between 0 and 1"),
+        (["--device=gpu"], "device is 'gpu', expected auto, cpu, cuda"),
+        (["--device=cuda:7"], "device is 'cuda:7', but torch sees"),
+        (["--csv=none.csv"], "no CSV file at none.csv"),
+        (["--config=none.toml"], "cannot read configuration none.toml"),
+    ],
+)
+def test_a_users_mistake_is_one_line(
+    table: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: list[str],
+    message: str,
+) -> None:
+    try:
+        code = main(train_flags(table, tmp_path / "run", *changes))
+    except SystemExit as exit_code:  # argparse's own
+        code = int(str(exit_code.code))
+        message = "invalid choice: 'lnl2'"
+    error = capsys.readouterr().err
+    assert code == 2
+    assert message in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_unreadable_images_are_counted_and_named(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(train_flags(_damage(table, 3), tmp_path / "run")) == 2
+    error = capsys.readouterr().err
+    assert "lnl: error: 3 of 48 images cannot be read, expected at most 1%" in error
+    assert "00.jpg: the file is empty" in error
+
+
+def test_weights_of_another_network_are_named(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(torchvision.models.squeezenet1_1().state_dict(), tmp_path / "w.pt")
+    assert main(train_flags(table, tmp_path / "run", f"--weights={tmp_path}/w.pt")) == 2
+    assert "do not fit the network: the file lacks" in capsys.readouterr().err
+    (tmp_path / "bad.pt").write_bytes(b"no weights")
+    assert main(train_flags(table, tmp_path / "run", f"--weights={tmp_path}/bad.pt")) == 2
+    assert "cannot be loaded as a state_dict" in capsys.readouterr().err
+
+
+def test_weights_with_other_classes_keep_all_but_the_last_layer(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = torchvision.models.shufflenet_v2_x0_5(num_classes=5).state_dict()
+    torch.save(given, tmp_path / "w.pt")
+    more = [f"--weights={tmp_path}/w.pt", "--learning-rate=1e-12", "--epochs=0.2"]
+    assert main(train_flags(table, tmp_path / "run", *more)) == 0
+    assert "the last layer (fc) is new" in capsys.readouterr().out
+    trained = weights(tmp_path / "run")
+    torch.testing.assert_close(trained["conv1.0.weight"], given["conv1.0.weight"])
+    assert trained["fc.weight"].shape[0] == 2
+
+
+def test_imagenet_weights_without_network_are_a_clear_error(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    def no_network(*args: Any, **kwargs: Any) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.setattr("torch.hub.download_url_to_file", no_network)
+    assert main(train_flags(table, tmp_path / "run", "--weights=imagenet")) == 2
+    error = capsys.readouterr().err
+    assert "weights imagenet: cannot download https://download.pytorch.org/" in error
+    assert "give --weights FILE" in error
+
+
+def test_commands_without_a_model_or_data_say_so(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command, message in [
+        (["evaluate"], "expected a model: the folder of a run, or --weights FILE"),
+        (["evaluate", f"{tmp_path}"], "is no folder of a run: it has no model.json"),
+        (["probe", f"--weights={run}/model.pt"], "no data: give --csv FILE"),
+        (["predict", f"{run}"], "no output: give --output FILE"),
+        (["train"], "no data: give --csv FILE"),
+    ]:
+        assert main(command) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_importing_the_package_does_not_import_torchvision_or_pandas() -> None:
+    code = (
+        "import sys, lnl_ext; "
+        "print([m for m in ('torchvision', 'pandas', 'PIL') if m in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
