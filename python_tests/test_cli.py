@@ -24,7 +24,6 @@ from lnl_ext.data.images import evaluation_transform, load_image
 from lnl_ext.errors import UserError
 
 
-
 @pytest.fixture(scope="module", autouse=True)
 def threads() -> Iterator[None]:
     """Put back the number of threads that the command sets."""
