@@ -300,9 +300,7 @@ struct SiteRunner {
       read_values<From>(from, count * classes, scratch.rows.data());
       rows = scratch.rows.data();
     }
-    if (classes >= N && count == B) {
-      rows_to_tile<T, N, B>(rows, classes, tile);
-    } else {
+    if (count < B || !all_rows_to_tile<T, N, B>(rows, classes, tile)) {
       some_rows_to_tile<T, B>(rows, classes, count, tile);
     }
   }
@@ -315,9 +313,7 @@ struct SiteRunner {
     } else {
       rows = scratch.rows.data();
     }
-    if (classes >= N && count == B) {
-      tile_to_rows<T, N, B>(tile, classes, rows);
-    } else {
+    if (count < B || !tile_to_all_rows<T, N, B>(tile, classes, rows)) {
       tile_to_some_rows<T, B>(tile, classes, count, rows);
     }
     if constexpr (!kDirect) {

@@ -175,6 +175,33 @@ void tile_to_rows(const T* tile, int64_t classes, T* rows) {
   }
 }
 
+// The widest squares of up to N x N that `classes` has room for: 8 x 8 for 12 classes. False, and
+// nothing done, where even 4 x 4 is too wide (2 x 2 for two lanes): there moving single values is
+// as fast.
+template <typename T, int N, int B>
+LNL_INLINE bool all_rows_to_tile(const T* rows, int64_t classes, T* tile) {
+  if (classes >= N) {
+    rows_to_tile<T, N, B>(rows, classes, tile);
+    return true;
+  }
+  if constexpr (N > 4) {
+    return all_rows_to_tile<T, N / 2, B>(rows, classes, tile);
+  }
+  return false;
+}
+
+template <typename T, int N, int B>
+LNL_INLINE bool tile_to_all_rows(const T* tile, int64_t classes, T* rows) {
+  if (classes >= N) {
+    tile_to_rows<T, N, B>(tile, classes, rows);
+    return true;
+  }
+  if constexpr (N > 4) {
+    return tile_to_all_rows<T, N / 2, B>(tile, classes, rows);
+  }
+  return false;
+}
+
 // The same for few classes or a last, partly filled block, whose other lanes keep what they held.
 template <typename T, int B>
 void some_rows_to_tile(const T* rows, int64_t classes, int count, T* tile) {
