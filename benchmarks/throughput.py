@@ -4,8 +4,9 @@
 
 measures everything (about 8 minutes on two cores) and writes
 ``benchmarks/results/throughput_*.json``, ``docs/images/throughput_*.png`` and the tables of
-``docs/performance.md``. One subject alone: loss, linear, adversary, step, memory or
-scaling. ``--quick`` only shows that it runs; it writes nothing unless ``--output`` says where.
+``docs/performance.md``. One subject alone: loss, linear, linear_large (many classes), adversary,
+step, memory or scaling, each in less than three minutes. ``--quick`` only shows that it runs; it
+writes nothing unless ``--output`` says where.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SUBJECTS: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "loss": losses.measure,
     "linear": linear.measure,
+    "linear_large": linear.measure_large,
     "adversary": adversary.measure,
     "step": steps.measure,
     "memory": memory.measure,
@@ -84,6 +86,8 @@ def main(arguments: list[str] | None = None) -> None:
         began = time.monotonic()
         report = measure(subject, settings, command)
         print(f"\n{report['title']} ({time.monotonic() - began:.0f} s)\n\n{tables.table(report)}")
+        if "work" in report:
+            print(f"\n{report['work']}\n\n{tables.work_table(report)}")
         sys.stdout.flush()
         if output is not None:
             write(report, output)

@@ -36,9 +36,11 @@ class AuthorsProcedure:
     features, classifier
         f: images to the tap; g: the tap to class logits.
     heads
-        A bias head per channel, the tap (N, D, H, W) to (N, C, H, W).
+        A bias head per channel, the tap (N, D, *S) to (N, C, *S).
     optimizer, head_optimizers
         For f and g, and for each head.
+    amp
+        What the forward passes are autocast to, if at all.
     """
 
     def __init__(
@@ -48,26 +50,40 @@ class AuthorsProcedure:
         heads: Sequence[nn.Module],
         optimizer: torch.optim.Optimizer,
         head_optimizers: Sequence[torch.optim.Optimizer],
+        amp: torch.dtype | None = None,
     ) -> None:
         self.features = features
         self.classifier = classifier
         self.heads = heads
         self.optimizer = optimizer
         self.optimizers = [optimizer, *head_optimizers]
+        self.amp = amp
 
     def __call__(self, images: Tensor, labels: Tensor, bias: Tensor) -> None:
-        """Train on images, class labels (N,) and bias labels (N, heads, H, W)."""
+        """Train on images, class labels (N,) and bias labels (N, heads, *S)."""
         self._zero_gradients()
+        with self._autocast(images):
+            loss = self._fool(images, labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+
+        self._zero_gradients()
+        with self._autocast(images):
+            loss = self._predict(images, bias)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def _fool(self, images: Tensor, labels: Tensor) -> Tensor:
         tap = self.features(images)
         loss = functional.cross_entropy(self.classifier(tap), labels)
         for head in self.heads:
             log_p = functional.log_softmax(head(tap), dim=1)
             negative_entropy = (log_p.exp() * log_p).sum(dim=1).mean()
             loss = loss + ENTROPY_WEIGHT / len(self.heads) * negative_entropy
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+        return loss
 
-        self._zero_gradients()
+    def _predict(self, images: Tensor, bias: Tensor) -> Tensor:
         tap = self.features(images)
         self.classifier(tap)  # they run the whole network and leave its prediction unused
         reversed_tap: Tensor = _Reverse.apply(tap)
@@ -75,9 +91,10 @@ class AuthorsProcedure:
             functional.cross_entropy(head(reversed_tap), bias[:, channel])
             for channel, head in enumerate(self.heads)
         ]
-        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
-        for optimizer in self.optimizers:
-            optimizer.step()
+        return torch.stack(losses).sum()
+
+    def _autocast(self, images: Tensor) -> torch.autocast:
+        return torch.autocast(images.device.type, dtype=self.amp, enabled=self.amp is not None)
 
     def _zero_gradients(self) -> None:
         # Zeros, not None, as zero_grad was then: g's momentum moves it in the second step.

@@ -28,6 +28,8 @@ CASES = [
     ("linear", (8192, 1024, 32000)),
 ]
 QUICK_CASES = [("loss", (64, 1000))]
+LONGEST = 600
+"""Seconds after which a candidate's process is ended: an error instead of a wait without end."""
 BENCHMARKS = Path(__file__).resolve().parent.parent
 
 
@@ -53,6 +55,7 @@ def peak(operation: str, name: str, shape: tuple[int, ...], settings: Settings) 
         stdout=subprocess.PIPE,
         text=True,
         check=True,
+        timeout=LONGEST,
     )
     return int(json.loads(done.stdout.splitlines()[-1])["bytes"])
 

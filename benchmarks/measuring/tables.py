@@ -20,6 +20,20 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def work_table(report: dict[str, Any]) -> str:
+    """Return the counted operations of the rows, and the base's over each candidate's."""
+    names = list(dict.fromkeys(name for row in report["rows"] for name in row["work"]))
+    lines = [f"| case | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    for row in report["rows"]:
+        work, base = row["work"], row["work"][report["base"]]
+        cells = [
+            "-" if name not in work else f"{number(work[name])}, {base / work[name]:.2f}x"
+            for name in names
+        ]
+        lines.append(f"| {row['case']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def section(report: dict[str, Any]) -> str:
     """Return everything that the documentation shows of a report."""
     subject = report["subject"]
@@ -31,6 +45,7 @@ def section(report: dict[str, Any]) -> str:
             f"Median{spread} in {report['unit']}, and behind it {report['ratio']} (median over "
             "the rounds).",
             table(report),
+            *([report["work"], work_table(report)] if "work" in report else []),
             f"![{subject}](images/throughput_{subject}.png)",
             f"`{report['command']}` on {describe(report['environment'])}. "
             f"Figures: `benchmarks/results/throughput_{subject}.json`.",
