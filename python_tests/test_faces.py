@@ -17,6 +17,12 @@ from lnl_ext.data.face_files import FEMALE, MALE, list_faces
 from lnl_ext.data.imdb_faces import age_bins, binary_age, select_faces
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """Keep parsed labels out of the home directory."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
 def datenum(year: int, month: int, day: int) -> float:
     """Matlab's number of a date: days since year 0, which Python's ordinals begin 366 after."""
     return datetime.date(year, month, day).toordinal() + 366.0

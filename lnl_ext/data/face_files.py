@@ -7,7 +7,7 @@ import functools
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .label_cache import cached_arrays
 from .safe_npy import load_npy
 
 __all__ = ["FEMALE", "MALE", "FaceFiles", "list_faces"]
@@ -41,7 +42,10 @@ class FaceFiles(NamedTuple):
 
 
 def list_faces(root: str | os.PathLike[str]) -> FaceFiles:
-    """Find out what ``root`` holds and return its faces. A folder is read once a process.
+    """Find out what ``root`` holds and return its faces.
+
+    A folder is read once a process. What was parsed of ``imdb.mat`` or of the ``.npy`` files is
+    kept on disk (`lnl_ext.data.label_cache`) until they change.
 
     Parameters
     ----------
@@ -74,17 +78,48 @@ def list_faces(root: str | os.PathLike[str]) -> FaceFiles:
 @functools.lru_cache(maxsize=4)
 def _read(root: Path) -> FaceFiles:
     if (root / "imdb_age_gender.npy").is_file():
-        faces = _authors(root)
-    elif (root / "imdb.mat").is_file():
-        faces = _matlab(root / "imdb.mat", root)
-    elif (root / "imdb_crop" / "imdb.mat").is_file():
-        faces = _matlab(root / "imdb_crop" / "imdb.mat", root)
+        sources = [root / "imdb_age_gender.npy", root / "imdb_split.npy"]
+        faces = _cached(sources, functools.partial(_authors, root), root / "imdb_crop")
+    elif (root / "imdb.mat").is_file() or (root / "imdb_crop" / "imdb.mat").is_file():
+        path = root / "imdb.mat"
+        path = path if path.is_file() else root / "imdb_crop" / "imdb.mat"
+        folder = root / "imdb_crop" if (root / "imdb_crop").is_dir() else path.parent
+        faces = _cached([path], functools.partial(_matlab, path), folder)
     else:
         folder = root / "UTKFace" if (root / "UTKFace").is_dir() else root
         faces = _utkface(folder)
     if not faces.paths:
         raise ValueError(f"{root}: no face with an age and a gender is left")
     return faces
+
+
+class _Parsed(NamedTuple):
+    """What a source of labels says, before it is put in order."""
+
+    names: list[str]
+    """Paths below the folder of the images."""
+    age: npt.NDArray[np.int64]
+    gender: npt.NDArray[np.int64]
+    test: npt.NDArray[np.bool_] | None = None
+
+
+def _cached(sources: list[Path], parse: Callable[[], _Parsed], folder: Path) -> FaceFiles:
+    """Parse, or read what was parsed of the same files before."""
+
+    def arrays() -> dict[str, npt.NDArray[np.generic]]:
+        parsed = parse()
+        test = {} if parsed.test is None else {"test": parsed.test}
+        names = np.array(parsed.names, dtype=np.str_)
+        return {"names": names, "age": parsed.age, "gender": parsed.gender, **test}
+
+    stored = cached_arrays(sources, arrays)
+    test = stored.get("test")
+    return _sorted(
+        [folder / str(name) for name in stored["names"]],
+        stored["age"].astype(np.int64),
+        stored["gender"].astype(np.int64),
+        None if test is None else test.astype(np.bool_),
+    )
 
 
 def _sorted(
@@ -142,7 +177,7 @@ def _text(name: object) -> str:
     return name.decode("latin1") if isinstance(name, bytes) else str(name)
 
 
-def _authors(root: Path) -> FaceFiles:
+def _authors(root: Path) -> _Parsed:
     described = load_npy(root / "imdb_age_gender.npy")
     split = load_npy(root / "imdb_split.npy")
     if not isinstance(split, Mapping) or not {"train_list", "test_list"} <= set(map(_text, split)):
@@ -161,7 +196,7 @@ def _authors(root: Path) -> FaceFiles:
     values = np.array([_age_and_gender(people[name], name) for name in names], np.int64)
     test = np.arange(len(names)) >= len(lists["train_list"])
     age, gender = values.reshape(-1, 2).T.copy()
-    return _sorted([root / "imdb_crop" / name for name in names], age, gender, test)
+    return _Parsed(names, age, gender, test)
 
 
 def _age_and_gender(person: Any, name: str) -> tuple[int, int]:
@@ -181,7 +216,7 @@ def _age_and_gender(person: Any, name: str) -> tuple[int, int]:
 # ------------------------------------------------------------------ imdb.mat
 
 
-def _matlab(path: Path, root: Path) -> FaceFiles:
+def _matlab(path: Path) -> _Parsed:
     from scipy.io import loadmat  # only here: it is not needed for the other formats
 
     try:
@@ -205,9 +240,8 @@ def _matlab(path: Path, root: Path) -> FaceFiles:
         & (age >= 0)
         & (age <= _OLDEST)
     )
-    folder = root / "imdb_crop" if (root / "imdb_crop").is_dir() else path.parent
-    return _sorted(
-        [folder / str(name) for name in columns["full_path"][keep]],
+    return _Parsed(
+        [str(name) for name in columns["full_path"][keep]],
         np.floor(age[keep]).astype(np.int64),
         numbers["gender"][keep].astype(np.int64),
     )
