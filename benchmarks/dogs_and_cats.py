@@ -14,7 +14,17 @@ import time
 from collections.abc import Sequence
 
 import torch
-from image_runs import Adversary, Images, Probe, Sets, append, measure, parser, table
+from image_runs import (
+    Adversary,
+    Images,
+    Probe,
+    Sets,
+    append,
+    choose,
+    measure,
+    parser,
+    table,
+)
 from torch import Tensor
 
 from lnl_ext.data.dogs_and_cats import COLOR_BINS, SPLITS, color_map, list_pets
@@ -113,8 +123,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     started = time.monotonic()
+    sets, heads = read(options), adversaries(options)
+    if options.choose:
+        print(choose(options, sets, heads))
+        return
     probe = Probe("mean_color", COLOR_BINS, heads=3, image_target=mean_color)
-    run = measure(BENCHMARK, "species", options, read(options), adversaries(options), probe)
+    run = measure(BENCHMARK, "species", options, sets, heads, probe)
     append(options.results, run)
     print(table([run]))
     print(f"{(time.monotonic() - started) / 60:.1f} minutes in all; appended to {options.results}")

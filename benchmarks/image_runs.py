@@ -23,6 +23,7 @@ from lnl_ext.schedules import Linear
 
 RESULTS = Path(__file__).resolve().parent / "results"
 CROP = 5 / 6  # side of the part of an image that the network sees
+CHOOSING_SHARE = 0.15  # of the training split, held out while settings are chosen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +72,17 @@ class Sets:
     """The other half of it, on which settings were chosen."""
     test: Images
     """Unbiased."""
+
+    def for_choosing(self) -> Sets:
+        """Return the sets that settings may be chosen on.
+
+        ``test`` is a part of the training split, held out from it, and ``opposite`` is the
+        validation half: the sets that a run is judged by are not there to be looked at.
+        """
+        order = torch.randperm(len(self.train.labels), generator=torch.Generator().manual_seed(0))
+        count = round(len(order) * CHOOSING_SHARE)
+        held_out, train = self.train.rows(order[:count]), self.train.rows(order[count:])
+        return Sets(train, self.validation, self.validation, held_out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +211,7 @@ def train(
         image_bias={a.target: a.image_target for a in used if a.image_target is not None},
         batch_size=options.batch_size,
         crop=crop,
+        smallest_part=options.smallest_part,
         training=True,
     )
     trainer.fit(batches, output=options.output, progress=not options.no_progress)
@@ -284,6 +297,18 @@ def measure(
     )
 
 
+def choose(options: argparse.Namespace, sets: Sets, adversaries: Sequence[Adversary]) -> str:
+    """Train one method and tell what settings may be chosen by."""
+    known = sets.for_choosing()
+    trainer, crop = train(options, known, adversaries, classes=2)
+    same, opposite = (accuracy(trainer, images, crop) for images in (known.test, known.opposite))
+    return (
+        f"{options.method}, seed {options.seed}: {same:.4f} on the held-out part of "
+        f"{options.train_split}, {opposite:.4f} on the validation half of its opposite, "
+        f"mean {(same + opposite) / 2:.4f}; {trainer.seconds / 60:.1f} minutes"
+    )
+
+
 def table(runs: Sequence[Run]) -> str:
     """Set runs out as text."""
     header = (
@@ -349,6 +374,18 @@ def parser(
     )
     made.add_argument(
         "--pressure", type=float, default=1.0, help="factor of the adversaries' coefficients"
+    )
+    made.add_argument(
+        "--smallest-part",
+        type=float,
+        default=0.35,
+        help="in training, the smallest share of an image's area that is cut out",
+    )
+    made.add_argument(
+        "--choose",
+        action="store_true",
+        help="to choose settings: hold out a part of the training split, measure on it and on the "
+        "validation half of the opposite split only, append nothing",
     )
     made.add_argument("--workers", type=int, default=2, help="processes that decode the images")
     made.add_argument("--output", type=Path, help="folder for metrics and the checkpoint")

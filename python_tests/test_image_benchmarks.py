@@ -15,6 +15,7 @@ from lnl_ext.data.memory import AugmentedBatches, normalize_imagenet
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import dogs_and_cats
+import image_runs
 import imdb_faces
 
 FIELDS = ("benchmark", "method", "recipe", "train_split", "seed", "epoch")
@@ -86,6 +87,39 @@ def test_a_run_repeats(faces, tmp_path):
     assert first == second
 
 
+def test_settings_are_chosen_without_the_sets_a_run_is_judged_by(
+    pets, tmp_path, monkeypatch, capsys
+):
+    seen = []
+
+    def accuracy(trainer, images, crop):
+        seen.append(images)
+        return 0.5
+
+    sets = []
+    read = dogs_and_cats.read
+    monkeypatch.setattr(image_runs, "accuracy", accuracy)
+    monkeypatch.setattr(image_runs, "leakage", None)  # would look at the unbiased set
+    monkeypatch.setattr(dogs_and_cats, "read", lambda o: sets.append(read(o)) or sets[0])
+    results = tmp_path / "results.jsonl"
+    given = ["--data", str(pets), "--results", str(results), "--image-size", "40", "--choose"]
+    given += ["--epochs", "1", "--batch-size", "4", "--workers", "0", "--no-progress"]
+    dogs_and_cats.main(given)
+    assert not results.exists()
+    assert "mean 0.5000" in capsys.readouterr().out
+
+    def keys(images):
+        return {image.numpy().tobytes() for image in images.images}
+
+    assert all(not keys(images) & keys(sets[0].test) for images in seen)
+    assert all(not keys(images) & keys(sets[0].opposite) for images in seen)
+    same, opposite = seen
+    assert keys(opposite) == keys(sets[0].validation)
+    assert keys(same) < keys(sets[0].train)
+    known = sets[0].for_choosing()
+    assert keys(known.train) == keys(sets[0].train) - keys(same)
+
+
 def test_targets_by_label_leave_out_the_other():
     labels, bias = torch.tensor([0, 1, 1]), torch.tensor([3, 4, -100])
     assert imdb_faces.by_label(bias, labels).tolist() == [[3, -100], [-100, 4], [-100, -100]]
@@ -112,6 +146,38 @@ def test_targets_follow_what_is_cut_out():
             assert torch.equal(bias["age"], labels + 5)
             cuts |= {tuple(cut.flatten().tolist()) for cut in bias["seen"]}
     assert len(cuts) > 8  # of 2 images, 16 places and 2 directions
+
+
+def test_parts_of_an_image_hold_its_own_pixels():
+    # Columns count up, and rows in another channel: what is seen is a part, perhaps mirrored.
+    side = 8 * torch.arange(32)  # in eighths, since what is seen is rounded
+    image = torch.stack([side.expand(32, 32), side.view(32, 1).expand(32, 32), side.expand(32, 32)])
+    batches = AugmentedBatches(
+        image.to(torch.uint8).expand(64, 3, 32, 32),
+        torch.zeros(64),
+        image_bias={"seen": lambda cut, labels: cut.long()},
+        batch_size=64,
+        crop=16,
+        smallest_part=0.25,
+        training=True,
+    )
+    ((_, _, bias),) = batches
+    columns, rows = bias["seen"][:, 0], bias["seen"][:, 1]
+    assert ((columns - columns[:, :1]).abs() <= 1).all()
+    assert ((rows - rows[:, :, :1]).abs() <= 1).all()
+    step = columns[:, 0].diff(dim=1)
+    mirrored = (step <= 0).all(1)
+    assert (mirrored | (step >= 0).all(1)).all()
+    assert 16 < mirrored.sum() < 48
+    assert (rows[:, :, 0].diff(dim=1) >= 0).all()
+    width = columns[:, 0].amax(1) - columns[:, 0].amin(1)
+    height = rows[:, :, 0].amax(1) - rows[:, :, 0].amin(1)
+    # What is seen of a side ends half of its 16 pixels' width inside, hence 16 / 15.
+    share = (width * height) * (16 / 15 / 8 / 32) ** 2
+    assert 0.2 < share.min() < 0.4
+    assert 0.8 < share.max() <= 1
+    with pytest.raises(ValueError, match=r"smallest_part is 0, expected one in \(0, 1\]"):
+        AugmentedBatches(image[None], torch.zeros(1), batch_size=1, crop=8, smallest_part=0)
 
 
 def test_evaluation_sees_the_centre_in_order():

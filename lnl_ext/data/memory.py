@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from .images import IMAGENET_MEAN, IMAGENET_STD
 
@@ -16,12 +17,15 @@ ImageTarget = Callable[[Tensor, Tensor], Tensor]
 """``(images (N, 3, H, W) uint8, labels (N,))`` to a bias target."""
 
 
+_STRETCH = 0.4  # logarithm of the largest ratio of the sides of a part, to that of the smallest
+
+
 class AugmentedBatches:
     """Batches for training or evaluation from uint8 images in memory.
 
-    In training the samples come in a new order, each cut at a random place and mirrored half the
-    time; in evaluation in their own order, the centre cut out. As `lnl_ext.batches.TensorBatches`,
-    whose bias targets cannot follow a cut.
+    In training the samples come in a new order, of each a random part scaled to one size and
+    mirrored half the time; in evaluation in their own order, the centre cut out. As
+    `lnl_ext.batches.TensorBatches`, whose bias targets cannot follow a cut.
 
     Parameters
     ----------
@@ -36,7 +40,10 @@ class AugmentedBatches:
     batch_size
         Samples per batch; in training an incomplete last batch is left out.
     crop
-        Height and width of what is cut out.
+        Height and width of what the network sees.
+    smallest_part
+        In training, the smallest share of an image's area that is cut out, in (0, 1]; the largest
+        is all of it. Its sides are stretched against each other by up to a fifth.
     training
         As above.
 
@@ -49,7 +56,8 @@ class AugmentedBatches:
     Raises
     ------
     ValueError
-        The images are smaller than ``crop``, or too few for a batch.
+        The images are smaller than ``crop``, or too few for a batch, or ``smallest_part`` is out
+        of its range.
     """
 
     def __init__(
@@ -61,8 +69,11 @@ class AugmentedBatches:
         batch_size: int,
         crop: int,
         image_bias: Mapping[str, ImageTarget] | None = None,
+        smallest_part: float = 0.35,
         training: bool = False,
     ) -> None:
+        if not 0 < smallest_part <= 1:
+            raise ValueError(f"smallest_part is {smallest_part}, expected one in (0, 1]")
         if min(images.shape[2:]) < crop:
             raise ValueError(f"crop is {crop}, the images are {tuple(images.shape[2:])}")
         if training and len(images) < batch_size:
@@ -70,6 +81,7 @@ class AugmentedBatches:
         self.images, self.labels, self.bias = images, labels, dict(bias or {})
         self.image_bias = dict(image_bias or {})
         self.batch_size, self.crop, self.training = batch_size, crop, training
+        self.smallest_part = smallest_part
         self.generator = torch.Generator()
 
     def __len__(self) -> int:
@@ -95,20 +107,28 @@ class AugmentedBatches:
         return self.images[rows][:, :, top : top + self.crop, left : left + self.crop]
 
     def _augmented(self, rows: Tensor) -> Tensor:
-        def draw(bound: int) -> list[int]:
-            drawn: list[int] = torch.randint(bound, (len(rows),), generator=self.generator).tolist()
-            return drawn
+        count = len(rows)
 
-        height, width = self.images.shape[2:]
-        tops, lefts = draw(height - self.crop + 1), draw(width - self.crop + 1)
-        cut = [
-            self.images[row, :, top : top + self.crop, left : left + self.crop]
-            for row, top, left in zip(rows.tolist(), tops, lefts, strict=True)
-        ]
-        mirrored = torch.tensor(draw(2), dtype=torch.bool)
-        images = torch.stack(cut)
-        images[mirrored] = images[mirrored].flip(-1)
-        return images
+        def uniform(low: float, high: float) -> Tensor:
+            return torch.rand(count, generator=self.generator) * (high - low) + low
+
+        side = uniform(self.smallest_part, 1).sqrt()
+        stretch = uniform(-_STRETCH / 2, _STRETCH / 2).exp()
+        width, height = ((side * s).clamp(max=1) for s in (stretch, 1 / stretch))
+        direction = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
+        # In grid_sample's coordinates an image reaches from -1 to 1.
+        view = torch.zeros(count, 2, 3)
+        view[:, 0, 0], view[:, 0, 2] = width * direction, uniform(-1, 1) * (1 - width)
+        view[:, 1, 1], view[:, 1, 2] = height, uniform(-1, 1) * (1 - height)
+        grid = F.affine_grid(view, [count, 3, self.crop, self.crop], align_corners=False)
+        seen = F.grid_sample(
+            self.images[rows].float(),
+            grid,
+            mode="bilinear",
+            padding_mode="border",
+            align_corners=False,
+        )
+        return seen.round_().to(torch.uint8)
 
 
 def normalize_imagenet(images: Tensor) -> Tensor:
