@@ -114,11 +114,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--heads",
         nargs="+",
         choices=HEADS,
-        default=["map", "global"],
+        default=["map"],
         help="map: colours of every position, the paper's; global: the image's mean colour, "
         "once for all and once by label; tone: bright or dark",
     )
-    made.set_defaults(pressure=0.5)
+    made.set_defaults(pressure=3.0, image_size=64, epochs=20)
     options = made.parse_args(arguments)
     if options.threads is not None:
         torch.set_num_threads(options.threads)

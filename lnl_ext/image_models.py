@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 #: Architectures with their default tap.
-ARCHITECTURES = {"small": "block3", "resnet18": "layer3"}
+ARCHITECTURES = {"small": "block2", "resnet18": "layer3"}
 _SMALL_CHANNELS = (24, 48, 64, 96, 128)
 _RESNET_LAYERS = ("layer1", "layer2", "layer3", "layer4", "avgpool")
 
