@@ -222,15 +222,15 @@ def read_code(sass: str, kernels: dict[str, Kernel]) -> None:
             current.code.append(Instruction(int(address, 16), guard is not None, opcode, operands))
 
 
-def compile_kernels(architecture: str) -> list[Kernel]:
-    """Compile for one architecture and read everything."""
+def compile_kernels(architecture: str, source: Path = KERNELS) -> list[Kernel]:
+    """Compile a file for one architecture and read everything."""
     nvcc, cuobjdump = find_tool("nvcc"), find_tool("cuobjdump")
     assert nvcc is not None
     assert cuobjdump is not None
     with tempfile.TemporaryDirectory() as folder:
         cubin = str(Path(folder) / "kernels.cubin")
         flags = ["-std=c++17", "-O3", f"-arch={architecture}", "-Xptxas", "-v", "-cubin"]
-        kernels = read_report(run([nvcc, *flags, "-o", cubin, str(KERNELS)]))
+        kernels = read_report(run([nvcc, *flags, "-o", cubin, str(source)]))
         read_code(run([cuobjdump, "--dump-sass", cubin]), kernels)
     return sorted(kernels.values(), key=lambda kernel: kernel.name)
 

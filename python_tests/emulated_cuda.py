@@ -133,11 +133,12 @@ def library() -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(library_path()))
     loaded.lnl_emulated_error.restype = ctypes.c_char_p
     loaded.lnl_emulated_bias_loss.argtypes = (ctypes.POINTER(_Call), ctypes.c_int, ctypes.c_int)
-    loaded.lnl_emulated_linear_fits.argtypes = (
+    loaded.lnl_emulated_linear_launch.argtypes = (
         ctypes.c_int,
         *[ctypes.c_int64] * 4,
         ctypes.c_int,
         ctypes.c_int,
+        ctypes.POINTER(ctypes.c_int64),
     )
     loaded.lnl_emulated_scale_gradient.argtypes = (
         ctypes.c_void_p,
@@ -312,10 +313,26 @@ def scale_gradient_(gradient: Tensor, factor: Tensor) -> None:
     )
 
 
+def linear_launch(
+    dtype: torch.dtype,
+    rows: int,
+    heads: int,
+    classes: int,
+    width: int,
+    dense: bool = False,
+    shared_memory: int = SHARED_MEMORY,
+) -> tuple[int, ...] | None:
+    """Return what a linear head on chip is launched with, or None if it does not fit.
+
+    Threads of a block, blocks on a multiprocessor, rows and columns of a tile, shared memory.
+    """
+    facts = (ctypes.c_int64 * 5)()
+    fits = library().lnl_emulated_linear_launch(
+        DTYPES[dtype], rows, heads, classes, width, dense, shared_memory, facts
+    )
+    return tuple(facts) if fits else None
+
+
 def linear_fits(dtype: torch.dtype, rows: int, heads: int, classes: int, width: int) -> bool:
     """Tell whether a linear head is one kernel's work, whatever its targets and gradients."""
-    return bool(
-        library().lnl_emulated_linear_fits(
-            DTYPES[dtype], rows, heads, classes, width, MULTIPROCESSORS, SHARED_MEMORY
-        )
-    )
+    return linear_launch(dtype, rows, heads, classes, width, dense=True) is not None

@@ -59,9 +59,8 @@ LinearPlan make_linear_plan(const LinearBiasLossCall& call, const Device& device
   plan.loss.most_shared = device.shared_memory;
   const std::int64_t columns = call.loss.heads * call.loss.classes;
   if (columns > kMostColumns || call.width > device.shared_memory) return plan;
-  const std::int64_t parts = divide_up(columns, kTileColumns<T>);
-  plan.tile_columns = static_cast<int>(divide_up(divide_up(columns, parts), 4) * 4);
-  plan.padded_columns = static_cast<int>(parts) * plan.tile_columns;
+  plan.tile_columns = tile_columns<T>(static_cast<int>(columns));
+  plan.padded_columns = static_cast<int>(divide_up(columns, plan.tile_columns)) * plan.tile_columns;
   plan.chunks = static_cast<int>(divide_up(call.width, kWide<T>));
   plan.pitch = place_of_chunk<T>(kWide<T> == 8 ? static_cast<int>(divide_up(plan.chunks, 8)) * 8
                                                : plan.chunks);
@@ -146,11 +145,13 @@ cudaError_t launch_on_chip(const LinearPlan& plan, const LinearProblem<T>& probl
 template <typename T>
 cudaError_t launch_on_chip(const LinearPlan& plan, const LinearProblem<T>& problem,
                            cudaStream_t stream) {
-  if constexpr (kTileColumns<T> > 8) {
-    if (plan.tile_columns == 12) return launch_on_chip<T, 12>(plan, problem, stream);
+  if (plan.tile_columns == 4) return launch_on_chip<T, 4>(plan, problem, stream);
+  if constexpr (sizeof(T) == 8) {
+    return launch_on_chip<T, 6>(plan, problem, stream);
+  } else {
+    return plan.tile_columns == 8 ? launch_on_chip<T, 8>(plan, problem, stream)
+                                  : launch_on_chip<T, 12>(plan, problem, stream);
   }
-  return plan.tile_columns == 8 ? launch_on_chip<T, 8>(plan, problem, stream)
-                                : launch_on_chip<T, 4>(plan, problem, stream);
 }
 
 template <typename T>

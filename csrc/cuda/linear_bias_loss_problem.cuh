@@ -10,9 +10,15 @@ constexpr int kMostColumns = 64;     // K * C
 constexpr int kGroup = 4;            // rows that a thread works on at a time
 constexpr int kLinearThreads = 512;  // most of a block
 
-// Most columns of logits that a thread works on at a time, as far as it has registers for them.
+// How many of `columns` columns of logits a thread works on at a time, as far as it has registers
+// for them: the fewest that take as few passes over the features as the most would.
 template <typename T>
-constexpr int kTileColumns = std::is_same_v<T, float> ? 12 : 8;
+__host__ constexpr int tile_columns(int columns) {
+  constexpr int kMost = sizeof(T) == 8 ? 6 : 12;
+  const int passes = (columns + kMost - 1) / kMost;
+  const int wanted = (columns + passes - 1) / passes;
+  return wanted > 4 && kMost == 6 ? 6 : (wanted + 3) / 4 * 4;
+}
 
 // Accumulators between the halves of a chunk, see place_of_chunk.
 constexpr int kHalfChunk = 32;

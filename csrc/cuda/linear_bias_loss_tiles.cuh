@@ -48,14 +48,32 @@ __device__ inline void copy_group_in(const LinearProblem<T>& problem, std::int64
   }
 }
 
+// Two bfloat16 are a word whose halves are the upper halves of their float32: one instruction each,
+// which compilers do not find when they are converted one by one.
+template <typename T>
+__device__ inline void widen_pack(const Pack<T, kWide<T>>& pack,
+                                  Accumulation<T> (&values)[kWide<T>]) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    std::uint32_t words[kWide<T> / 2];
+    std::memcpy(words, pack.values, sizeof words);
+#pragma unroll
+    for (int i = 0; i < kWide<T> / 2; ++i) {
+      const std::uint32_t lower = words[i] << 16, upper = words[i] & 0xffff0000u;
+      std::memcpy(&values[2 * i], &lower, sizeof lower);
+      std::memcpy(&values[2 * i + 1], &upper, sizeof upper);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kWide<T>; ++i) values[i] = widen(pack.values[i]);
+  }
+}
+
 template <typename T>
 __device__ inline void load_features(const LinearProblem<T>& problem, const T* group, int chunk,
                                      Accumulation<T> (&values)[kGroup][kWide<T>]) {
 #pragma unroll
   for (int r = 0; r < kGroup; ++r) {
-    const auto pack = Pack<T, kWide<T>>::load(group + (r * problem.chunks + chunk) * kWide<T>);
-#pragma unroll
-    for (int i = 0; i < kWide<T>; ++i) values[r][i] = widen(pack.values[i]);
+    widen_pack(Pack<T, kWide<T>>::load(group + (r * problem.chunks + chunk) * kWide<T>), values[r]);
   }
 }
 
@@ -133,9 +151,9 @@ __device__ inline void logits_of_group(const LinearProblem<T>& problem,
   }
 }
 
-// Columns of the weights' gradient that a thread sums up at a time.
+// Columns of the weights' gradient that a thread sums up at a time; they divide kColumns.
 template <typename T, int kColumns>
-constexpr int kSumColumns = kWide<T> == 8 ? kColumns / 2 : kColumns;
+constexpr int kSumColumns = kWide<T> == 8 ? 4 : kColumns;
 
 // Adds a tile's share to one chunk of kSumColumns rows of the weights' gradient. `rows` is a
 // multiple of kGroup.
@@ -183,8 +201,7 @@ __device__ inline void write_features_gradient(const LinearProblem<T>& problem,
   A sums[kGroup][kWide<T>] = {};
   const A* weight = memory.weight + place_of_chunk<T>(chunk);
   const A* factors = memory.features_factors + group * kGroup;
-#pragma unroll 4
-  for (int m = 0; m < problem.columns; ++m) {
+  const auto add_column = [&] {
     A w[kWide<T>], factor[kGroup];
     load_chunk<T>(weight, w);
     load_four(factors, factor);
@@ -195,7 +212,15 @@ __device__ inline void write_features_gradient(const LinearProblem<T>& problem,
 #pragma unroll
       for (int i = 0; i < kWide<T>; ++i) sums[r][i] += factor[r] * w[i];
     }
+  };
+  int m = 0;
+#pragma unroll 1
+  for (; m + 4 <= problem.columns; m += 4) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) add_column();
   }
+#pragma unroll 1
+  for (; m < problem.columns; ++m) add_column();
 #pragma unroll
   for (int r = 0; r < kGroup; ++r) {
     if (r >= rows) break;

@@ -149,17 +149,28 @@ int lnl_emulated_scale_gradient(void* gradient, std::int64_t elements, int dtype
   });
 }
 
-// Whether the linear head fits on chip, whatever its targets and whichever gradients are wanted.
-int lnl_emulated_linear_fits(int dtype, std::int64_t rows, std::int64_t heads, std::int64_t classes,
-                             std::int64_t width, int multiprocessors, int shared_memory) {
+// How the launcher launches a linear head with labels and all gradients, at aligned addresses;
+// `dense`: whatever its targets. `facts`: threads of a block, blocks on a multiprocessor, rows of a
+// tile, columns of a tile, bytes of shared memory. Returns whether it fits on chip.
+int lnl_emulated_linear_launch(int dtype, std::int64_t rows, std::int64_t heads,
+                               std::int64_t classes, std::int64_t width, int dense,
+                               int shared_memory, std::int64_t* facts) {
   using namespace lnl::cuda;
   LinearBiasLossCall call;
+  const std::int64_t label = 0;
   call.loss.dtype = static_cast<Dtype>(dtype);
   call.loss.rows = rows;
   call.loss.heads = heads;
   call.loss.classes = classes;
+  call.loss.labels = dense != 0 ? nullptr : &label;
   call.width = width;
   call.weight_gradient = &call;
-  return linear_launch_facts(call, Device{multiprocessors, shared_memory}).on_chip;
+  const LinearLaunchFacts found = linear_launch_facts(call, Device{132, shared_memory});
+  facts[0] = found.threads;
+  facts[1] = found.blocks_per_multiprocessor;
+  facts[2] = found.tile_rows;
+  facts[3] = found.tile_columns;
+  facts[4] = static_cast<std::int64_t>(found.shared_memory);
+  return found.on_chip;
 }
 }
