@@ -10,7 +10,7 @@ import math
 
 from torch import Tensor
 
-from lnl_ext.reference import BiasTerms
+from lnl_ext.bias_terms import BiasTerms
 from lnl_ext.types import BiasLoss
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lnl_ext import ops
+from lnl_ext.bias_terms import BiasTerms, bias_terms, combine
 from lnl_ext.given_denominators import divide_sums, divide_terms, fold_heads
-from lnl_ext.reference import BiasTerms, bias_terms, combine
 from lnl_ext.types import BiasLoss
 
 _REDUCTION_NAMES = {number: name for name, number in ops.REDUCTIONS.items()}

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from lnl_ext.reference import bias_terms, fused_bias_loss
+from lnl_ext.bias_terms import bias_terms
+from lnl_ext.reference import fused_bias_loss
 
 REDUCE = {"mean": torch.mean, "sum": torch.sum, "none": lambda x: x}
 OPTIONS = list(
