@@ -273,6 +273,33 @@ GradientTensors run_call(Call& call, std::vector<Sums>& total) {
           result(gradients.bias, arguments.head_gradient && arguments.head_bias.has_value())};
 }
 
+LinearBiasLossArguments collect(const at::Tensor& features, const at::Tensor& head_weight,
+                                const std::optional<at::Tensor>& head_bias,
+                                const at::Tensor& target, const std::optional<at::Tensor>& weight,
+                                const std::optional<at::Tensor>& reversal,
+                                const std::optional<at::Tensor>& entropy_weight,
+                                const std::optional<at::Tensor>& confusion_weight,
+                                int64_t ignore_index, double label_smoothing, int64_t reduction,
+                                bool mask_entropy, int64_t heads, bool features_gradient,
+                                bool head_gradient) {
+  return {features,
+          head_weight,
+          head_bias,
+          {{},
+           target,
+           weight,
+           reversal,
+           entropy_weight,
+           confusion_weight,
+           ignore_index,
+           label_smoothing,
+           static_cast<Reduction>(reduction),
+           mask_entropy,
+           heads},
+          features_gradient,
+          head_gradient};
+}
+
 // Matrix products in here are of the operator: neither autograd nor autocast has a say in them.
 struct PlainTensors {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
@@ -293,22 +320,9 @@ ForwardResult linear_bias_loss(const at::Tensor& features, const at::Tensor& hea
                                bool head_gradient) {
   const PlainTensors guard;
   at::Tensor denominators;
-  Call call = make_call({features,
-                         head_weight,
-                         head_bias,
-                         {{},
-                          target,
-                          weight,
-                          reversal,
-                          entropy_weight,
-                          confusion_weight,
-                          ignore_index,
-                          label_smoothing,
-                          static_cast<Reduction>(reduction),
-                          mask_entropy,
-                          heads},
-                         features_gradient,
-                         head_gradient},
+  Call call = make_call(collect(features, head_weight, head_bias, target, weight, reversal,
+                                entropy_weight, confusion_weight, ignore_index, label_smoothing,
+                                reduction, mask_entropy, heads, features_gradient, head_gradient),
                         denominators);
   const BiasLossArguments& loss = call.arguments.loss;
   const Coefficients coefficients = call.problem.coefficients;
@@ -339,22 +353,9 @@ GradientTensors linear_bias_loss_backward(
     bool head_gradient) {
   const PlainTensors guard;
   at::Tensor divisors = denominators;
-  Call call = make_call({features,
-                         head_weight,
-                         head_bias,
-                         {{},
-                          target,
-                          weight,
-                          reversal,
-                          entropy_weight,
-                          confusion_weight,
-                          ignore_index,
-                          label_smoothing,
-                          static_cast<Reduction>(reduction),
-                          mask_entropy,
-                          heads},
-                         features_gradient,
-                         head_gradient},
+  Call call = make_call(collect(features, head_weight, head_bias, target, weight, reversal,
+                                entropy_weight, confusion_weight, ignore_index, label_smoothing,
+                                reduction, mask_entropy, heads, features_gradient, head_gradient),
                         divisors);
   const at::Tensor upstream = prepare_upstream(grad_loss, call.arguments.loss);
   call.problem.upstream = upstream.const_data_ptr();
