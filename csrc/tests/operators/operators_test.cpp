@@ -4,12 +4,13 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 
 #include <cstdio>
-#include <cstring>
 #include <optional>
 #include <string>
 #include <thread>
 #include <tuple>
 #include <vector>
+
+#include "capability.h"
 
 namespace {
 
@@ -23,7 +24,6 @@ using Forward = Results(const Tensor&, const Tensor&, const Coefficient&, const 
 constexpr double kReversal = 0.5;
 constexpr double kEntropyWeight = 0.25;
 constexpr int64_t kSum = 2;
-constexpr int kSkipped = 77;  // what ctest is told to report as skipped
 
 struct Case {
   std::vector<int64_t> shape;  // [N, heads * C, *S]
@@ -136,19 +136,6 @@ bool check(const Case& c) {
   return true;
 }
 
-bool supported(const char* capability) {
-#if defined(__x86_64__)
-  if (std::strcmp(capability, "avx2") == 0) {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  }
-  if (std::strcmp(capability, "avx512") == 0) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  }
-#endif
-  return std::strcmp(capability, "default") == 0;
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -156,9 +143,9 @@ int main(int argc, char** argv) {
     std::printf("usage: operators_test default|avx2|avx512, as in ATEN_CPU_CAPABILITY\n");
     return 2;
   }
-  if (!supported(argv[1])) {
+  if (!lnl::testing::supported(argv[1])) {
     std::printf("this processor has no %s\n", argv[1]);
-    return kSkipped;
+    return lnl::testing::kSkipped;
   }
   at::manual_seed(0);
   const std::vector<std::pair<std::vector<int64_t>, int64_t>> shapes = {
