@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -104,14 +105,15 @@ class BatchStream:
     ----------
     batches
         A `torch.utils.data.DataLoader`, `TensorBatches`, or anything with a length that can be
-        passed over again. If it or its ``batch_sampler`` has an attribute ``generator``, that is
-        part of the state.
+        passed over again. The generators of it and of its samplers (their attribute
+        ``generator``) are part of the state.
 
     Raises
     ------
     TypeError, ValueError
-        If ``batches`` has no length, or is empty; or if there are several processes and it is a
-        DataLoader that gives each of them every sample.
+        If ``batches`` has no length, or is empty; if it is a DataLoader with
+        ``persistent_workers``; or if there are several processes and it is a DataLoader that gives
+        each of them every sample.
     """
 
     def __init__(self, batches: Iterable[Batch]) -> None:
@@ -133,17 +135,26 @@ class BatchStream:
                 "batches is a DataLoader whose batches are not shared out among the "
                 f"{current().world_size} processes: give it batch_sampler=ShardedBatchSampler(...)"
             )
+        if getattr(batches, "persistent_workers", False):
+            raise ValueError(
+                "batches is a DataLoader with persistent_workers=True, whose workers keep random "
+                "states from pass to pass that no checkpoint can hold: use False"
+            )
         self._batches = batches
-        self._generator: torch.Generator | None = getattr(batches, "generator", None)
-        if self._generator is None:
-            self._generator = getattr(sampler, "generator", None)
+        self._generators = _generators(batches)
         self._pass_began: dict[str, Any] | None = None
 
     def seed(self, seed: int) -> None:
-        """Seed the global generators and that of the batches."""
-        seed_all(seed)
-        if self._generator is not None:
-            self._generator.manual_seed(seed)
+        """Seed the global generators and those of the batches.
+
+        Each process draws other numbers from its global generators, and all the same from those of
+        the batches, which decide on the order.
+        """
+        rank = current().rank
+        own = seed if rank == 0 else int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
+        seed_all(own)
+        for generator in self._generators:
+            generator.manual_seed(seed)
 
     def one_pass(self, offset: int) -> Iterator[Batch]:
         """Begin a pass, or enter one that was left after ``offset`` batches.
@@ -153,16 +164,16 @@ class BatchStream:
         draws.
         """
         if offset == 0:
-            self._pass_began = capture_random_state(self._generator)
+            self._pass_began = capture_random_state(self._generators)
             iterator = iter(self._batches)
         else:
-            here = capture_random_state(self._generator)
+            here = capture_random_state(self._generators)
             assert self._pass_began is not None
-            restore_random_state(self._pass_began, self._generator)
+            restore_random_state(self._pass_began, self._generators)
             iterator = iter(self._batches)
             for _ in itertools.islice(iterator, offset):
                 pass
-            restore_random_state(here, self._generator)
+            restore_random_state(here, self._generators)
         yielded = offset
         for batch in iterator:
             yielded += 1
@@ -174,12 +185,21 @@ class BatchStream:
 
     def state_dict(self) -> dict[str, Any]:
         """Return every random state now and at the beginning of the pass."""
-        return {"now": capture_random_state(self._generator), "pass_began": self._pass_began}
+        return {"now": capture_random_state(self._generators), "pass_began": self._pass_began}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` returned."""
-        restore_random_state(state["now"], self._generator)
+        restore_random_state(state["now"], self._generators)
         self._pass_began = state["pass_began"]
+
+
+def _generators(batches: Any) -> list[torch.Generator]:
+    """Return the generators that decide on the order of batches, each once."""
+    sampler = getattr(batches, "batch_sampler", None)
+    inner = getattr(sampler, "sampler", None)
+    places = (batches, getattr(batches, "sampler", None), sampler, inner)
+    found = [getattr(place, "generator", None) for place in places]
+    return list({id(place): place for place in found if place is not None}.values())
 
 
 def to_device(batch: Batch, names: Collection[str], device: torch.device) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import zipfile
@@ -50,7 +51,8 @@ def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None
     except (OSError, RuntimeError, *_UNPICKLABLE) as error:  # a full disk may be either of two
         raise CheckpointError(f"could not write checkpoint {path}: {error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # which would hide why it could not be written
+            temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections.abc import Iterator
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,10 @@ TIMEOUT = datetime.timedelta(minutes=10)
 """How long a process waits for the others by default before it takes them for lost."""
 
 _VARIABLES = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # beside RANK
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the run ended, or did not answer in time."""
 
 
 class Processes(NamedTuple):
@@ -104,6 +108,82 @@ def current() -> Processes:
     return Processes(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", 0)))
 
 
+@contextlib.contextmanager
+def naming_lost_processes() -> Iterator[None]:
+    """Turn the error of a connection that broke into one that says what it means.
+
+    Raises
+    ------
+    LostProcessError
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if current().world_size == 1 or not _is_of_connection(error):
+            raise
+        rank, world_size, _ = current()
+        raise LostProcessError(
+            f"process {rank} of {world_size} lost another one, which ended or did not answer in "
+            "time: the reason is among the messages of that one. Start all of them again to go on "
+            "from the last checkpoint"
+        ) from error
+
+
+def _is_of_connection(error: RuntimeError) -> bool:
+    # gloo's errors have no type of their own; its source file is in their text.
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Return the sum of what every process calls it with; overwrites ``values``."""
+    if current().world_size > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def on_main(function: Callable[[], _T]) -> _T:
+    """Call ``function`` in process 0 only. Every process gets its result, or raises its error."""
+    if current().world_size == 1:
+        return function()
+    outcome: list[Any] = [None, None]
+    if current().is_main:
+        try:
+            outcome[0] = function()
+        except Exception as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0)
+    result, failure = outcome
+    if failure is not None:
+        raise failure
+    return cast(_T, result)
+
+
+def gather_objects(own: _T) -> list[_T]:
+    """Return what every process calls it with, by rank."""
+    _, world_size, _ = current()
+    if world_size == 1:
+        return [own]
+    gathered: list[Any] = [None] * world_size
+    dist.all_gather_object(gathered, own)
+    return gathered
+
+
+def check_alike(**values: object) -> None:
+    """Refuse values that are not the same in all processes.
+
+    Raises
+    ------
+    ValueError
+        In every process, with the name of the first such value and what each has.
+    """
+    gathered = gather_objects(values)
+    for name in values:
+        found = [process[name] for process in gathered]
+        if any(value != found[0] for value in found):
+            listed = "; ".join(f"process {rank}: {value!r}" for rank, value in enumerate(found))
+            raise ValueError(f"{name} is not the same in all processes ({listed})")
+
+
 def shard(dataset: Dataset[_T]) -> Dataset[_T]:
     """Return this process's share of a data set to evaluate on: every sample is in exactly one.
 
@@ -143,8 +223,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     _, world_size, _ = current()
     if world_size == 1:
         return rows
-    parts: list[Any] = [None] * world_size
-    dist.all_gather_object(parts, rows)
+    parts = gather_objects(rows)
     total = sum(len(part) for part in parts)
     lengths = [len(part) for part in parts]
     if lengths != [len(range(rank, total, world_size)) for rank in range(world_size)]:

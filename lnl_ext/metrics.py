@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from lnl_ext.denominators import Term
+from lnl_ext.distributed import sum_over_processes
 
 Record = dict[str, Any]
 
@@ -27,6 +28,9 @@ class LossMeter:
 
     Terms stay on their device until :meth:`flush`, which moves all of them in one transfer, so
     that a training step on a GPU need not wait for the host. Every value is checked there.
+
+    With several processes the terms of each are of its part of the batch, and the means are those
+    of whole batches. All must flush at the same steps, and all find the same values.
     """
 
     def __init__(self) -> None:
@@ -55,7 +59,7 @@ class LossMeter:
             return
         pending, self._pending = self._pending, []
         parts = [part for _, terms in pending for term in terms.values() for part in term]
-        values = iter(torch.stack(parts).tolist())
+        values = iter(sum_over_processes(torch.stack(parts)).tolist())
         for where, terms in pending:
             step = {name: (next(values), next(values)) for name in terms}
             means = {name: _quotient(total, weight) for name, (total, weight) in step.items()}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 
-def capture_random_state(generator: torch.Generator | None) -> dict[str, Any]:
-    """Return the state of Python's, NumPy's and torch's generators and of ``generator``."""
+def capture_random_state(generators: Sequence[torch.Generator]) -> dict[str, Any]:
+    """Return the state of Python's, NumPy's and torch's generators and of ``generators``."""
     version, python_state, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002 - as below
     return {
@@ -27,22 +28,23 @@ def capture_random_state(generator: torch.Generator | None) -> dict[str, Any]:
             if torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
             else []
         ),
-        "batches": None if generator is None else generator.get_state(),
+        "batches": [generator.get_state() for generator in generators],
     }
 
 
-def restore_random_state(state: dict[str, Any], generator: torch.Generator | None) -> None:
+def restore_random_state(state: dict[str, Any], generators: Sequence[torch.Generator]) -> None:
     """Put back what :func:`capture_random_state` returned.
 
     Raises
     ------
     ValueError
-        If one of the state and the present batches has a generator and the other has none, or the
-        number of CUDA devices differs.
+        If the state has another number of generators, or of CUDA devices.
     """
-    if (state["batches"] is None) != (generator is None):
-        had, has = ("none", "one") if generator is not None else ("one", "none")
-        raise ValueError(f"the run's batches had {had} generator attribute, these have {has}")
+    if len(state["batches"]) != len(generators):
+        raise ValueError(
+            f"the run's batches had {len(state['batches'])} generators, these have "
+            f"{len(generators)}"
+        )
     version, python_state, gauss = state["python"]
     random.setstate((version, tuple(python_state), gauss))
     keys, position, has_gauss, cached = state["numpy"]
@@ -57,8 +59,8 @@ def restore_random_state(state: dict[str, Any], generator: torch.Generator | Non
                 f"{torch.cuda.device_count()}: their random generators cannot be restored"
             )
         torch.cuda.set_rng_state_all(state["cuda"])
-    if generator is not None:
-        generator.set_state(state["batches"])
+    for generator, generator_state in zip(generators, state["batches"], strict=True):
+        generator.set_state(generator_state)
 
 
 def seed_all(seed: int) -> None:

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,22 +18,21 @@ from lnl_ext.batches import Batch, BatchStream, to_device
 from lnl_ext.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from lnl_ext.config import Stage, TrainerConfig, changed_fields
 from lnl_ext.denominators import BatchCounter, Term
-from lnl_ext.distributed import current
-from lnl_ext.metrics import LossMeter, NonFiniteError, Record, RunLog
-from lnl_ext.stepper import Stepper
-from lnl_ext.updates import (
-    FoolObjective,
-    JointObjective,
-    JointUpdate,
-    PredictObjective,
-    TaskLoss,
-    TwoStepUpdate,
+from lnl_ext.distributed import (
+    check_alike,
+    current,
+    gather_objects,
+    naming_lost_processes,
+    on_main,
 )
+from lnl_ext.metrics import LossMeter, Record, RunLog
+from lnl_ext.replicas import broadcast_buffers, build_update
+from lnl_ext.run_state import RunState
+from lnl_ext.stepper import Stepper
+from lnl_ext.updates import TaskLoss
 
 Evaluate = Callable[["Trainer"], Mapping[str, float]]
 """Called at the end of an epoch; returns figures for its record."""
-
-_Objective = TypeVar("_Objective", JointObjective, FoolObjective, PredictObjective)
 
 CHECKPOINT = "checkpoint.pt"
 """Name of the checkpoint in a run's output folder."""
@@ -76,6 +75,11 @@ class Trainer:
     >>> trainer = Trainer(f, g, {"colour": BiasAdversary(head)}, TrainerConfig(epochs=3))
     >>> history = trainer.fit(batches, output="runs/colour")
 
+    With several processes (`lnl_ext.distributed`), connected before, the same program in each of
+    them trains as one process with the whole batch does, but for what is drawn at random in the
+    networks and for the statistics of batch norm, which are over the share of each process; those
+    of process 0 are kept. ``task_loss`` must then be a mean over samples that all weigh alike.
+
     To go on after an interruption, build the same trainer and load before :meth:`fit`:
 
     >>> trainer.load("runs/colour/checkpoint.pt")
@@ -110,27 +114,15 @@ class Trainer:
                 module.to(memory_format=torch.channels_last)
         heads = itertools.chain.from_iterable(a.parameters() for a in self.adversaries.values())
         self.stepper = Stepper(self._network, heads, config, self.device.type)
-        self._update = self._build_update(task_loss)
+        self._state = RunState(features, classifier, self.adversaries, self.stepper)
+        self._processes = current()
+        self._update = build_update(
+            features, classifier, self.adversaries, task_loss, config, self.stepper
+        )
         self._counter = BatchCounter(self.adversaries)
         self._meter = LossMeter()
         self._stream: BatchStream | None = None
         self._loaded_stream: dict[str, Any] | None = None
-
-    # ------------------------------------------------------------------ construction
-
-    def _build_update(self, task_loss: TaskLoss) -> JointUpdate | TwoStepUpdate:
-        def objective(kind: type[_Objective]) -> _Objective:
-            built = kind(self.features, self.classifier, self.adversaries, task_loss)
-            if self.config.compile:
-                built.compile()
-            return built
-
-        joint = JointUpdate(objective(JointObjective), self.stepper)
-        if self.config.update == "joint" or not self.adversaries:
-            return joint
-        return TwoStepUpdate(
-            joint, objective(FoolObjective), objective(PredictObjective), self.stepper
-        )
 
     def _start(self, steps_per_epoch: int) -> None:
         """Fix the length of the run, which the learning rate schedules need."""
@@ -157,13 +149,17 @@ class Trainer:
         ----------
         batches : sized iterable of (images, labels, {adversary: bias target})
             A `torch.utils.data.DataLoader`, `lnl_ext.batches.TensorBatches`, or anything with a
-            length that can be passed over again. Its attribute ``generator``, if it has one, is
-            seeded with the run's seed, and its state is part of the checkpoint.
+            length that can be passed over again. Its attribute ``generator``, if it or its samplers
+            have one, is seeded with the run's seed, and its state is part of the checkpoint. With
+            several processes every one is given its share of each batch
+            (`lnl_ext.batch_sampler.ShardedBatchSampler`, which `TensorBatches` uses).
         output : path, optional
             Folder for ``metrics.jsonl`` (a line per epoch), ``checkpoint.pt`` (written at the end
-            of every epoch) and ``tensorboard/``.
+            of every epoch) and ``tensorboard/``. With several processes process 0 writes.
         evaluate : callable, optional
             Called with the trainer at the end of every epoch; its figures join the epoch's record.
+            With several processes it is called in all, which may share the work
+            (`lnl_ext.distributed.shard`); the figures of process 0 count.
         checkpoint_every : int, optional
             Write a checkpoint every so many steps as well.
         log_every : int, optional
@@ -182,14 +178,16 @@ class Trainer:
             A loss or a weight became NaN or infinite. The last checkpoint is from before that.
         FileExistsError
             ``output`` holds the checkpoint of another run.
+        LostProcessError
+            Another process of the run ended, or did not answer in time. The last checkpoint is
+            whole.
         RuntimeError
-            Several processes take part (`lnl_ext.distributed`): the trainer does not exchange
-            gradients, each would train a model of its own.
+            Processes were connected after this trainer was made.
         """
-        if current().world_size > 1:
+        if current() != self._processes:
             raise RuntimeError(
-                f"{current().world_size} processes take part, but Trainer trains in one: it does "
-                "not exchange gradients"
+                f"{current().world_size} processes take part, but {self._processes.world_size} did "
+                "when this Trainer was made: connect them before"
             )
         for name, every in (("checkpoint_every", checkpoint_every), ("log_every", log_every)):
             if every is not None and every < 1:
@@ -197,28 +195,40 @@ class Trainer:
         if checkpoint_every is not None and output is None:
             raise ValueError("checkpoint_every needs output, the folder to write to")
         folder = None if output is None else Path(output)
-        stream = BatchStream(batches)
-        self._begin(stream, folder)
-        assert self.steps_per_epoch is not None
-        stages = self.config.stages(self.steps_per_epoch)
-        with RunLog(
-            folder,
-            total_steps=sum(stage.steps for stage in stages),
-            done_steps=self.step,
-            tensorboard=tensorboard,
-            progress=progress,
-        ) as log:
-            run = _Run(stream, log, folder, evaluate, checkpoint_every, log_every)
-            for stage in stages:
-                while self.step < stage.first + stage.steps:
-                    self._run_epoch(stage, run)
-                    self._end_epoch(stage, run)
+        with naming_lost_processes():
+            stream = BatchStream(batches)
+            check_alike(
+                config=self.config.to_dict(),
+                adversaries=list(self.adversaries),
+                step=self.step,
+                batches=stream.steps,
+                output=output is not None,
+                checkpoint_every=checkpoint_every,
+                log_every=log_every,
+                evaluate=evaluate is not None,
+            )
+            self._begin(stream, folder)
+            assert self.steps_per_epoch is not None
+            stages = self.config.stages(self.steps_per_epoch)
+            writes = self._processes.is_main
+            with RunLog(
+                folder if writes else None,
+                total_steps=sum(stage.steps for stage in stages),
+                done_steps=self.step,
+                tensorboard=tensorboard and writes,
+                progress=progress and writes,
+            ) as log:
+                run = _Run(stream, log, folder, evaluate, checkpoint_every, log_every)
+                for stage in stages:
+                    while self.step < stage.first + stage.steps:
+                        self._run_epoch(stage, run)
+                        self._end_epoch(stage, run)
         return self.history
 
     def _begin(self, stream: BatchStream, folder: Path | None) -> None:
         """Seed a new run, or put a loaded one's random state back."""
         if self.steps_per_epoch is None:
-            if folder is not None and (folder / CHECKPOINT).exists():
+            if on_main(lambda: folder is not None and (folder / CHECKPOINT).exists()):
                 raise FileExistsError(
                     f"output {folder} holds the checkpoint of another run: load it to go on from "
                     "there, or give another folder"
@@ -302,7 +312,9 @@ class Trainer:
         record = self._record("epoch", stage, epoch) | self._meter.means()
         self._meter.reset()
         if run.evaluate is not None:
-            figures = {name: float(value) for name, value in run.evaluate(self).items()}
+            broadcast_buffers(self._state.modules())
+            found = {name: float(value) for name, value in run.evaluate(self).items()}
+            figures = on_main(lambda: found)
             taken = sorted(record.keys() & figures.keys())
             if taken:
                 raise ValueError(f"evaluate gave {', '.join(taken)}, which the record has already")
@@ -331,6 +343,8 @@ class Trainer:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the whole state of the run between two steps to ``path``.
 
+        With several processes each must call it; process 0 writes.
+
         Raises
         ------
         CheckpointError
@@ -343,6 +357,7 @@ class Trainer:
         if self._stream is None:
             raise RuntimeError("there is nothing to save: fit has not been called")
         self._meter.flush()  # a loss that is not finite is found before it is saved
+        broadcast_buffers(self._state.modules())
         state: dict[str, Any] = {
             "config": self.config.to_dict(),
             "step": self.step,
@@ -350,27 +365,17 @@ class Trainer:
             "seconds": self.seconds,
             "history": self.history,
             "meter": self._meter.state_dict(),
-            "stream": self._stream.state_dict(),
+            "streams": gather_objects(self._stream.state_dict()),
+            **self._state.state_dict(self.step),
         }
-        for name, part in self._parts().items():
-            state[name] = part.state_dict()
-            if isinstance(part, nn.Module):
-                self._check_finite(name, state[name])
-        save_checkpoint(path, state)
-
-    def _check_finite(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Refuse weights that a finite loss with an infinite gradient has spoilt."""
-        for key, tensor in tensors.items():
-            if tensor.is_floating_point() and not tensor.isfinite().all():
-                raise NonFiniteError(
-                    f"{key} of {name} is not finite after step {self.step}: not saved"
-                )
+        on_main(lambda: save_checkpoint(path, state))
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Take over the state that :meth:`save` wrote; :meth:`fit` then goes on from there.
 
         The result is that of the uninterrupted run, bit for bit on the CPU with the same number
-        of threads.
+        of threads. With several processes each must call it, and their number must be that of the
+        run.
 
         Raises
         ------
@@ -386,16 +391,14 @@ class Trainer:
                 raise ValueError(
                     f"it was written with another configuration ({'; '.join(changes)})"
                 )
-            self._start(state["steps_per_epoch"])
-            parts = self._parts()
-            missing, surplus = parts.keys() - state.keys(), _part_names(state) - parts.keys()
-            if missing or surplus:
+            processes, written_by = self._processes.world_size, len(state["streams"])
+            if written_by != processes:
                 raise ValueError(
-                    f"it has {sorted(surplus) or 'nothing'} that this trainer lacks and lacks "
-                    f"{sorted(missing) or 'nothing'} that this trainer has"
+                    f"it was written by {written_by} processes, here are {processes}: random "
+                    "states and shares of a batch belong to their number"
                 )
-            for name, part in parts.items():
-                part.load_state_dict(state[name])
+            self._start(state["steps_per_epoch"])
+            self._state.load_state_dict(state)
         except (ValueError, RuntimeError, KeyError) as error:
             raise CheckpointError(
                 f"checkpoint {path} does not fit this trainer: {error}"
@@ -404,18 +407,7 @@ class Trainer:
         self.seconds = state["seconds"]
         self.history = list(state["history"])
         self._meter.load_state_dict(state["meter"])
-        self._stream, self._loaded_stream = None, state["stream"]
-
-    def _parts(self) -> dict[str, Any]:
-        """Return everything with a state_dict, by its name in a checkpoint."""
-        parts: dict[str, Any] = {"features": self.features, "classifier": self.classifier}
-        parts |= {f"adversary:{name}": part for name, part in self.adversaries.items()}
-        return parts | self.stepper.parts()
-
-
-def _part_names(state: Mapping[str, Any]) -> set[str]:
-    whole = {"features", "classifier", "averaged", "scaler"}
-    return {name for name in state if ":" in name or name in whole}
+        self._stream, self._loaded_stream = None, state["streams"][self._processes.rank]
 
 
 class _Apply(nn.Module):

@@ -8,7 +8,7 @@ the entropy of an adversary is the sum over its heads, as everywhere in this pac
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ from lnl_ext.types import BiasLoss
 
 Terms = dict[str, Tensor]
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
+Compute = Callable[..., tuple[Tensor, Terms]]
+"""An `Objective`, by itself or as a part of a module that was wrapped."""
 
 
 class Objective(nn.Module):
@@ -113,7 +115,22 @@ class JointObjective(Objective):
 
 
 class FoolObjective(Objective):
-    """Step 1 of the authors' procedure: the task loss minus the weighted entropies."""
+    """Step 1 of the authors' procedure: the task loss minus the weighted entropies.
+
+    Raises
+    ------
+    ValueError
+        If an adversary has a confusion_weight.
+    """
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        for name, adversary in self.named_adversaries():
+            if not adversary.known_zero("confusion_weight"):
+                raise ValueError(
+                    f"adversary {name!r} has a confusion_weight, which the authors' procedure does "
+                    'not have: use update="joint"'
+                )
 
     def forward(
         self,
@@ -164,7 +181,7 @@ class PredictObjective(Objective):
 class JointUpdate:
     """One forward of f, g and the heads, one backward, one step of both optimisers."""
 
-    def __init__(self, objective: JointObjective, stepper: Stepper) -> None:
+    def __init__(self, objective: Compute, stepper: Stepper) -> None:
         self.objective = objective
         self.stepper = stepper
 
@@ -182,7 +199,7 @@ class JointUpdate:
         with self.stepper.autocast():
             loss, terms = self.objective(images, labels, bias, detached, shares)
         self.stepper.backward_and_step(loss, self.stepper.optimizers)
-        return cast(Terms, terms)
+        return terms
 
 
 class TwoStepUpdate:
@@ -199,16 +216,10 @@ class TwoStepUpdate:
     def __init__(
         self,
         pretraining: JointUpdate,
-        fool: FoolObjective,
-        predict: PredictObjective,
+        fool: Compute,
+        predict: Compute,
         stepper: Stepper,
     ) -> None:
-        for name, adversary in fool.named_adversaries():
-            if not adversary.known_zero("confusion_weight"):
-                raise ValueError(
-                    f"adversary {name!r} has a confusion_weight, which the authors' procedure does "
-                    'not have: use update="joint"'
-                )
         self.pretraining = pretraining
         self.fool = fool
         self.predict = predict
@@ -234,7 +245,7 @@ class TwoStepUpdate:
         with self.stepper.autocast():
             loss, predicted = self.predict(images, bias, shares)
         self.stepper.backward_and_step(loss, self.stepper.optimizers)
-        return cast(Terms, terms | predicted)
+        return terms | predicted
 
 
 def _given(shares: Shares | None, name: str) -> Tensor | None:

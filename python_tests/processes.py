@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
+import datetime
 import functools
 import multiprocessing
+import multiprocessing.context
 import os
 import socket
 from collections.abc import Callable
@@ -25,9 +27,14 @@ needs_gloo = pytest.mark.skipif(
 @functools.cache
 def _workers(world_size: int) -> concurrent.futures.ProcessPoolExecutor:
     """Processes that have torch loaded; kept, since starting one takes seconds."""
+    return concurrent.futures.ProcessPoolExecutor(world_size, mp_context=forkserver())
+
+
+def forkserver() -> multiprocessing.context.ForkServerContext:
+    """What starts processes that have torch loaded already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lnl_ext"])
-    return concurrent.futures.ProcessPoolExecutor(world_size, mp_context=context)
+    context.set_forkserver_preload(["lnl_ext", "trainer_runs"])
+    return context
 
 
 def free_port() -> int:
@@ -37,9 +44,15 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def _member(
-    rank: int, world_size: int, port: int, function: Callable[..., Any], arguments: Any
+def member(
+    rank: int,
+    world_size: int,
+    port: int,
+    function: Callable[..., Any],
+    arguments: Any,
+    timeout: datetime.timedelta = distributed.TIMEOUT,
 ) -> Any:
+    """Call ``function`` as the process ``rank`` of several."""
     torch.set_num_threads(1)
     variables = {
         "RANK": rank,
@@ -50,7 +63,7 @@ def _member(
     }
     os.environ.update({name: str(value) for name, value in variables.items()})
     try:
-        with distributed.from_environment():
+        with distributed.from_environment(timeout):
             return function(*arguments)
     finally:
         for name in variables:
@@ -66,7 +79,7 @@ def in_processes(function: Callable[..., Any], *arguments: Any, world_size: int 
     workers = _workers(world_size)
     # A member waits for the others, so that each is taken by a worker of its own.
     futures = [
-        workers.submit(_member, rank, world_size, port, function, arguments)
+        workers.submit(member, rank, world_size, port, function, arguments)
         for rank in range(world_size)
     ]
     return [future.result(timeout=120) for future in futures]

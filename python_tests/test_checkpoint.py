@@ -205,17 +205,17 @@ def test_random_state_comes_back_through_a_file(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(4)
     seed_all(1)
     draws(generator)  # leaves half a pair of gaussians in Python's and NumPy's generators
-    save_checkpoint(tmp_path / "c.pt", {"random": capture_random_state(generator)})
+    save_checkpoint(tmp_path / "c.pt", {"random": capture_random_state([generator])})
     expected = draws(generator)
     seed_all(2)
     generator.manual_seed(0)
-    restore_random_state(load_checkpoint(tmp_path / "c.pt")["random"], generator)
+    restore_random_state(load_checkpoint(tmp_path / "c.pt")["random"], [generator])
     assert draws(generator) == expected
 
 
 def test_random_state_of_batches_with_and_without_generator_do_not_mix() -> None:
-    with pytest.raises(ValueError, match="batches had one generator attribute, these have none"):
-        restore_random_state(capture_random_state(torch.Generator()), None)
+    with pytest.raises(ValueError, match="batches had 1 generators, these have 0"):
+        restore_random_state(capture_random_state([torch.Generator()]), [])
 
 
 def test_seed_all_seeds_every_global_generator() -> None:

@@ -15,7 +15,6 @@ from lnl_ext.batch_sampler import ShardedBatchSampler
 from lnl_ext.batches import BatchStream, TensorBatches
 from lnl_ext.distributed import Processes
 from lnl_ext.evaluation import Predictions
-from lnl_ext.trainer import Trainer
 
 
 def samplers(world_size: int, samples: int, batch_size: int, **options: Any) -> list[Any]:
@@ -172,18 +171,3 @@ def test_batches_are_shared_out_and_loaders_that_do_not_are_refused() -> None:
     for tensors, loader, message in results:
         assert tensors == loader
         assert "not shared out among the 2 processes: give it batch_sampler=Sharded" in message
-
-
-def _fit_here() -> str:
-    torch.distributed.barrier()  # nobody leaves before all are connected
-    trainer = Trainer(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
-    batches = TensorBatches(torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64), batch_size=2)
-    with pytest.raises(RuntimeError) as error:
-        trainer.fit(batches, progress=False)
-    return str(error.value)
-
-
-@needs_gloo
-def test_the_trainer_refuses_to_train_a_model_in_every_process() -> None:
-    for message in in_processes(_fit_here):
-        assert message.startswith("2 processes take part, but Trainer trains in one")
