@@ -1,0 +1,34 @@
+"""The example of docs/processes.md, alone and under torchrun."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from processes import needs_gloo
+
+from lnl_ext.checkpoint import load_checkpoint
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "processes.md"
+
+
+@needs_gloo
+def test_the_example_trains_in_two_processes(tmp_path: Path) -> None:
+    (example, *_) = re.findall(r"```py\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "run.py").write_text(example, encoding="utf-8")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, "run.py"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert 0 <= float(done.stdout) <= 1  # one line, of process 0
+    assert len(load_checkpoint(tmp_path / "out" / "checkpoint.pt")["streams"]) == 2
