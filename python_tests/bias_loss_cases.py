@@ -222,7 +222,7 @@ def moved_by_rounding(inputs: Inputs, gradient: Tensor) -> Tensor:
 
 
 def assert_matches_oracle(inputs: Inputs, results: Results) -> None:
-    """Hold `results` against the reference evaluated in float64 on the same logits.
+    """Hold `results`, on any device, against the float64 reference on the same logits, on the CPU.
 
     Values and gradients are compared norm by norm, relative to the norms of the terms that they
     are made of: between the terms, which the coefficients may set against each other, there is no
@@ -242,7 +242,7 @@ def assert_matches_oracle(inputs: Inputs, results: Results) -> None:
         expected = sum(parts)
         assert actual.dtype == accumulate, name
         assert actual.shape == expected.shape, name
-        difference = distance(actual.double(), expected)
+        difference = distance(actual.cpu().double(), expected)
         assert difference <= tolerance * size(parts) + sum(moved), (
             f"{name} is off by {difference:.3g}, norm {expected.norm():.6g}, in case {case}"
         )
@@ -273,7 +273,7 @@ def assert_matches_oracle(inputs: Inputs, results: Results) -> None:
         assert actual.dtype == case.dtype, name
         expected = sum(parts)
         assert actual.shape == expected.shape, name
-        difference = distance(actual.double(), expected)
+        difference = distance(actual.cpu().double(), expected)
         bound = TOLERANCE[case.dtype] * size(parts) + tolerance * p_size + floor
         for part in parts:
             change = moved_by_rounding(inputs, part)

@@ -183,7 +183,9 @@ def test_mixed_precision_with_a_loss_scaler(device: torch.device, dtype: torch.d
         assert (head.weight.grad - exact).norm() <= 0.05 * exact.norm()
 
 
-def test_the_adversary_gives_every_network_its_gradient(device: torch.device):
+def test_the_adversary_gives_every_network_its_gradient(device, monkeypatch):
+    # cuDNN's convolutions round to 11 bits where that is allowed, and sums of gradients differ.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     torch.manual_seed(0)
     for head, shape in (
         (torch.nn.Linear(8, 5), (64, 8)),
@@ -241,7 +243,7 @@ def test_work_is_on_the_current_stream(cuda_device: torch.device, which: int):
         doubled = [leaf.detach().mul(1.0).requires_grad_() for leaf in leaves]
         actual = torch.autograd.grad(loss(*doubled), doubled)
     torch.cuda.current_stream().wait_stream(stream)
-    assert all(map(torch.equal, actual, expected))
+    torch.testing.assert_close(actual, expected)  # cuBLAS may choose otherwise on another stream
 
 
 @pytest.mark.parametrize("target", [5, -3, 2**40])

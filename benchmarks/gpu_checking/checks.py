@@ -156,8 +156,9 @@ def graph_capture(device: torch.device) -> list[str]:
         replay()
         if device.type == "cuda":
             torch.cuda.synchronize()
+        # Old numbers would be far away. cuBLAS may choose otherwise in a graph, so not bit by bit.
         for got, wanted in zip(outputs, operation.gradients(), strict=True):
-            if not torch.equal(got, wanted):
+            if not (got - wanted).norm() <= 1e-4 * wanted.norm():
                 raise RuntimeError(
                     f"{operation.name}: the replayed graph gives other gradients than the same "
                     "call outside"
