@@ -34,7 +34,7 @@ def of(name: str, command, least: float = 5.0, most: float = 5.0, **rest) -> Ste
 
 @pytest.fixture
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deadline, "GRACE", 0.4)
+    monkeypatch.setattr(deadline, "GRACE", 0.8)
 
 
 @given(
@@ -86,11 +86,11 @@ def test_a_step_that_hangs_is_killed_with_all_it_started_and_what_it_said_is_kep
     )
     begin = time.monotonic()
     first, second = run_steps(
-        [of("hangs", hangs, 1.0, 1.5), of("later", shell("echo fine"), 3.0)], 4.5, ROOT
+        [of("hangs", hangs, 2.0, 2.5), of("later", shell("echo fine"), 4.0)], 6.5, ROOT
     )
-    assert time.monotonic() - begin < 4.5
+    assert time.monotonic() - begin < 6.5
     assert (first.status, first.detail, first.output) == ("killed", {"rows": [1]}, ["half way"])
-    assert 1.0 <= first.limit <= 1.5
+    assert 2.0 <= first.limit <= 2.5
     assert second.status == "passed"
     for _ in range(100):  # init may take a moment to collect it
         if not alive(int(pid.read_text())):
@@ -107,16 +107,13 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
-def test_tests_that_run_out_of_time_still_count(tmp_path: Path):
-    (tmp_path / "test_it.py").write_text(
-        "import time\ndef test_a(): pass\ndef test_b(): time.sleep(1000)\n"
-    )
-    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--rootdir=."]
-    step = of("tests", lambda limit, result: command, 9, 9, read=gpu_check.counts_of)
-    (outcome,) = run_steps([step], 9.0, tmp_path)
+def test_what_a_step_says_when_it_is_interrupted_still_counts(short_grace: None):
+    # as pytest does
+    says = shell("trap 'echo == 1 passed in 2.00s ==; exit 2' INT; echo test_b; sleep 1000 & wait")
+    (outcome,) = run_steps([of("tests", says, 3, 3, read=gpu_check.counts_of)], 3.0, ROOT)
     assert outcome.status == "killed"
     assert outcome.detail == {"passed": 1}
-    assert any("test_b" in line for line in outcome.output)
+    assert outcome.output[0] == "test_b"
 
 
 def test_failures_are_recorded_and_the_later_steps_run(capsys: pytest.CaptureFixture[str]):
