@@ -31,7 +31,7 @@ function(lnl_fault_test name folder expected)
   add_test(NAME fault.${name} COMMAND fault_${name})
   set_tests_properties(fault.${name} PROPERTIES PASS_REGULAR_EXPRESSION "${expected}")
 endfunction()
-set_source_files_properties(fault_kernels.cpp PROPERTIES COMPILE_OPTIONS "-O1;-fsanitize=thread")
+set_source_files_properties(fault_kernels.cpp linear_fault_kernels.cpp PROPERTIES COMPILE_OPTIONS "-O1;-fsanitize=thread")
 
 # lnl_fault(NAME FILE FIND REPLACE EXPECTED): EXPECTED is a regular expression of what is reported.
 function(lnl_fault name file find replace expected)
@@ -44,11 +44,8 @@ endfunction()
 function(lnl_linear_fault name file find replace expected)
   set(folder ${CMAKE_CURRENT_BINARY_DIR}/faults/${name})
   lnl_faulty_copy(${name} ${folder} ${file} "${find}" "${replace}")
-  configure_file(${LNL_CSRC}/cuda/linear_bias_loss_kernels.cu ${folder}/linear_kernels.cpp COPYONLY)
-  set_source_files_properties(${folder}/linear_kernels.cpp PROPERTIES
-    COMPILE_OPTIONS "-O1;-fsanitize=thread")
   lnl_fault_test(${name} ${folder} "${expected}" linear_fault_test.cpp fault_kernels.cpp
-    ${folder}/linear_kernels.cpp)
+    linear_fault_kernels.cpp)
   target_link_libraries(fault_${name} PRIVATE lnl_linear_case)
 endfunction()
 
@@ -134,3 +131,34 @@ lnl_linear_fault(linear_shared_memory_of_this_call_alone linear_bias_loss_launch
   "plan.loss.most_shared = device.shared_memory;"
   "plan.loss.most_shared = 48 * 1024 + 256;"
   "less than the device's most")
+lnl_linear_fault(linear_out_of_bounds_by_one linear_bias_loss_tiles.cuh
+  "if (element < problem.width) packs"
+  "if (element <= problem.width) packs"
+  "out of bounds")
+lnl_linear_fault(linear_misaligned_vector linear_bias_loss_launchers.cuh
+  "const bool whole = call.width % kWide<T> == 0;"
+  "const bool whole = call.width > kWide<T>;"
+  "misaligned access")
+lnl_linear_fault(linear_wrong_shuffle_mask linear_bias_loss_tiles.cuh
+  "values[i] = kept + __shfl_xor_sync(kWholeWarp, given, kOther);"
+  "values[i] = kept + __shfl_xor_sync(0x0fffffffu, given, kOther);"
+  "without its caller in the mask|its mask does not name")
+lnl_linear_fault(linear_exited_lane_in_shuffle linear_bias_loss_kernels.cuh
+  "prepare_block(problem, memory);
+  __syncthreads();"
+  "prepare_block(problem, memory);
+  __syncthreads();
+  if (threadIdx.x == 1) return;"
+  "lane that has exited")
+lnl_linear_fault(linear_divergent_barrier linear_bias_loss_kernels.cuh
+  "__syncthreads();
+    if (problem.head_partials != nullptr) {"
+  "__syncthreads();
+    if (threadIdx.x < 32) __syncthreads();
+    if (problem.head_partials != nullptr) {"
+  "divergent barrier")
+lnl_linear_fault(linear_unwritten_output linear_bias_loss_tiles.cuh
+  "T* row = problem.features_gradient + (first_row + r) * problem.width;"
+  "if (chunk > 0 && chunk + 1 == problem.chunks) break;
+    T* row = problem.features_gradient + (first_row + r) * problem.width;"
+  "unwritten output")

@@ -1,40 +1,18 @@
 // Tensors of more than 2^31 elements: reserved but hardly touched memory, and of each launch only
 // the last block, whose sites lie beyond what 32 bits can count.
-#include <sys/mman.h>
-
 #include <cstdio>
 #include <cstring>
-#include <stdexcept>
 #include <string>
 
 #include "../emulator/emulator.h"
 #include "../emulator/include/cuda_bf16.h"
 #include "bias_loss_case.h"
+#include "reserved.h"
 
 namespace {
 
 using namespace lnl;
-
-// Zeros that take no memory until they are touched.
-class Reserved {
- public:
-  explicit Reserved(std::size_t bytes) : bytes_(bytes) {
-    data_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (data_ == MAP_FAILED) throw std::runtime_error("cannot reserve memory");
-  }
-  ~Reserved() { munmap(data_, bytes_); }
-  Reserved(const Reserved&) = delete;
-  Reserved& operator=(const Reserved&) = delete;
-  template <typename T>
-  T* as() const {
-    return static_cast<T*>(data_);
-  }
-
- private:
-  void* data_;
-  std::size_t bytes_;
-};
+using tests::Reserved;
 
 int failures = 0;
 
