@@ -7,7 +7,7 @@ import os
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -43,7 +43,7 @@ def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            torch.save({"format": FORMAT, **state}, file)
+            _write({"format": FORMAT, **state}, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -53,6 +53,33 @@ def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None
     finally:
         with contextlib.suppress(OSError):  # which would hide why it could not be written
             temporary.unlink(missing_ok=True)
+
+
+def _write(state: dict[str, Any], file: BinaryIO) -> None:
+    """Save to a file, and raise its own error: torch's hides it ("unexpected pos")."""
+    watched = _Watched(file)
+    try:
+        torch.save(state, watched)  # type: ignore[arg-type]
+    except RuntimeError as error:
+        raise (watched.error or error) from None
+
+
+class _Watched:
+    """A file for writing that remembers the first error."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -20,6 +20,7 @@ from cli_data import IMAGES, SIZE, train_flags, write_images
 from lnl_ext.cli.arguments import build, read_toml, write_toml
 from lnl_ext.cli.main import main
 from lnl_ext.cli.options import TrainOptions
+from lnl_ext.cli.training import train_options
 from lnl_ext.data.images import evaluation_transform, load_image
 from lnl_ext.errors import UserError
 
@@ -237,14 +238,32 @@ def test_probe_reads_runs_state_dicts_and_exported_programs(
         f"--json={tmp_path}/figures.json",
     ]
     plain = [f"--weights={run}/model.pt", "--arch=shufflenet_v2_x0_5", f"--image-size={SIZE}"]
-    found = []
-    for source in ([f"{run}"], plain, [f"--weights={tmp_path}/model.pt2"]):
-        assert main(["probe", *source, *common]) == 0
-        found.append(json.loads((tmp_path / "figures.json").read_text())["hospital"])
-    assert found[0] == found[1]
+
+    def probe(*command: str) -> dict[str, float]:
+        assert main(["probe", *command]) == 0
+        figures: dict[str, dict[str, float]] = json.loads((tmp_path / "figures.json").read_text())
+        return figures["hospital"]
+
+    # A run is not probed on the images that it was trained on.
+    rows = list(csv.DictReader((run / "split.csv").open()))
+    unseen = {Path(row["path"]).name for row in rows if row["part"] == "validation"}
+    lines = table.read_text().splitlines()
+    for name, wanted in (("unseen", True), ("seen", False)):
+        kept = [line for line in lines[1:] if (line.split(",")[0] in unseen) == wanted]
+        (tmp_path / f"{name}.csv").write_text("\n".join([lines[0], *kept]) + "\n")
+    elsewhere = [f"--images={table.parent}", *common[1:]]
+    capsys.readouterr()
+    of_run = probe(f"{run}", *common)
+    assert f"Left out: {IMAGES - len(unseen)} images" in capsys.readouterr().out
+    assert of_run == probe(*plain, f"--csv={tmp_path}/unseen.csv", *elsewhere)
+    assert main(["probe", f"{run}", f"--csv={tmp_path}/seen.csv", *elsewhere]) == 2
+    assert "was trained on every image of" in capsys.readouterr().err
+
+    of_weights = probe(*plain, *common)
+    of_program = probe(f"--weights={tmp_path}/model.pt2", *common)
     # The exported program computes the same in batches of another size, with other rounding.
-    assert found[2]["accuracy"] == pytest.approx(found[0]["accuracy"], abs=2 / IMAGES)
-    assert found[2]["label_only"] == found[0]["label_only"]
+    assert of_program["accuracy"] == pytest.approx(of_weights["accuracy"], abs=2 / IMAGES)
+    assert of_program["label_only"] == of_weights["label_only"]
     # Red or blue is still plain in the first layer of any network.
     capsys.readouterr()
     assert main(["probe", *plain, *common, "--tap=conv1"]) == 0
@@ -276,6 +295,11 @@ def test_flags_win_over_the_file_and_paths_start_at_the_file(tmp_path: Path) -> 
     options = build(TrainOptions, layer, {"epochs": 5.0})
     assert options.csv == tmp_path / "data.csv"
     assert (options.epochs, options.bias_column) == (5.0, ("age",))
+    # Weights are a path only where they are not a name.
+    for weights, expected in (("w.pt", str(tmp_path / "w.pt")), ("imagenet", "imagenet")):
+        (tmp_path / "c.toml").write_text(f'csv = "d.csv"\nweights = "{weights}"\n')
+        flags = {"config": tmp_path / "c.toml", "output": tmp_path, "label_column": "y"}
+        assert train_options(flags | {"method": "baseline"}).weights == expected
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import UserError
+from .files import write_whole
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -175,7 +176,7 @@ def write_toml(path: Path, options: Any) -> None:
         value = getattr(options, field.name)
         if field.metadata["saved"] and value is not None:
             values[field.name] = saved_value(value)
-    path.write_text(tomli_w.dumps(values), encoding="utf-8")
+    write_whole(path, tomli_w.dumps(values))
 
 
 def saved_value(value: Any) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ from ..distributed import from_environment
 from ..errors import UserError
 from ..metrics import NonFiniteError
 from .arguments import add_arguments
+from .interruption import Interrupted
 from .options import EvaluateOptions, PredictOptions, ProbeOptions, TrainOptions
 
 __all__ = ["main"]
@@ -25,6 +28,7 @@ _COMMANDS: dict[str, tuple[type[Any], str]] = {
     "probe": (ProbeOptions, "how much of an attribute a model's features hold"),
     "predict": (PredictOptions, "write a CSV file of predictions"),
 }
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 _DESCRIPTION = "Train image classifiers that do not use a known, labelled bias."
 
 
@@ -65,6 +69,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 getattr(commands, command)(flags, processes)
         except mendable as error:
             return _fail(str(error))
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            return _fail(f"cannot write: {error}")
+        except Interrupted as stop:
+            print(f"lnl: {stop}", file=sys.stderr)
+            return 128 + stop.signal
+        except KeyboardInterrupt:
+            print("lnl: interrupted", file=sys.stderr)
+            return 128 + signal.SIGINT
     return 0
 
 

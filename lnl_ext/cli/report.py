@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..evaluation import Predictions, group_accuracy
+from .files import write_whole
 from .leakage import Leakage
 
 __all__ = ["ColumnReport", "Report", "groups_of", "write_json"]
@@ -196,5 +197,4 @@ def write_json(path: Path, figures: Any) -> None:
             return [clean(item) for item in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(clean(figures), indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(clean(figures), indent=2) + "\n")

@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .files import replacing, write_whole
 from .samples import Samples
 
 __all__ = ["CONFIG", "MODEL", "ModelCard", "save_weights", "split_text"]
@@ -47,7 +47,7 @@ class ModelCard:
     def save(self, folder: Path) -> None:
         """Write it."""
         text = json.dumps(dataclasses.asdict(self), indent=2)
-        (folder / CARD).write_text(text + "\n", encoding="utf-8")
+        write_whole(folder / CARD, text + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> ModelCard:
@@ -71,12 +71,8 @@ def save_weights(path: Path, network: nn.Module) -> None:
     state: dict[str, Tensor] = {
         name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
     }
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        torch.save(state, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
 
 
 def load_weights(path: Path) -> dict[str, Any]:
@@ -113,3 +109,21 @@ def split_text(samples: Samples, parts: list[str]) -> str:
         bias = ["" if values[row] is None else values[row] for values in table.bias.values()]
         writer.writerow([str(table.paths[row]), part, table.labels[row], *bias])
     return buffer.getvalue()
+
+
+def trained_on(folder: Path) -> set[Path]:
+    """Return the paths of the images that a run was trained on.
+
+    Raises
+    ------
+    UserError
+        The folder has no list of them.
+    """
+    try:
+        with (folder / SPLIT).open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+        return {Path(row[IMAGE_COLUMN]) for row in rows if row[PART_COLUMN] == "train"}
+    except FileNotFoundError:
+        raise UserError(f"{folder} is no folder of a run: it has no {SPLIT}") from None
+    except KeyError as error:
+        raise UserError(f"{folder / SPLIT} is damaged: it has no column {error}") from None

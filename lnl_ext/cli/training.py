@@ -36,6 +36,8 @@ from ..optimizers import OptimizerConfig
 from ..schedules import Linear
 from ..trainer import CHECKPOINT, Trainer
 from .arguments import build, read_toml, saved_value, write_toml
+from .files import write_whole
+from .interruption import Interrupted, StoppableBatches, StopSignals
 from .leakage import Leakage, collect_features, measure
 from .options import TrainOptions
 from .report import Report, leakage_text, write_json
@@ -73,10 +75,10 @@ def train_options(flags: Mapping[str, Any]) -> TrainOptions:
     if flags.get("resume") and flags.get("output") is not None:
         path = Path(flags["output"]) / CONFIG
         if path.exists():
-            saved = build(TrainOptions, read_toml(path, TrainOptions))
-            layers.append(read_toml(path, TrainOptions))
+            layers.append(_from_file(path))
+            saved = build(TrainOptions, *layers)
     if flags.get("config") is not None:
-        layers.append(read_toml(Path(flags["config"]), TrainOptions))
+        layers.append(_from_file(Path(flags["config"])))
     # Sums over another number of threads round differently: it is part of what repeats a run.
     options = build(TrainOptions, {"threads": torch.get_num_threads()}, *layers, flags)
     options.check()
@@ -96,6 +98,13 @@ def train_options(flags: Mapping[str, Any]) -> TrainOptions:
                 "another --output, or leave them as they are"
             )
     return options
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    values = read_toml(path, TrainOptions)
+    if values.get("weights", "none") not in ("none", "imagenet"):
+        values["weights"] = str(path.parent / values["weights"])  # as every path of the file
+    return values
 
 
 # ------------------------------------------------------------------ data
@@ -432,20 +441,41 @@ def train(flags: Mapping[str, Any], processes: Processes) -> None:
             flush=True,
         )
     run = _Run(options, data, processes)
-    trainer.fit(
-        batches,
-        output=folder,
-        evaluate=run.evaluate,
-        checkpoint_every=options.checkpoint_every,
-        progress=processes.is_main,
-    )
+    _fit(run, trainer, batches, folder)
     _finish(run, trainer, network, folder)
 
 
+def _fit(run: _Run, trainer: Trainer, batches: DataLoader[Sample], folder: Path) -> None:
+    """Train to the end, or to a signal; then with a checkpoint of the last step.
+
+    Raises
+    ------
+    Interrupted
+        By a signal; the message says how to go on.
+    """
+    began = trainer.step
+    with StopSignals() as signals:
+        try:
+            trainer.fit(
+                StoppableBatches(batches, signals),
+                output=folder,
+                evaluate=run.evaluate,
+                checkpoint_every=run.options.checkpoint_every,
+                progress=run.processes.is_main,
+            )
+        except Interrupted as stop:
+            if trainer.step > began:  # else the checkpoint is there already, if there is any
+                trainer.save(folder / CHECKPOINT)
+            raise Interrupted(
+                stop.signal,
+                f"stopped by {stop.signal.name} at step {trainer.step}; go on with: "
+                f"lnl train --output {folder} --resume",
+            ) from None
+
+
 def _prepare(folder: Path, options: TrainOptions, data: _Data, halves: Halves) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     write_toml(folder / CONFIG, options)
-    (folder / SPLIT).write_text(data.split, encoding="utf-8")
+    write_whole(folder / SPLIT, data.split)
     ModelCard(
         arch=options.arch,
         classes=data.labels,

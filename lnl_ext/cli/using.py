@@ -33,6 +33,7 @@ from .run_folder import (
     SPLIT,
     ModelCard,
     load_weights,
+    trained_on,
 )
 from .samples import Samples, bias_classes, encoded, evaluation_batches, read_samples
 from .training import put_weights
@@ -149,20 +150,10 @@ def _held_out(options: ModelOptions, card: ModelCard) -> Table:
         bias_columns=columns,
         split_column=PART_COLUMN,
     )
-    assert table.labels is not None
     assert table.split is not None
     rows = [row for row, part in enumerate(table.split) if part == "validation"]
-    return Table(
-        source=table.source,
-        paths=tuple(table.paths[row] for row in rows),
-        names=tuple(table.names[row] for row in rows),
-        lines=tuple(table.lines[row] for row in rows),
-        labels=tuple(table.labels[row] for row in rows),
-        bias={
-            name.removeprefix("bias:"): tuple(values[row] for row in rows)
-            for name, values in table.bias.items()
-        },
-    )
+    bias = {name.removeprefix("bias:"): values for name, values in table.bias.items()}
+    return dataclasses.replace(table, bias=bias, split=None).select(rows)
 
 
 def _table(options: ModelOptions, model: _Model) -> tuple[Table, dict[str, list[str]]]:
@@ -172,6 +163,12 @@ def _table(options: ModelOptions, model: _Model) -> tuple[Table, dict[str, list[
     columns = [BiasColumn.parse(text) for text in options.bias_column]
     table = read_samples(options, columns)
     return table, {c.name: class_names(table.bias[c.name], c) for c in columns}
+
+
+def _unseen(table: Table, run: Path) -> list[int]:
+    """Return the rows of the images that the run was not trained on."""
+    seen = trained_on(run)
+    return [row for row, path in enumerate(table.paths) if path not in seen]
 
 
 # ------------------------------------------------------------------ evaluate
@@ -192,6 +189,12 @@ def evaluate(flags: Mapping[str, Any], processes: Processes) -> None:
         labels = options.classes.split(",")
     else:
         labels = class_names(table.labels, options.label_column or "folder")
+    if options.run is not None:
+        seen = len(table) - len(_unseen(table, options.run))
+        if seen:
+            print(
+                f"Note: {seen} of {len(table)} images were trained on: such accuracy means little"
+            )
     samples = encoded(
         table, options.label_column or "folder", labels, bias, workers=options.workers
     )
@@ -237,6 +240,17 @@ def probe(flags: Mapping[str, Any], processes: Processes) -> None:
     if options.csv is not None or options.images is not None:
         columns = [BiasColumn.parse(text) for text in options.bias_column]
         bias = bias_classes(table, columns)
+    if options.run is not None:
+        # The features of images that they were fitted to say nothing about those of others.
+        rows = _unseen(table, options.run)
+        if not rows:
+            raise UserError(
+                f"{options.run} was trained on every image of {table.source}: give others, or none "
+                "for the validation images of the run"
+            )
+        if len(rows) < len(table):
+            print(f"Left out: {len(table) - len(rows)} images that the run was trained on")
+        table = table.select(rows)
     labels = [] if table.labels is None else class_names(table.labels, "label")
     samples = encoded(table, "label", labels, bias, workers=options.workers)
     features, tap = model.features(options.tap, _device(options, processes))

@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ MAX_CLASSES = 1000
 _SPLITS = {"train": "train"} | dict.fromkeys(("validation", "val", "valid"), "validation")
 _SPLITS["test"] = "test"
 _SHOWN = 5  # examples in a message
+_Value = TypeVar("_Value")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +149,22 @@ class Table:
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.paths)
+
+    def select(self, rows: Sequence[int]) -> Table:
+        """Return some of the samples, in the order of ``rows``."""
+
+        def take(values: Sequence[_Value]) -> tuple[_Value, ...]:
+            return tuple(values[row] for row in rows)
+
+        return Table(
+            source=self.source,
+            paths=take(self.paths),
+            names=take(self.names),
+            lines=take(self.lines),
+            labels=None if self.labels is None else take(self.labels),
+            bias={name: take(values) for name, values in self.bias.items()},
+            split=None if self.split is None else take(self.split),
+        )
 
     def where(self, row: int) -> str:
         """Say where a sample comes from."""

@@ -1,0 +1,34 @@
+"""Files that are whole or as they were, whenever the process ends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["write_whole"]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path, whose file takes the place of ``path`` if nothing is raised."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, UTF-8, so that ``path`` holds all of it or what it held before.
+
+    Raises
+    ------
+    OSError
+        It cannot be written (a full disk, no permission).
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

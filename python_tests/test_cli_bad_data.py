@@ -1,0 +1,206 @@
+"""What ``lnl`` does with data as it comes: odd, damaged, hostile, or not what was meant."""
+
+from __future__ import annotations
+
+import csv
+import json
+import pickle
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cli_data import IMAGES, SIZE, train_flags, write_images
+from PIL import Image
+
+from lnl_ext.cli.main import main
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads() -> Iterator[None]:
+    """Put back the number of threads that the command sets."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("bad_data") / "images")
+
+
+@pytest.fixture(scope="module")
+def run(table: Path) -> Path:
+    """A finished run, in bfloat16."""
+    output = table.parent.parent / "run"
+    assert main(train_flags(table, output, "--amp=bfloat16", "--pretrain-epochs=0")) == 0
+    return output
+
+
+def changed(table: Path, **columns: list[str]) -> Path:
+    """Write the table with other columns, beside the first one."""
+    rows = list(csv.DictReader(table.open()))
+    for name, values in columns.items():
+        for row, value in zip(rows, values, strict=True):
+            row[name] = value
+    path = table.with_name("changed.csv")
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+class _Touch:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[type[Path.touch], tuple[Path]]:  # type: ignore[valid-type]
+        return Path.touch, (self.path,)
+
+
+# ------------------------------------------------------------------ images
+
+
+def test_images_of_every_kind_are_predicted(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    values = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    image = Image.fromarray(values)
+    image.save(folder / "plain.png")
+    image.convert("CMYK").save(folder / "cmyk.jpg")
+    Image.fromarray(values[..., 0].astype(np.uint16) * 257).save(folder / "16bit.png")
+    image.save(folder / "animated.gif", save_all=True, append_images=[image.rotate(180)])
+    # Stored on its side, with the note to turn it back: the same picture as plain.png.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.transpose(Image.Transpose.ROTATE_90).save(folder / "turned.png", exif=exif)
+    names = sorted(path.name for path in folder.iterdir())
+    listed, output = folder / "data.csv", tmp_path / "predictions.csv"
+    listed.write_text("\n".join(["path", *names]) + "\n")
+    command = ["predict", f"{run}", f"--csv={listed}", f"--output={output}", "--workers=0"]
+    assert main([*command, "--batch-size=2"]) == 0
+    rows = {row.pop("path"): row for row in csv.DictReader(output.open())}
+    assert sorted(rows) == names
+    assert len(rows) == 5
+    ill = {name: float(row["probability:ill"]) for name, row in rows.items()}
+    assert all(0 <= value <= 1 for value in ill.values())
+    assert ill["turned.png"] == pytest.approx(ill["plain.png"], abs=2e-5)  # of other batches
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    body = kind + content
+    return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def test_a_bomb_and_damaged_images_are_named(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = list(csv.DictReader(table.open()))
+    whole = (table.parent / rows[3]["path"]).read_bytes()
+    bomb = b"\x89PNG\r\n\x1a\n"
+    bomb += _chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
+    bomb += _chunk(b"IDAT", b"") + _chunk(b"IEND", b"")
+    bad = {
+        "bomb.png": (bomb, "Image size (3600000000 pixels) exceeds limit"),
+        "empty.jpg": (b"", "the file is empty"),
+        "cut.jpg": (whole[:-60], "image file is truncated"),
+        "text.jpg": (b"no image", "not an image in a format that Pillow knows"),
+        "code.npy.jpg": (
+            pickle.dumps(_Touch(tmp_path / "executed")),
+            "not an image in a format that Pillow knows",
+        ),
+    }
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    names = [row["path"] for row in rows]
+    for number, (name, (content, _)) in enumerate(bad.items()):
+        (folder / name).write_bytes(content)
+        names[number] = str(folder / name)
+    assert main(train_flags(changed(table, path=names), tmp_path / "run")) == 2
+    error = capsys.readouterr().err
+    assert f"{len(bad)} of {IMAGES} images cannot be read" in error
+    for name, (_, reason) in bad.items():
+        assert f"{folder / name}: {reason}" in error
+    assert not (tmp_path / "executed").exists()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["npy", "pt"])
+def test_code_in_weights_is_refused_and_not_run(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    code = _Touch(tmp_path / "executed")
+    path = tmp_path / f"weights.{kind}"
+    if kind == "npy":
+        np.save(path, np.array([code], dtype=object), allow_pickle=True)
+    else:
+        torch.save({"weight": code}, path)
+    assert main(train_flags(table, tmp_path / "run", f"--weights={path}")) == 2
+    assert f"{path} cannot be loaded as a state_dict" in capsys.readouterr().err
+    assert not (tmp_path / "executed").exists()
+
+
+# ------------------------------------------------------------------ labels and bias
+
+
+def test_a_bias_class_that_training_lacks_and_empty_groups_are_told(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = list(csv.DictReader(table.open()))
+    part = ["validation" if number >= 32 else "train" for number in range(IMAGES)]
+    # West is in validation only, and there with one label.
+    sites = [row["hospital"] for row in rows]
+    for number in range(32, IMAGES):
+        if rows[number]["disease"] == "ill":
+            sites[number] = "west"
+    path = changed(table, hospital=sites, fold=part)
+    more = ["--split-column=fold", "--epochs=0.5", "--pretrain-epochs=0"]
+    assert main(train_flags(path, tmp_path / "run", *more)) == 0
+    text = capsys.readouterr().out
+    assert "Note: no training image has hospital 'west'; the heads cannot know it" in text
+    assert "groups without an image: 3" in text  # west and healthy, and ill in both others
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    groups = {(g["label"], g["bias"]) for g in report["bias"]["hospital"]["groups"]}
+    assert groups == {("healthy", "north"), ("healthy", "south"), ("ill", "west")}
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("disease", ["ill"] * IMAGES, "only label 'ill' occurs, expected two or more"),
+        ("disease", ["", *["ill", "healthy"] * 23, "ill"], "column 'disease': no label in line 2"),
+        ("hospital", ["nan"] * IMAGES, "column 'hospital': every value is missing"),
+        ("hospital", ["north"] * IMAGES, "only 'north' occurs, expected two bias classes"),
+        ("age", ["old"] * IMAGES, "line 2 has 'old', expected a number"),
+        ("age", ["-1"] * IMAGES, "line 2 has '-1', expected a number from 0 to 60: widen"),
+    ],
+)
+def test_labels_and_bias_that_cannot_be_used_are_named(
+    table: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    column: str,
+    values: list[str],
+    message: str,
+) -> None:
+    path = changed(table, **{column: values})
+    assert main(train_flags(path, tmp_path / "run")) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_nan_bias_is_missing(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = list(csv.DictReader(table.open()))
+    ages = ["NaN" if number % 3 else row["age"] for number, row in enumerate(rows)]
+    missing = sum(age in ("NaN", "") for age in ages)
+    more = ["--epochs=0.5", "--pretrain-epochs=0"]
+    assert main(train_flags(changed(table, age=ages), tmp_path / "run", *more)) == 0
+    assert f"missing {missing}" in capsys.readouterr().out
