@@ -1,5 +1,6 @@
-// The only unit that nvcc compiles: the launchers of bias_loss_launch.h for every dtype. It
-// includes no torch header, so that it builds fast and its machine code can be looked at alone.
+// The launchers of bias_loss_launch.h for every dtype. This unit and that of the linear head are
+// all that nvcc compiles; they include no torch header, so that they build fast and their machine
+// code can be looked at alone.
 #include "bias_loss_kernels.cuh"
 
 namespace lnl::cuda {

@@ -288,7 +288,8 @@ bool allow_shared_memory(const void* kernel, int bytes) {
 
 void launch(const void* kernel, Dim3 grid, Dim3 block, std::size_t shared_bytes,
             const std::function<void()>& body) {
-  if (grid.x == 0 || grid.y == 0 || grid.y > 65535 || grid.z == 0 || grid.z > 65535) {
+  if (grid.x == 0 || grid.x > 0x7fffffffu || grid.y == 0 || grid.y > 65535 || grid.z == 0 ||
+      grid.z > 65535) {
     throw Fault("launch with a grid that CUDA refuses");
   }
   const unsigned threads = block.x * block.y * block.z;
@@ -298,6 +299,10 @@ void launch(const void* kernel, Dim3 grid, Dim3 block, std::size_t shared_bytes,
                                 ? kSharedWithoutAsking
                                 : std::max(kSharedWithoutAsking, std::size_t(allowed->second));
   if (shared_bytes > limit) throw Fault("launch with more shared memory than was asked for");
+  if (settings().instead) {
+    settings().instead({kernel, grid, block, shared_bytes});
+    return;
+  }
 
   machine.fault.clear();
   machine.body = &body;

@@ -21,6 +21,12 @@ struct Dim3 {
 // hazards; reverse and fixed priorities find them.
 enum class Schedule { kForward, kReverse, kRandom, kPriority };
 
+struct Launch {
+  const void* kernel = nullptr;
+  Dim3 grid, block;
+  std::size_t shared_bytes = 0;
+};
+
 struct Settings {
   Schedule schedule = Schedule::kForward;
   std::uint64_t seed = 1;
@@ -28,6 +34,8 @@ struct Settings {
   int shared_memory = 227 * 1024;  // most that a block may opt in to
   // Blocks to run, all without it: for launches too large to be run whole.
   std::function<bool(Dim3 block, Dim3 grid)> only;
+  // Gets every launch that CUDA would accept, which is then not run: its pointers may be anything.
+  std::function<void(const Launch& launch)> instead;
 };
 
 Settings& settings();

@@ -105,6 +105,13 @@ const Shape kShapes[] = {
     {2, 1, 1100, 3},
 };
 
+// Up to the most classes that are supported: on chip, and from about 58,000 of 4 bytes on not.
+const Shape kManyClasses[] = {
+    {2, 1, 8191, 1},   {1, 2, 8192, 1},   {2, 1, 32000, 1},  {1, 1, 65536, 1},
+    {1, 1, 131072, 1}, {1, 1, 131073, 1}, {1, 1, 262144, 1}, {1, 1, 1790, 35},
+    {1, 1, 1900, 33},  {1, 2, 8193, 3},   {1, 1, 65536, 2},
+};
+
 const Shape kEmptyShapes[] = {{0, 1, 5, 1}, {0, 2, 5, 3}, {4, 1, 5, 0}};
 
 }  // namespace
@@ -297,6 +304,15 @@ std::vector<Case> all_cases() {
       add(options[3], shape, dtype);
       add(options[4], shape, dtype);
       add(options[6], shape, dtype);
+    }
+  }
+  // Labels, plain or smoothed, and probabilities, narrow or wide, in turn.
+  for (const Shape& shape : kManyClasses) {
+    for (const Dtype dtype : dtypes) {
+      for (const std::size_t i : {turn % 2 == 0 ? 1u : 5u, turn % 2 == 0 ? 6u : 7u}) {
+        add(options[i], shape, dtype);
+      }
+      ++turn;
     }
   }
   return cases;
