@@ -169,7 +169,7 @@ __device__ Site<Accumulation<T>, kDense> finish_site(const Problem<T>& problem,
     site.target_factor = direct;
     site.head_target_factor = cross_entropy_scale;
     site.offset = confusion_scale / A(problem.classes);
-    // For a maximum with less than half of the probability, p itself is the accurate one, not 1 - p.
+    // Where the maximum has less than half of the probability, p is the accurate one, not 1 - p.
     site.certain = sums.ties == A(1) && inverse > A(0.5);
     site.at_maximum = direct * others + rest * inverse - site.offset;
     site.head_at_maximum = cross_entropy_scale * others;
