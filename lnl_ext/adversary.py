@@ -80,8 +80,9 @@ class BiasAdversary(ScheduledCoefficients):
     Of a head that is, or as an `nn.Sequential` ends in, an `nn.Linear` or a convolution of one
     position, that layer and the loss run as one operation, as in `lnl_ext.fused_linear_bias_loss`:
     the logits never exist whole. It is so for rows ``(N, D)`` and channels_last maps, on CPU and
-    CUDA. Every other head runs as it is, and so does a layer that does more than its product
-    (hooks, parametrizations, a subclass, a weight that the head uses twice, ``layer.compile()``),
+    CUDA; in half precision on the CPU for up to 16 logits. Every other head runs as it is, and so
+    does a layer that does more than its product (hooks, parametrizations, a subclass, a weight that
+    the head uses twice, ``layer.compile()``),
     and several heads with given denominators. Where layers before the last one train and
     `entropy_weight` or `confusion_weight` is not the number 0, the last layer's product is made
     twice, because these layers and the features need different gradients of its input.

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from lnl_ext import ops
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+# Half precision on the CPU: wider products are faster in torch's own kernels. Measured in bfloat16,
+# against the general path: 1.17x at (65536, 512) -> 12, 0.59x at (4096, 2048) -> 64.
+_HALF_PRECISION_OUTPUTS = 16
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -29,6 +32,9 @@ class LinearHead(NamedTuple):
         if type(tap) is not Tensor or tap.device != weight.device or not ops.has_kernel(tap):
             return False
         if not (tap.dtype == weight.dtype or torch.is_autocast_enabled(tap.device.type)):
+            return False
+        half = self.logits_stand_in(tap).dtype.itemsize == 2
+        if half and tap.device.type == "cpu" and weight.shape[0] > _HALF_PRECISION_OUTPUTS:
             return False
         if tap.dim() != weight.dim() or tap.shape[1] != weight.shape[1]:
             return False
