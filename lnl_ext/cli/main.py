@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import importlib
+import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .. import __version__
 from ..checkpoint import CheckpointError
-from ..distributed import from_environment
+from ..distributed import Processes, from_environment
 from ..errors import UserError
 from ..metrics import NonFiniteError
 from .arguments import add_arguments
@@ -65,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _warn
         try:
-            with from_environment() as processes:
+            with from_environment() as processes, _only_the_main_one_prints(processes):
                 getattr(commands, command)(flags, processes)
         except mendable as error:
             return _fail(str(error))
@@ -80,6 +82,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("lnl: interrupted", file=sys.stderr)
             return 128 + signal.SIGINT
     return 0
+
+
+@contextlib.contextmanager
+def _only_the_main_one_prints(processes: Processes) -> Iterator[None]:
+    if processes.is_main:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 def _fail(message: str) -> int:

@@ -406,9 +406,12 @@ def train(flags: Mapping[str, Any], processes: Processes) -> None:
     UserError
         Something that the user gave cannot be used.
     """
-    if processes.world_size > 1:
-        raise UserError("lnl train runs in one process: start it without torchrun")
     options = train_options(flags)
+    if options.batch_size < 2 * processes.world_size:  # batch norm cannot take a batch of one
+        raise UserError(
+            f"batch-size is {options.batch_size} for {processes.world_size} processes together, "
+            f"expected at least {2 * processes.world_size}"
+        )
     assert options.output is not None
     folder = options.output
     checkpoint = folder / CHECKPOINT
@@ -454,6 +457,17 @@ def _fit(run: _Run, trainer: Trainer, batches: DataLoader[Sample], folder: Path)
         By a signal; the message says how to go on.
     """
     began = trainer.step
+    if run.processes.world_size > 1:
+        # Not all would note a signal at the same step, and none can step alone: signals end them
+        # at once, and the last checkpoint is there.
+        trainer.fit(
+            batches,
+            output=folder,
+            evaluate=run.evaluate,
+            checkpoint_every=run.options.checkpoint_every,
+            progress=run.processes.is_main,
+        )
+        return
     with StopSignals() as signals:
         try:
             trainer.fit(
