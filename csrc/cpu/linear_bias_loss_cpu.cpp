@@ -24,7 +24,7 @@ constexpr int64_t kMostKernelOutputs = 64;
 constexpr int64_t kPartRows = 64;  // a part's rows are a multiple of it
 constexpr int64_t kMostParts = 256;
 constexpr int64_t kParallelProducts = 262144;
-constexpr int64_t kChunkBytes = int64_t{64} << 20;  // of logits at a time
+constexpr int64_t kChunkBytes = int64_t{64} << 20;  // of logits (and converted features) at a time
 
 // ---- which gradients of the logits are needed
 
@@ -177,8 +177,11 @@ Gradients run_kernel(Call& call, const Plan& plan, std::vector<Sums>& total) {
 // ---- everything else: matrix products on chunks of rows
 
 int64_t chunk_rows(const Call& call, bool two_gradients) {
-  const int64_t row = call.outputs() * (two_gradients ? 2 : 1) *
-                      static_cast<int64_t>(c10::elementSize(call.accumulate()));
+  // Of 16-bit features a chunk has a float32 copy beside its logits, and their gradient likewise.
+  const bool converted = call.arguments.features.scalar_type() != call.accumulate();
+  const int64_t elements = call.outputs() * (two_gradients ? 2 : 1) +
+                           (converted ? call.width() * (call.any_gradient() ? 2 : 1) : 0);
+  const auto row = elements * static_cast<int64_t>(c10::elementSize(call.accumulate()));
   return std::max<int64_t>(1, kChunkBytes / row);
 }
 
