@@ -15,10 +15,14 @@ import dataclasses
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cuda_static
-from cuda_static import ARCHITECTURES, GPUS, LIMITS, Facts, Instruction, Kernel
+from cuda_static import ARCHITECTURES, GPUS, Facts, ShapeFacts
+from cuda_static_code import Instruction, Kernel, missing
+from cuda_static_cost import LIMITS, occupancy
 
 KERNELS = cuda_static.KERNELS.with_name("linear_bias_loss_kernels.cu")
 BOUNDS = Path(__file__).resolve().parent / "cuda_static_linear_bounds.json"
@@ -138,12 +142,43 @@ def count(code: list[Instruction], *opcodes: str) -> int:
     return sum(i.opcode.startswith(opcodes) for i in code)
 
 
+def loops(code: list[Instruction]) -> Iterator[tuple[int, int]]:
+    """Yield (first address, address of the branch back) of every loop but traps at the end."""
+    for instruction in code:
+        target = instruction.target
+        if target is not None and target < instruction.address:
+            yield target, instruction.address
+
+
+def hot(code: list[Instruction], width: int) -> list[Instruction]:
+    """Leave out basic blocks with global accesses narrower than `width`: the way around alignment.
+
+    Reads of labels, coefficients and weights are narrow as well; the blocks that they stand in are
+    those of a site, not of a class.
+    """
+    starts = {code[0].address} if code else set()
+    for instruction in code:
+        if instruction.target is not None:
+            starts.add(instruction.target)
+    blocks: list[list[Instruction]] = []
+    for instruction in code:
+        if not blocks or instruction.address in starts or blocks[-1][-1].target is not None:
+            blocks.append([])
+        blocks[-1].append(instruction)
+    kept: list[Instruction] = []
+    for block in blocks:
+        narrow = [i for i in block if i.opcode.startswith(("LDG", "STG")) and i.bytes < width]
+        if not narrow:
+            kept.extend(block)
+    return kept
+
+
 def products(kernel: Kernel) -> list[Product]:
     """Return the three products in the order of the source: logits, weights', features' gradient.
 
     Their inner loops are those that multiply and read shared memory in 128 bits, and much of both.
     """
-    ranges = sorted(set(cuda_static.loops(kernel.code)))
+    ranges = sorted(set(loops(kernel.code)))
 
     def within(a: tuple[int, int], b: tuple[int, int]) -> bool:
         return a != b and b[0] <= a[0] and a[1] <= b[1]
@@ -159,7 +194,7 @@ def products(kernel: Kernel) -> list[Product]:
         inner_loops = [r for r in ranges if within(r, outer)]
         around = [
             i
-            for i in cuda_static.hot(inside(kernel.code, *outer), 16)
+            for i in hot(inside(kernel.code, *outer), 16)
             if not any(a <= i.address <= b for a, b in inner_loops)
         ]
         found.append(Product(multiply_adds, len(body), len(around)))
@@ -171,8 +206,8 @@ def products(kernel: Kernel) -> list[Product]:
 def copy_loop(kernel: Kernel) -> tuple[float, int]:
     """Return instructions and elements of the loop that copies features to shared memory."""
     best: list[Instruction] = []
-    for first, last in cuda_static.loops(kernel.code):
-        body = cuda_static.hot(inside(kernel.code, first, last), 16)
+    for first, last in loops(kernel.code):
+        body = hot(inside(kernel.code, first, last), 16)
         if count(body, "FFMA", "DFMA", "BAR"):
             continue
         if count(body, "LDG.E.128") > count(best, "LDG.E.128"):
@@ -253,14 +288,16 @@ def judge(kernel: Kernel, architecture: str) -> Facts:
     return dataclasses.replace(
         facts,
         shared_memory=plan.shared_memory,
-        occupancy=cuda_static.occupancy(
+        occupancy=occupancy(
             LIMITS[architecture], kernel.registers, plan.threads, plan.shared_memory
         ),
-        instructions=instructions,
-        mufu=0.0,
         wide_loads=max(loaded),
         wide_stores=max(stored),
-        estimate=estimate(plan, architecture, instructions),
+        shapes={
+            f"{plan.columns} x {plan.width}": ShapeFacts(
+                instructions, 0.0, estimate(plan, architecture, instructions)
+            )
+        },
     )
 
 
@@ -274,14 +311,13 @@ def table(architecture: str, facts: list[Facts]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in facts:
-        call = ""
-        if row.kernel.startswith("linear_on_chip"):
-            plan = nominal_plan(Kernel(row.kernel), architecture)
-            call = f"{plan.columns} x {plan.width}"
-        instructions = "" if row.instructions is None else f"{row.instructions:.1f}"
+        call = instructions = limit = ""
+        if row.shapes:
+            ((call, got),) = row.shapes.items()
+            instructions, limit = f"{got.instructions:.1f}", got.estimate
         lines.append(
             f"| `{row.kernel}` | {call} | {row.registers} | {row.spills} | {row.shared_memory} |"
-            f" {row.occupancy:.2f} | {instructions} | {row.estimate} |"
+            f" {row.occupancy:.2f} | {instructions} | {limit} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -298,7 +334,7 @@ def missing_wide_accesses(kernels: list[Kernel]) -> list[str]:
     return problems
 
 
-def check(architecture: str, bounds: dict[str, dict[str, float]]) -> tuple[list[Facts], list[str]]:
+def check(architecture: str, bounds: dict[str, dict[str, Any]]) -> tuple[list[Facts], list[str]]:
     """Compile for one architecture; return the rows and what breaks a rule or a bound."""
     kernels = cuda_static.compile_kernels(architecture, KERNELS)
     facts = [judge(kernel, architecture) for kernel in kernels]
@@ -312,7 +348,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--architectures", nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES)
     parser.add_argument("--write-bounds", action="store_true", help="commit to the figures found")
     options = parser.parse_args(arguments)
-    if reason := cuda_static.missing():
+    if reason := missing():
         print(reason, file=sys.stderr)
         return 2
     bounds = json.loads(BOUNDS.read_text()) if BOUNDS.exists() else {}
@@ -325,7 +361,7 @@ def main(arguments: list[str] | None = None) -> int:
             problems = cuda_static.broken_bounds(facts, bounds[architecture])
         all_problems += [f"{architecture} {problem}" for problem in problems]
     if options.write_bounds:
-        BOUNDS.write_text(json.dumps(bounds, indent=1, sort_keys=True) + "\n")
+        BOUNDS.write_text(cuda_static.text_of_bounds(bounds))
     for problem in all_problems:
         print(problem, file=sys.stderr)
     return 1 if all_problems else 0

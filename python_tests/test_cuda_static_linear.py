@@ -10,6 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import cuda_static
+import cuda_static_code
 import cuda_static_linear as linear
 import emulated_cuda
 import torch
@@ -39,7 +40,7 @@ def test_plans_are_the_launchers(dtype: torch.dtype, kibibytes: int):
     assert fitted > 20
 
 
-@pytest.mark.skipif(cuda_static.missing() is not None, reason=str(cuda_static.missing()))
+@pytest.mark.skipif(cuda_static_code.missing() is not None, reason=str(cuda_static_code.missing()))
 @pytest.mark.parametrize("architecture", cuda_static.ARCHITECTURES)
 def test_machine_code_stays_within_its_bounds(architecture: str):
     bounds = json.loads(linear.BOUNDS.read_text())[architecture]
@@ -64,8 +65,8 @@ PRODUCTS = "".join(
 
 
 def test_products_are_found_in_machine_code():
-    kernel = cuda_static.Kernel("linear_on_chip<float, 4>")
-    cuda_static.read_code(f"\tFunction : kernel\n{PRODUCTS}", {"kernel": kernel})
+    kernel = cuda_static_code.Kernel("linear_on_chip<float, 4>")
+    cuda_static_code.read_code(f"\tFunction : kernel\n{PRODUCTS}", {"kernel": kernel})
     # An inner loop's own instructions, and two around it with the branch back.
     assert linear.products(kernel) == [
         linear.Product(64, 73, 3),

@@ -23,8 +23,8 @@ enum class Kernel {
 struct Plan {
   Kernel kernel = Kernel::kRowsSmall;
   bool dense = false;
-  bool vector = false;  // sites_small
-  int sites = 1;        // of a thread of sites_small
+  bool vector = false;  // sites: a thread reads its sites of a class at once
+  int sites = 1;        // of a thread of sites_*
   int threads = 128;
   unsigned blocks = 0;  // of one head for sites
   std::size_t shared = 0;
@@ -78,8 +78,11 @@ template <typename T>
 void plan_rows(const BiasLossCall& call, const Device& device, Plan& plan) {
   using A = Accumulation<T>;
   const std::int64_t rows = call.rows * call.positions * call.heads;
-  const std::int64_t window =
-      32 / sizeof(T) - 1 + call.classes;  // with the most elements before it
+  // Windows begin on 32-byte sectors: the most elements that a row's lie behind one.
+  const std::int64_t step = greatest_common_divisor(32, call.classes * sizeof(T));
+  const std::int64_t base = reinterpret_cast<std::uintptr_t>(call.logits) % step;
+  const std::int64_t before = (32 - step + base) / sizeof(T);
+  const std::int64_t window = before + call.classes;
   const bool medium = window <= kWarp * (sizeof(T) == 8 ? 16 : 32);
   if (call.classes <= kSmallClasses) {
     plan.kernel = Kernel::kRowsSmall;
@@ -89,7 +92,9 @@ void plan_rows(const BiasLossCall& call, const Device& device, Plan& plan) {
     plan.shared = bytes * plan.threads;
     plan.blocks = blocks_for_rows(rows, plan.threads, call.heads, device);
   } else if (medium) {
-    const bool wide = window > kWarp * 16;
+    // 16 elements a lane while 4 lanes are enough, then 32; two registers each are too many for
+    // float32 and float64, which have them only where 16 do not reach.
+    const bool wide = window > (sizeof(T) == 2 ? 4 : kWarp) * 16;
     plan.kernel = wide ? Kernel::kRowsMedium32 : Kernel::kRowsMedium16;
     plan.threads = 128;
     plan.lanes_per_row = 4;
@@ -99,10 +104,12 @@ void plan_rows(const BiasLossCall& call, const Device& device, Plan& plan) {
     plan.blocks = blocks_for_rows(rows, slots, call.heads, device);
   } else {
     plan.kernel = Kernel::kRowsLarge;
-    plan.threads = call.classes <= 4096 ? 256 : kLargeThreads;
+    // Four accesses a thread or more, which share out what a row costs.
+    const std::int64_t accesses = divide_up(window, kWide<T>);
+    plan.threads = accesses <= 512 ? 128 : accesses <= 1024 ? 256 : kLargeThreads;
     const std::size_t scratch =
         kWarp * (plan.dense ? sizeof(OnlineSums<A, true>) : sizeof(OnlineSums<A, false>));
-    const std::size_t staged = divide_up(window, kWide<T>) * 16;
+    const std::size_t staged = accesses * 16;
     plan.stage = scratch + staged <= static_cast<std::size_t>(device.shared_memory);
     plan.shared = scratch + (plan.stage ? staged : 0);
     plan.blocks = blocks_for_rows(rows, 1, call.heads, device);
@@ -120,13 +127,15 @@ void plan_sites(const BiasLossCall& call, const Device& device, Plan& plan) {
            aligned(call.gradient, bytes) && aligned(call.head_gradient, bytes) &&
            aligned(probabilities, call.wide_probabilities ? 16 : bytes);
   };
+  // 128 bits of sites, or 64 of 16-bit ones where positions are a multiple of no more than four.
+  plan.sites = sizeof(T) == 8 ? 2 : 4;
+  plan.vector = vectors(plan.sites);
+  if (sizeof(T) == 2 && vectors(8)) plan.sites = 8;
   std::int64_t unit = 0;
   if (call.classes <= kSmallClasses) {
     plan.kernel = Kernel::kSitesSmall;
-    plan.sites = sizeof(T) == 8 ? 2 : 4;
-    plan.vector = vectors(plan.sites);
-    if (sizeof(T) == 2 && call.classes <= 16 && vectors(8)) plan.sites = 8;
-    const std::size_t bytes = call.classes * plan.sites * sizeof(A) * (plan.dense ? 3 : 2);
+    const std::size_t bytes =
+        call.classes * plan.sites * (sizeof(T) + (plan.dense ? sizeof(A) : 0));
     plan.threads = small_threads(bytes);
     plan.shared = bytes * plan.threads;
     const std::size_t totals = kTotals * plan.threads * sizeof(A);
@@ -134,16 +143,15 @@ void plan_sites(const BiasLossCall& call, const Device& device, Plan& plan) {
     unit = std::int64_t(plan.threads) * plan.sites;
   } else {
     plan.kernel = Kernel::kSitesLarge;
-    plan.sites = kLaneSites<T>;
-    plan.vector = vectors(plan.sites);
+    if (!plan.vector) plan.sites = kScalarSites<T>;
     plan.threads = call.classes <= 128 ? 128 : 256;
+    const int warps = plan.threads / kWarp;
     const std::size_t scratch =
-        plan.threads * plan.sites *
-        (plan.dense ? sizeof(OnlineSums<A, true>) : sizeof(OnlineSums<A, false>));
-    const std::size_t staged = call.classes * kWarp * plan.sites * sizeof(T);
+        plan.dense ? large_scratch<T, true>(warps) : large_scratch<T, false>(warps);
+    const std::size_t staged = call.classes * kLine<T> * sizeof(T);
     plan.stage = scratch + staged <= static_cast<std::size_t>(device.shared_memory);
     plan.shared = scratch + (plan.stage ? staged : 0);
-    unit = kWarp * plan.sites;
+    unit = kLine<T>;
   }
   const std::int64_t most = divide_up(most_blocks(device), call.heads);
   const std::int64_t needed = divide_up(sites, unit);
@@ -248,10 +256,8 @@ Problem<T> make_problem(const BiasLossCall& call, const Plan& plan, unsigned cha
   problem.by_classes = Divider(call.classes, kWarp * call.classes + 256);
   problem.keep = static_cast<A>(1.0 - call.label_smoothing);
   problem.floor = static_cast<A>(call.label_smoothing / static_cast<double>(call.classes));
-  if (plan.kernel == Kernel::kSitesLarge || plan.kernel == Kernel::kSitesSmall) {
-    problem.wide_logits = plan.vector;
-    problem.wide_gradient = plan.vector;
-  } else {
+  problem.wide_labels = aligned(call.labels, 16);
+  if (plan.kernel != Kernel::kSitesLarge && plan.kernel != Kernel::kSitesSmall) {
     problem.wide_logits = aligned(call.logits, 16);
     problem.wide_targets = call.wide_probabilities
                                ? aligned(call.logits, 16) && aligned(call.probabilities, 16)
@@ -288,10 +294,31 @@ cudaError_t launch(void (*kernel)(Problem<T>), dim3 grid, const Plan& plan,
   return cudaGetLastError();
 }
 
+// The kernels for sites, in the order of their preference: 128 bits, 64, and one by one.
+template <typename T, bool kDense>
+cudaError_t launch_sites(const Plan& plan, const Problem<T>& problem, cudaStream_t stream) {
+  const dim3 grid(plan.blocks, problem.heads);
+  const bool large = plan.kernel == Kernel::kSitesLarge;
+  constexpr int kSites = sizeof(T) == 8 ? 2 : 4;
+  if constexpr (sizeof(T) == 2) {
+    if (plan.sites == 8) {
+      return launch<T>(large ? sites_large<T, kDense, 8, true> : sites_small<T, kDense, 8, true>,
+                       grid, plan, problem, stream);
+    }
+  }
+  if (plan.vector) {
+    return launch<T>(
+        large ? sites_large<T, kDense, kSites, true> : sites_small<T, kDense, kSites, true>, grid,
+        plan, problem, stream);
+  }
+  return launch<T>(large ? sites_large<T, kDense, kScalarSites<T>, false>
+                         : sites_small<T, kDense, kSites, false>,
+                   grid, plan, problem, stream);
+}
+
 template <typename T, bool kDense>
 cudaError_t launch_main(const Plan& plan, const Problem<T>& problem, cudaStream_t stream) {
-  const dim3 rows(plan.blocks), sites(plan.blocks, problem.heads);
-  constexpr int kSites = sizeof(T) == 8 ? 2 : 4;
+  const dim3 rows(plan.blocks);
   switch (plan.kernel) {
     case Kernel::kRowsSmall:
       return launch<T>(rows_small<T, kDense>, rows, plan, problem, stream);
@@ -305,16 +332,8 @@ cudaError_t launch_main(const Plan& plan, const Problem<T>& problem, cudaStream_
     case Kernel::kRowsLarge:
       return launch<T>(rows_large<T, kDense>, rows, plan, problem, stream);
     case Kernel::kSitesLarge:
-      return launch<T>(sites_large<T, kDense>, sites, plan, problem, stream);
     case Kernel::kSitesSmall:
-      if constexpr (sizeof(T) == 2) {
-        if (plan.sites == 8) {
-          return launch<T>(sites_small<T, kDense, 8, true>, sites, plan, problem, stream);
-        }
-      }
-      return plan.vector
-                 ? launch<T>(sites_small<T, kDense, kSites, true>, sites, plan, problem, stream)
-                 : launch<T>(sites_small<T, kDense, kSites, false>, sites, plan, problem, stream);
+      return launch_sites<T, kDense>(plan, problem, stream);
   }
   return cudaErrorInvalidValue;
 }

@@ -1,8 +1,8 @@
 // Many classes: a first pass adds them up online, each thread against its own running maximum; the
 // threads' sums are merged; a second pass makes the gradient.
 //
-// rows_large: a block per row. sites_large: a block per 32 adjacent vectors of sites, the classes
-// shared out among its warps, so that each request of a warp is one whole 128-byte line.
+// rows_large: a block per row. sites_large: a block per 128 bytes of adjacent sites, of which a
+// lane has as many as one access holds; the classes are shared out among the groups of lanes.
 //
 // With Problem::stage the first pass keeps the logits in shared memory and they are read from
 // global memory once. The launcher sets it wherever they fit into what a block may have: rows (or,
@@ -11,7 +11,7 @@
 // second time mostly from L2; so are probabilities always.
 #pragma once
 
-#include "bias_loss_reduce.cuh"
+#include "bias_loss_sites.cuh"
 
 namespace lnl::cuda {
 
@@ -48,13 +48,14 @@ __device__ inline void add_online(OnlineSums<Accumulation<T>, kDense>& online,
   }
 }
 
-// The merged sums of all lanes of a group; every lane gets them.
+// The merged sums of the lanes of a warp that lie multiples of `apart` from each other; every lane
+// gets them.
 template <typename T, bool kDense>
-__device__ inline void merge_lanes(OnlineSums<Accumulation<T>, kDense>& online) {
-  const auto maximum = largest_of_lanes(online.maximum, kWarp);
+__device__ inline void merge_lanes(OnlineSums<Accumulation<T>, kDense>& online, int apart = 1) {
+  const auto maximum = largest_of_lanes(online.maximum, kWarp, apart);
   rescale<T>(online.sums, online.maximum, maximum);
   online.maximum = maximum;
-  sum_sites_of_lanes(online.sums, kWarp);
+  sum_sites_of_lanes(online.sums, kWarp, apart);
 }
 
 // Logits of a window, from memory or from the stage.
@@ -89,9 +90,10 @@ __global__ void __launch_bounds__(kLargeThreads, 1) rows_large(Problem<T> proble
     const int windows = (problem.classes + before + kWide<T> - 1) / kWide<T>;
     const SitePlace place = place_of_row(problem, row);
     const Label label = read_label(problem, place.target);
-    const int label_class = label.class_or_none();
+    const int label_class = label.value;
 
     Online online;
+#pragma unroll 1
     for (int first = threadIdx.x; first < windows; first += kBatch * threads) {
       A values[kBatch][kWide<T>];
 #pragma unroll
@@ -137,9 +139,10 @@ __global__ void __launch_bounds__(kLargeThreads, 1) rows_large(Problem<T> proble
       write_site(problem, scales, place.target, site);
     }
     if (problem.wants_gradient()) {
+#pragma unroll 1
       for (int window = threadIdx.x; window < windows; window += threads) {
         const int c = window * kWide<T> - before;
-        A values[kWide<T>], y[kWide<T>] = {}, gradient[kWide<T>], head_gradient[kWide<T>];
+        A values[kWide<T>], powers[kWide<T>], y[kWide<T>] = {}, gradient[kWide<T>];
         if (problem.stage) {
           load_staged(stage, window, values);
         } else {
@@ -150,18 +153,18 @@ __global__ void __launch_bounds__(kLargeThreads, 1) rows_large(Problem<T> proble
         }
 #pragma unroll
         for (int i = 0; i < kWide<T>; ++i) {
-          const A distance = clamp_distance(values[i] - online.maximum);
-          const A power = exp_distance<T>(distance);
-          gradient[i] = site.gradient(c + i, distance, power, y[i]);
-          head_gradient[i] = site.head_gradient(c + i, distance, power, y[i]);
+          values[i] = clamp_distance(values[i] - online.maximum);
+          powers[i] = exp_distance<T>(values[i]);
         }
         if (problem.gradient != nullptr) {
+          gradient_of_classes(site, c, values, powers, y, gradient);
           store_window(problem.gradient + begin, c, problem.classes, problem.wide_gradient,
                        gradient);
         }
         if (problem.head_gradient != nullptr) {
+          head_gradient_of_classes(site, c, values, powers, y, gradient);
           store_window(problem.head_gradient + begin, c, problem.classes,
-                       problem.wide_head_gradient, head_gradient);
+                       problem.wide_head_gradient, gradient);
         }
       }
     }
@@ -171,171 +174,244 @@ __global__ void __launch_bounds__(kLargeThreads, 1) rows_large(Problem<T> proble
                  std::int64_t(blockIdx.x), problem.heads, problem.heads, 0, totals);
 }
 
-// Sites of a lane: as many as fill 4 bytes, so that a warp's request is a 128-byte line.
+// Sites of a tile: a 128-byte line of each class.
 template <typename T>
-constexpr int kLaneSites = sizeof(T) < 4 ? 4 / static_cast<int>(sizeof(T)) : 1;
+constexpr int kLine = 128 / static_cast<int>(sizeof(T));
+
+// Shared memory of sites_large before the staged logits [C, kLine]: the warps' sums, then what the
+// gradients need of each site, and its label.
+template <typename A, bool kDense>
+struct SiteFactors {
+  A maximum, multiplier, slope, head_multiplier, at_label, head_at_label;
+
+  __device__ SiteFactors() = default;
+  __device__ SiteFactors(const Site<A, kDense>& site, A maximum_)
+      : maximum(maximum_),
+        multiplier(site.multiplier),
+        slope(site.slope),
+        head_multiplier(site.head_multiplier),
+        at_label(site.at_label),
+        head_at_label(site.head_at_label) {}
+  __device__ void unpack(Site<A, kDense>& site) const {
+    site.multiplier = multiplier;
+    site.slope = slope;
+    site.head_multiplier = head_multiplier;
+    site.at_label = at_label;
+    site.head_at_label = head_at_label;
+  }
+};
+template <typename A>
+struct SiteFactors<A, true> {
+  A maximum, multiplier, slope, head_multiplier, target_factor, head_target_factor, offset, certain,
+      at_maximum, head_at_maximum;
+
+  __device__ SiteFactors() = default;
+  __device__ SiteFactors(const Site<A, true>& site, A maximum_)
+      : maximum(maximum_),
+        multiplier(site.multiplier),
+        slope(site.slope),
+        head_multiplier(site.head_multiplier),
+        target_factor(site.target_factor),
+        head_target_factor(site.head_target_factor),
+        offset(site.offset),
+        certain(site.certain ? A(1) : A(0)),
+        at_maximum(site.at_maximum),
+        head_at_maximum(site.head_at_maximum) {}
+  __device__ void unpack(Site<A, true>& site) const {
+    site.multiplier = multiplier;
+    site.slope = slope;
+    site.head_multiplier = head_multiplier;
+    site.target_factor = target_factor;
+    site.head_target_factor = head_target_factor;
+    site.offset = offset;
+    site.certain = certain != A(0);
+    site.at_maximum = at_maximum;
+    site.head_at_maximum = head_at_maximum;
+  }
+};
 
 template <typename T, bool kDense>
-__global__ void __launch_bounds__(256, 2) sites_large(Problem<T> problem) {
+__host__ __device__ constexpr std::size_t large_scratch(int warps) {
+  using A = Accumulation<T>;
+  return kLine<T> *
+         (warps * sizeof(OnlineSums<A, kDense>) + sizeof(SiteFactors<A, kDense>) + sizeof(int));
+}
+
+// Sites of a lane of sites_large that cannot be read as vectors: those of 4 bytes, so that a warp's
+// requests stay whole lines.
+template <typename T>
+constexpr int kScalarSites = sizeof(T) < 4 ? 2 : 1;
+
+// Blocks of sites_large on a multiprocessor that leave its threads registers enough not to spill.
+template <bool kDense, int kSites>
+constexpr int kSitesLargeBlocks = kDense && kSites == 8 ? 1 : 2;
+
+template <typename T, bool kDense, int kSites, bool kVector>
+__global__ void __launch_bounds__(256, kSitesLargeBlocks<kDense, kSites>)
+    sites_large(Problem<T> problem) {
   using A = Accumulation<T>;
   using Online = OnlineSums<A, kDense>;
-  constexpr int kSites = kLaneSites<T>;
-  constexpr int kBatch = 4;
+  using Factors = SiteFactors<A, kDense>;
+  constexpr int kTile = kLine<T>;
+  constexpr int kLanes = kTile / kSites;  // that share a class
+  constexpr int kCount = sizeof(Factors) / sizeof(A);
+  constexpr int kBatch = kDense && kVector ? 2 : 4;
   LNL_SHARED(shared);
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
-  Online* by_warp = reinterpret_cast<Online*>(shared);  // [warps, kSites, 32]
-  T* stage = reinterpret_cast<T*>(shared + warps * kSites * kWarp * sizeof(Online));
+  const int warps = blockDim.x / kWarp, groups = blockDim.x / kLanes;
+  const int group = threadIdx.x / kLanes;
+  const int column = threadIdx.x % kLanes * kSites;                // of its first site
+  Online* by_warp = reinterpret_cast<Online*>(shared);             // [warps, kTile]
+  A* factors = reinterpret_cast<A*>(by_warp + warps * kTile);      // [kCount, kTile]
+  int* labels = reinterpret_cast<int*>(factors + kCount * kTile);  // [kTile]
+  T* stage = reinterpret_cast<T*>(shared + large_scratch<T, kDense>(warps));
   const int head = blockIdx.y;
   const auto scales = head_scales(problem, head);
   const bool one_hot = problem.labels != nullptr && problem.floor == A(0);
   const std::int64_t stride = problem.positions;
   Totals<A> totals;
-  for (std::int64_t first = std::int64_t(blockIdx.x) * kWarp * kSites; first < problem.sites;
-       first += std::int64_t(gridDim.x) * kWarp * kSites) {
-    std::int64_t begin[kSites], target[kSites];
-    bool here[kSites];
+  for (std::int64_t first = std::int64_t(blockIdx.x) * kTile; first < problem.sites;
+       first += std::int64_t(gridDim.x) * kTile) {
+    const ThreadSites<T, kSites, kVector, kLanes> sites(problem, first, head);
     Label label[kSites];
+    if (kDense) sites.read_labels_of(problem, label);
     Online online[kSites];
-#pragma unroll
-    for (int v = 0; v < kSites; ++v) {
-      const std::int64_t site = first + lane * kSites + v;
-      here[v] = site < problem.sites;
-      const std::int64_t sample = here[v] ? problem.by_positions.divide(site) : 0;
-      const std::int64_t position = here[v] ? site - sample * stride : 0;
-      const std::int64_t row = sample * problem.heads + head;
-      target[v] = row * stride + position;
-      begin[v] = row * problem.classes * stride + position;
-      if (here[v]) label[v] = read_label(problem, target[v]);
-    }
-    // Vectors are whole and aligned where wide_logits says that positions come in vectors.
-    const bool vector = problem.wide_logits && here[kSites - 1];
-    for (int c = warp; c < problem.classes; c += kBatch * warps) {
-      A logits[kBatch][kSites];
+#pragma unroll 1
+    for (int c = group; c < problem.classes; c += kBatch * groups) {
+      Pack<T, kSites> logits[kBatch];
 #pragma unroll
       for (int k = 0; k < kBatch; ++k) {
-        const int own = c + k * warps;
+        const int own = c + k * groups;
 #pragma unroll
-        for (int v = 0; v < kSites; ++v) logits[k][v] = -kInfinity<A>;
-        if (own >= problem.classes) continue;
-        if (vector) {
-          const auto pack = Pack<T, kSites>::load(problem.logits + begin[0] + own * stride);
+        for (int v = 0; v < kSites; ++v) logits[k].values[v] = narrow<T>(-kInfinity<A>);
+        if (own < problem.classes) sites.load(problem.logits, own * stride, logits[k]);
+      }
 #pragma unroll
-          for (int v = 0; v < kSites; ++v) logits[k][v] = widen(pack.values[v]);
-        } else {
+      for (int k = 0; k < kBatch; ++k) {
+        const int own = c + k * groups;
+        if (problem.stage && own < problem.classes) logits[k].store(stage + own * kTile + column);
+      }
+      A y[kBatch][kSites] = {};
+      bool inside[kBatch] = {};
+      if constexpr (kDense) {
 #pragma unroll
-          for (int v = 0; v < kSites; ++v) {
-            if (here[v]) logits[k][v] = widen(problem.logits[begin[v] + own * stride]);
-          }
-        }
-        if (problem.stage) {
-          Pack<T, kSites> pack;
-#pragma unroll
-          for (int v = 0; v < kSites; ++v) pack.values[v] = narrow<T>(logits[k][v]);
-          pack.store(stage + (own * kWarp + lane) * kSites);
+        for (int k = 0; k < kBatch; ++k) {
+          const int own = c + k * groups;
+          inside[k] = own < problem.classes;
+          if (inside[k]) sites.load_targets(problem, own, own * stride, label, y[k]);
         }
       }
 #pragma unroll
       for (int v = 0; v < kSites; ++v) {
-        A column[kBatch], y[kBatch] = {};
-        bool inside[kBatch] = {};
+        A of_site[kBatch], y_of_site[kBatch];
 #pragma unroll
         for (int k = 0; k < kBatch; ++k) {
-          const int own = c + k * warps;
-          column[k] = logits[k][v];
-          if constexpr (kDense) {
-            inside[k] = here[v] && own < problem.classes;
-            if (inside[k]) {
-              const A q = problem.labels == nullptr ? problem.probability(begin[v] + own * stride)
-                                                    : A(own == label[v].class_or_none());
-              y[k] = target_of_class(problem, own, q);
-            }
-          }
+          of_site[k] = widen(logits[k].values[v]);
+          y_of_site[k] = y[k][v];
         }
-        add_online<T>(online[v], column, y, inside, one_hot);
+        add_online<T>(online[v], of_site, y_of_site, inside, one_hot);
       }
     }
-#pragma unroll
-    for (int v = 0; v < kSites; ++v) by_warp[(warp * kSites + v) * kWarp + lane] = online[v];
-    __syncthreads();
-    Site<A, kDense> site[kSites];
-    A maximum[kSites];
 #pragma unroll
     for (int v = 0; v < kSites; ++v) {
-      maximum[v] = -kInfinity<A>;
-      for (int w = 0; w < warps; ++w) {
-        maximum[v] = larger(maximum[v], by_warp[(w * kSites + v) * kWarp + lane].maximum);
-      }
-      SiteSums<A, kDense> sums;
-      for (int w = 0; w < warps; ++w) {
-        Online part = by_warp[(w * kSites + v) * kWarp + lane];
-        rescale<T>(part.sums, part.maximum, maximum[v]);
-        merge(sums, part.sums);
-      }
-      if (!here[v]) continue;
-      A label_logit = 0;
-      const int label_class = label[v].class_or_none();
-      if (!kDense && label_class >= 0) {
-        label_logit = problem.stage ? widen(stage[(label_class * kWarp + lane) * kSites + v])
-                                    : widen(problem.logits[begin[v] + label_class * stride]);
-      }
-      site[v] = finish_site(problem, scales, label[v], first + lane * kSites + v, sums, maximum[v],
-                            label_logit);
-      if (warp == 0) {
-        totals.add(site[v]);
-        write_site(problem, scales, target[v], site[v]);
+      merge_lanes<T>(online[v], kLanes);
+      if (threadIdx.x % kWarp < kLanes) {
+        by_warp[threadIdx.x / kWarp * kTile + column + v] = online[v];
       }
     }
-    if (problem.wants_gradient()) {
-      for (int c = warp; c < problem.classes; c += warps) {
-        Pack<T, kSites> gradient, head_gradient, logits;
-        if (problem.stage) {
-          logits = Pack<T, kSites>::load(stage + (c * kWarp + lane) * kSites);
-        } else if (vector) {
-          logits = Pack<T, kSites>::load(problem.logits + begin[0] + c * stride);
-        } else {
-#pragma unroll
-          for (int v = 0; v < kSites; ++v) {
-            if (here[v]) logits.values[v] = problem.logits[begin[v] + c * stride];
-          }
+    __syncthreads();
+    if (threadIdx.x < kTile) {  // each of these threads finishes the site of its column
+      const int own = threadIdx.x;
+      const std::int64_t output = first + (kVector ? own : own / kSites + own % kSites * kLanes);
+      Factors values{};  // zeros where there is no site
+      labels[own] = Label::kNone;
+      if (output < problem.sites) {
+        const std::int64_t sample = problem.by_positions.divide(output);
+        const std::int64_t position = output - sample * stride;
+        const std::int64_t row = sample * problem.heads + head;
+        const Label own_label = read_label(problem, row * stride + position);
+        A maximum = -kInfinity<A>;
+#pragma unroll 1
+        for (int w = 0; w < warps; ++w) maximum = larger(maximum, by_warp[w * kTile + own].maximum);
+        SiteSums<A, kDense> sums;
+#pragma unroll 1
+        for (int w = 0; w < warps; ++w) {
+          Online part = by_warp[w * kTile + own];
+          rescale<T>(part.sums, part.maximum, maximum);
+          merge(sums, part.sums);
         }
+        A label_logit = 0;
+        if (!kDense && own_label.is_class()) {
+          label_logit =
+              problem.stage
+                  ? widen(stage[own_label.value * kTile + own])
+                  : widen(problem.logits[(row * problem.classes + own_label.value) * stride +
+                                         position]);
+        }
+        const auto site =
+            finish_site(problem, scales, own_label, output, sums, maximum, label_logit);
+        totals.add(site);
+        write_site(problem, scales, row * stride + position, site);
+        values = Factors(site, maximum);
+        labels[own] = own_label.value;
+      }
+      A numbers[kCount];
+      memcpy(numbers, &values, sizeof(Factors));
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) factors[i * kTile + own] = numbers[i];
+    }
+    __syncthreads();
+    if (!problem.wants_gradient() || !sites.is_here(0)) continue;
+    Site<A, kDense> site[kSites];
+    A maximum[kSites];
+    {
+      A numbers[kCount][kSites];
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) load_column(factors + i * kTile + column, numbers[i]);
+#pragma unroll
+      for (int v = 0; v < kSites; ++v) {
+        A own[kCount];
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) own[i] = numbers[i][v];
+        Factors values;
+        memcpy(&values, own, sizeof(Factors));
+        values.unpack(site[v]);
+        maximum[v] = values.maximum;
+        site[v].label = labels[column + v];
+      }
+    }
+#pragma unroll 1
+    for (int c = group; c < problem.classes; c += groups) {
+      Pack<T, kSites> logits;
+      if (problem.stage) {
+        logits = Pack<T, kSites>::load(stage + c * kTile + column);
+      } else {
+        sites.load(problem.logits, c * stride, logits);
+      }
+      A distance[kSites], power[kSites], y[kSites] = {}, gradient[kSites];
+      if constexpr (kDense) sites.load_targets(problem, c, c * stride, label, y);
+#pragma unroll
+      for (int v = 0; v < kSites; ++v) {
+        distance[v] = clamp_distance(A(widen(logits.values[v])) - maximum[v]);
+        power[v] = exp_distance<T>(distance[v]);
+      }
+      if (problem.gradient != nullptr) {
 #pragma unroll
         for (int v = 0; v < kSites; ++v) {
-          if (!here[v]) continue;
-          A y = 0;
-          if constexpr (kDense) {
-            const A q = problem.labels == nullptr ? problem.probability(begin[v] + c * stride)
-                                                  : A(c == label[v].class_or_none());
-            y = target_of_class(problem, c, q);
-          }
-          const A distance = clamp_distance(widen(logits.values[v]) - maximum[v]);
-          const A power = exp_distance<T>(distance);
-          gradient.values[v] = narrow<T>(site[v].gradient(c, distance, power, y));
-          head_gradient.values[v] = narrow<T>(site[v].head_gradient(c, distance, power, y));
+          gradient[v] = site[v].gradient(c, distance[v], power[v], y[v]);
         }
-        if (vector && problem.wide_gradient) {
-          if (problem.gradient != nullptr) {
-            gradient.store_global(problem.gradient + begin[0] + c * stride);
-          }
-          if (problem.head_gradient != nullptr) {
-            head_gradient.store_global(problem.head_gradient + begin[0] + c * stride);
-          }
-        } else {
+        sites.store(problem.gradient, c * stride, gradient);
+      }
+      if (problem.head_gradient != nullptr) {
 #pragma unroll
-          for (int v = 0; v < kSites; ++v) {
-            if (!here[v]) continue;
-            const std::int64_t element = begin[v] + c * stride;
-            if (problem.gradient != nullptr) problem.gradient[element] = gradient.values[v];
-            if (problem.head_gradient != nullptr) {
-              problem.head_gradient[element] = head_gradient.values[v];
-            }
-          }
+        for (int v = 0; v < kSites; ++v) {
+          gradient[v] = site[v].head_gradient(c, distance[v], power[v], y[v]);
         }
+        sites.store(problem.head_gradient, c * stride, gradient);
       }
     }
-    __syncthreads();  // the next tile overwrites by_warp and the stage
   }
-  write_partials(problem.partials, reinterpret_cast<A*>(shared), blockDim.x, threadIdx.x, true,
-                 std::int64_t(0), 1, problem.heads, head, totals);
+  write_partials(problem.partials, reinterpret_cast<A*>(shared), kTile, threadIdx.x,
+                 threadIdx.x < kTile, std::int64_t(0), 1, problem.heads, head, totals);
 }
 
 }  // namespace lnl::cuda

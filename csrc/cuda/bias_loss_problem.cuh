@@ -54,6 +54,7 @@ struct Problem {
   bool upstream_per_site;
   bool wide_probabilities;
   // Rows: whether 128-bit accesses that are aligned for logits are so for the others too.
+  bool wide_labels;  // sites: labels are aligned to 16 bytes
   bool wide_logits;
   bool wide_targets;
   bool wide_gradient;
@@ -128,24 +129,53 @@ __device__ SitePlace place_of_row(const Problem<T>& problem, std::int64_t row) {
   return {(sample * problem.heads + head) * problem.positions + position, output};
 }
 
-// The target of one site: its label (-1 without one) and whether it counts.
+// The target of one site as one number: its class, or why it has none.
 struct Label {
-  std::int64_t value = -1;
-  bool counted = true;   // not ignore_index
-  bool in_range = true;  // a class, or ignored
+  static constexpr int kNone = -1;  // targets are probabilities
+  static constexpr int kIgnored = -2;
+  static constexpr int kOutOfRange = -3;
 
-  __device__ bool is_class() const { return counted && in_range && value >= 0; }
-  __device__ int class_or_none() const { return is_class() ? static_cast<int>(value) : -1; }
+  int value = kNone;
+
+  __device__ bool counted() const { return value != kIgnored; }
+  __device__ bool in_range() const { return value != kOutOfRange; }
+  __device__ bool is_class() const { return value >= 0; }
 };
 
 template <typename T>
-__device__ Label read_label(const Problem<T>& problem, std::int64_t target) {
+__device__ inline Label label_of(const Problem<T>& problem, std::int64_t number) {
   Label label;
-  if (problem.labels == nullptr) return label;
-  label.value = problem.labels[target];
-  label.counted = label.value != problem.ignore_index;
-  label.in_range = !label.counted || (label.value >= 0 && label.value < problem.classes);
+  label.value = number == problem.ignore_index ? Label::kIgnored
+                : static_cast<std::uint64_t>(number) < static_cast<std::uint64_t>(problem.classes)
+                    ? static_cast<int>(number)
+                    : Label::kOutOfRange;
   return label;
+}
+
+template <typename T>
+__device__ Label read_label(const Problem<T>& problem, std::int64_t target) {
+  return problem.labels == nullptr ? Label() : label_of(problem, problem.labels[target]);
+}
+
+// Labels of kCount adjacent sites, in 128-bit accesses where `target` is even and labels are
+// aligned.
+template <int kCount, typename T>
+__device__ inline void read_labels(const Problem<T>& problem, std::int64_t target,
+                                   Label (&labels)[kCount]) {
+  if (problem.labels == nullptr) return;
+  std::int64_t numbers[kCount];
+  if (problem.wide_labels) {
+#pragma unroll
+    for (int i = 0; i < kCount; i += 2) {
+      const auto pack = Pack<std::int64_t, 2>::load(problem.labels + target + i);
+      numbers[i] = pack.values[0], numbers[i + 1] = pack.values[1];
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) numbers[i] = problem.labels[target + i];
+  }
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) labels[i] = label_of(problem, numbers[i]);
 }
 
 // y_c = w_c * ((1 - smoothing) * q_c + smoothing / C), q the one-hot label or the probability.

@@ -9,34 +9,35 @@ namespace lnl::cuda {
 constexpr unsigned kWholeWarp = 0xffffffffu;
 constexpr int kWarp = 32;
 
+// Sums and maxima of power-of-two groups of lanes, of those lanes only that lie multiples of
+// `apart` from each other; every lane gets its own, always in the same order.
 template <typename A>
-__device__ inline A sum_of_lanes(A value, int lanes) {
-  for (int offset = lanes / 2; offset > 0; offset /= 2) {
+__device__ inline A sum_of_lanes(A value, int lanes, int apart = 1) {
+  for (int offset = lanes / 2; offset >= apart; offset /= 2) {
     value += __shfl_xor_sync(kWholeWarp, value, offset);
   }
   return value;
 }
 
 template <typename A>
-__device__ inline A largest_of_lanes(A value, int lanes) {
-  for (int offset = lanes / 2; offset > 0; offset /= 2) {
+__device__ inline A largest_of_lanes(A value, int lanes, int apart = 1) {
+  for (int offset = lanes / 2; offset >= apart; offset /= 2) {
     value = larger(value, __shfl_xor_sync(kWholeWarp, value, offset));
   }
   return value;
 }
 
-// Sums of power-of-two groups of lanes; every lane gets its group's, in the same order.
 template <typename A, bool kDense>
-__device__ inline void sum_sites_of_lanes(SiteSums<A, kDense>& sums, int lanes) {
-  sums.t = sum_of_lanes(sums.t, lanes);
-  sums.u = sum_of_lanes(sums.u, lanes);
-  sums.ties = sum_of_lanes(sums.ties, lanes);
+__device__ inline void sum_sites_of_lanes(SiteSums<A, kDense>& sums, int lanes, int apart = 1) {
+  sums.t = sum_of_lanes(sums.t, lanes, apart);
+  sums.u = sum_of_lanes(sums.u, lanes, apart);
+  sums.ties = sum_of_lanes(sums.ties, lanes, apart);
   if constexpr (kDense) {
-    sums.y_below = sum_of_lanes(sums.y_below, lanes);
-    sums.y_ties = sum_of_lanes(sums.y_ties, lanes);
-    sums.yd = sum_of_lanes(sums.yd, lanes);
-    sums.distance = sum_of_lanes(sums.distance, lanes);
-    sums.count = sum_of_lanes(sums.count, lanes);
+    sums.y_below = sum_of_lanes(sums.y_below, lanes, apart);
+    sums.y_ties = sum_of_lanes(sums.y_ties, lanes, apart);
+    sums.yd = sum_of_lanes(sums.yd, lanes, apart);
+    sums.distance = sum_of_lanes(sums.distance, lanes, apart);
+    sums.count = sum_of_lanes(sums.count, lanes, apart);
   }
 }
 
@@ -65,6 +66,18 @@ struct Totals {
     values[0].add(site.cross_entropy);
     values[1].add(site.entropy);
     if constexpr (kDense) values[2].add(site.confusion);
+  }
+  // Several sites at once, which need not pay for the compensation each.
+  template <bool kDense, int kCount>
+  __device__ void add(const Site<A, kDense> (&sites)[kCount]) {
+    Site<A, kDense> sum;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      sum.cross_entropy += sites[i].cross_entropy;
+      sum.entropy += sites[i].entropy;
+      if constexpr (kDense) sum.confusion += sites[i].confusion;
+    }
+    add(sum);
   }
 };
 

@@ -14,13 +14,14 @@ template <bool kDense>
 constexpr int kTiles = kDense ? 3 : 2;
 
 // Copies `count` adjacent elements from global memory to rows of `pitch` in shared memory. With
-// whole_fours a row is a multiple of four elements, so that four never lie in two rows.
+// kWholeFours a row is a multiple of four elements, so that four never lie in two rows.
 template <bool kWholeFours, typename T, typename Element>
-__device__ inline void copy_tile_in(const Problem<T>& problem, const Element* from, int count,
-                                    bool wide, Accumulation<T>* tile) {
+__device__ inline void copy_tile_in_as(const Problem<T>& problem, const Element* from, int count,
+                                       bool wide, Accumulation<T>* tile) {
   constexpr int kBatch = 4;
   const int lane = threadIdx.x % kWarp;
   const int windows = (count + kWide<Element> - 1) / kWide<Element>;
+#pragma unroll 1
   for (int first = lane; first < windows; first += kBatch * kWarp) {
     Accumulation<T> values[kBatch][kWide<Element>];
 #pragma unroll
@@ -57,10 +58,11 @@ __device__ inline void copy_tile_in(const Problem<T>& problem, const Element* fr
 }
 
 template <bool kWholeFours, typename T>
-__device__ inline void copy_tile_out(const Problem<T>& problem, const Accumulation<T>* tile,
-                                     int count, bool wide, T* to) {
+__device__ inline void copy_tile_out_as(const Problem<T>& problem, const Accumulation<T>* tile,
+                                        int count, bool wide, T* to) {
   const int lane = threadIdx.x % kWarp;
   const int windows = (count + kWide<T> - 1) / kWide<T>;
+#pragma unroll 1
   for (int window = lane; window < windows; window += kWarp) {
     const int element = window * kWide<T>;
     const int row = problem.by_classes.divide_int(element);
@@ -89,6 +91,30 @@ __device__ inline void copy_tile_out(const Problem<T>& problem, const Accumulati
   }
 }
 
+// Whether rows begin at whole fours of elements, and an access holds no less.
+template <typename Element, typename T>
+__device__ inline bool in_fours(const Problem<T>& problem) {
+  return kWide<Element> >= 4 && problem.classes % 4 == 0;
+}
+template <typename T, typename Element>
+__device__ inline void copy_tile_in(const Problem<T>& problem, const Element* from, int count,
+                                    bool wide, Accumulation<T>* tile) {
+  if (in_fours<Element>(problem)) {
+    copy_tile_in_as<kWide<Element> >= 4>(problem, from, count, wide, tile);
+  } else {
+    copy_tile_in_as<false>(problem, from, count, wide, tile);
+  }
+}
+template <typename T>
+__device__ inline void copy_tile_out(const Problem<T>& problem, const Accumulation<T>* tile,
+                                     int count, bool wide, T* to) {
+  if (in_fours<T>(problem)) {
+    copy_tile_out_as<kWide<T> >= 4>(problem, tile, count, wide, to);
+  } else {
+    copy_tile_out_as<false>(problem, tile, count, wide, to);
+  }
+}
+
 // One lane's row: sums, values, gradients; the tiles end up holding both gradients.
 template <typename T, bool kDense>
 __device__ inline void work_on_row(const Problem<T>& problem,
@@ -99,9 +125,10 @@ __device__ inline void work_on_row(const Problem<T>& problem,
   const SitePlace place = place_of_row(problem, row);
   const Label label = read_label(problem, place.target);
   const bool one_hot = problem.labels != nullptr && problem.floor == A(0);
-  const int label_class = label.class_or_none();
+  const int label_class = label.value;
   A maximum = -kInfinity<A>;
   for (int c = problem.classes; c % 4 != 0; ++c) distances[c] = -kInfinity<A>;
+#pragma unroll 1
   for (int c = 0; c < problem.classes; c += 4) {
     A logits[4];
     load_four(distances + c, logits);
@@ -110,6 +137,7 @@ __device__ inline void work_on_row(const Problem<T>& problem,
   }
   const A label_logit = !kDense && label_class >= 0 ? distances[label_class] : A(0);
   SiteSums<A, kDense> sums;
+#pragma unroll 1
   for (int c = 0; c < problem.classes; c += 4) {
     A logits[4], y[4] = {}, distance[4], power[4];
     load_four(distances + c, logits);
@@ -139,23 +167,31 @@ __device__ inline void work_on_row(const Problem<T>& problem,
   totals.add(site);
   write_site(problem, scales, place.target, site);
   if (!problem.wants_gradient()) return;
+#pragma unroll 1
   for (int c = 0; c < problem.classes; c += 4) {
-    A distance[4], power[4], y[4] = {}, gradient[4], head_gradient[4];
+    A distance[4], power[4], y[4] = {}, gradient[4];
     load_four(distances + c, distance);
     load_four(powers + c, power);
     if constexpr (kDense) load_four(targets + c, y);
+    if (problem.gradient != nullptr) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      gradient[i] = site.gradient(c + i, distance[i], power[i], y[i]);
-      head_gradient[i] = site.head_gradient(c + i, distance[i], power[i], y[i]);
+      for (int i = 0; i < 4; ++i) gradient[i] = site.gradient(distance[i], power[i], y[i]);
+      store_four(powers + c, gradient);
     }
-    store_four(powers + c, gradient);
-    store_four(distances + c, head_gradient);
+    if (problem.head_gradient != nullptr) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) gradient[i] = site.head_gradient(distance[i], power[i], y[i]);
+      store_four(distances + c, gradient);
+    }
+  }
+  if (!kDense && label.is_class()) {
+    powers[label.value] = site.at_label;
+    distances[label.value] = site.head_at_label;
   }
 }
 
 // One warp's tiles: 32 rows in, work, and their gradients out.
-template <bool kWholeFours, typename T, bool kDense>
+template <typename T, bool kDense>
 __device__ inline void work_on_tile(const Problem<T>& problem,
                                     const HeadScales<Accumulation<T>>& scales, std::int64_t first,
                                     int rows, Accumulation<T>* distances, Accumulation<T>* powers,
@@ -164,15 +200,14 @@ __device__ inline void work_on_tile(const Problem<T>& problem,
   const int lane = threadIdx.x % kWarp;
   const int count = rows * problem.classes;
   const std::int64_t begin = first * problem.classes;
-  copy_tile_in<kWholeFours>(problem, problem.logits + begin, count, problem.wide_logits, distances);
+  copy_tile_in(problem, problem.logits + begin, count, problem.wide_logits, distances);
   if (kDense && problem.labels == nullptr) {
     if (problem.wide_probabilities) {
-      copy_tile_in<kWholeFours && kWide<A> >= 4>(
-          problem, static_cast<const A*>(problem.probabilities) + begin, count,
-          problem.wide_targets, targets);
+      copy_tile_in(problem, static_cast<const A*>(problem.probabilities) + begin, count,
+                   problem.wide_targets, targets);
     } else {
-      copy_tile_in<kWholeFours>(problem, static_cast<const T*>(problem.probabilities) + begin,
-                                count, problem.wide_targets, targets);
+      copy_tile_in(problem, static_cast<const T*>(problem.probabilities) + begin, count,
+                   problem.wide_targets, targets);
     }
   }
   __syncwarp();
@@ -183,12 +218,11 @@ __device__ inline void work_on_tile(const Problem<T>& problem,
   }
   __syncwarp();
   if (problem.gradient != nullptr) {
-    copy_tile_out<kWholeFours>(problem, powers, count, problem.wide_gradient,
-                               problem.gradient + begin);
+    copy_tile_out(problem, powers, count, problem.wide_gradient, problem.gradient + begin);
   }
   if (problem.head_gradient != nullptr) {
-    copy_tile_out<kWholeFours>(problem, distances, count, problem.wide_head_gradient,
-                               problem.head_gradient + begin);
+    copy_tile_out(problem, distances, count, problem.wide_head_gradient,
+                  problem.head_gradient + begin);
   }
   __syncwarp();  // the next rows overwrite the tiles
 }
@@ -211,13 +245,7 @@ __global__ void __launch_bounds__(128, 4) rows_small(Problem<T> problem) {
   for (std::int64_t first = first_row + warp * kWarp; first < rows;
        first += std::int64_t(gridDim.x) * blockDim.x) {
     const int here = static_cast<int>(rows - first < kWarp ? rows - first : kWarp);
-    if (kWide<T> >= 4 && problem.classes % 4 == 0) {
-      work_on_tile<kWide<T> >= 4, T, kDense>(problem, scales, first, here, distances, powers,
-                                             targets, totals);
-    } else {
-      work_on_tile<false, T, kDense>(problem, scales, first, here, distances, powers, targets,
-                                     totals);
-    }
+    work_on_tile<T, kDense>(problem, scales, first, here, distances, powers, targets, totals);
   }
   write_partials(problem.partials, reinterpret_cast<A*>(shared), blockDim.x, threadIdx.x, true,
                  first_row, problem.heads, problem.heads, 0, totals);
@@ -229,14 +257,14 @@ constexpr int kMediumBlocks = sizeof(T) == 8 || (kDense && kElements == 32) ? 2
                               : kDense                                      ? 3
                                                                             : 4;
 
-// A lane holds kElements of a row: 16, or 32 for the widest rows (then e^d is computed again for
-// the gradient, since keeping it would take too many registers).
+// A lane holds kElements of a row: 16, or 32 for wide rows, whose per-row work fewer lanes then
+// share. Where keeping 32 e^d would take too many registers, they are computed again.
 template <typename T, bool kDense, int kElements>
 __global__ void __launch_bounds__(128, kMediumBlocks<T, kDense, kElements>)
     rows_medium(Problem<T> problem) {
   using A = Accumulation<T>;
   constexpr int kWindows = kElements / kWide<T>;
-  constexpr bool kKeepPowers = kElements <= 16;
+  constexpr bool kKeepPowers = kElements <= 16 || (sizeof(T) == 2 && !kDense);
   LNL_SHARED(shared);
   const int lanes = problem.lanes_per_row;
   const int slots = blockDim.x / lanes;
@@ -270,7 +298,7 @@ __global__ void __launch_bounds__(128, kMediumBlocks<T, kDense, kElements>)
     maximum = largest_of_lanes(maximum, lanes);
     const SitePlace place = place_of_row(problem, here ? row : 0);
     const Label label = read_label(problem, place.target);
-    const int label_class = label.class_or_none();
+    const int label_class = label.value;
     A label_logit = -kInfinity<A>;
     SiteSums<A, kDense> sums;
 #pragma unroll
@@ -278,6 +306,12 @@ __global__ void __launch_bounds__(128, kMediumBlocks<T, kDense, kElements>)
       const int c = (w * lanes + lane) * kWide<T> - before;
       if constexpr (kDense) {
         targets_of_window(problem, row * problem.classes, c, classes, label_class, y[w]);
+      } else {
+        const int at = label_class - c;
+        if (at >= 0 && at < kWide<T>) {
+#pragma unroll
+          for (int i = 0; i < kWide<T>; ++i) label_logit = i == at ? values[w][i] : label_logit;
+        }
       }
 #pragma unroll
       for (int i = 0; i < kWide<T>; ++i) {
@@ -289,7 +323,6 @@ __global__ void __launch_bounds__(128, kMediumBlocks<T, kDense, kElements>)
             values[w][i] = lowest_distance<A>();
           }
         } else {
-          if (c + i == label_class) label_logit = values[w][i];
           add_class<T>(sums, values[w][i], maximum, A(0), one_hot, values[w][i], power);
         }
         if constexpr (kKeepPowers) powers[w][i] = power;
@@ -307,26 +340,25 @@ __global__ void __launch_bounds__(128, kMediumBlocks<T, kDense, kElements>)
 #pragma unroll
     for (int w = 0; w < kWindows; ++w) {
       const int c = (w * lanes + lane) * kWide<T> - before;
-      A gradient[kWide<T>], head_gradient[kWide<T>];
+      A power[kWide<T>], target[kWide<T>] = {}, gradient[kWide<T>];
 #pragma unroll
       for (int i = 0; i < kWide<T>; ++i) {
-        A power;
         if constexpr (kKeepPowers) {
-          power = powers[w][i];
+          power[i] = powers[w][i];
         } else {
-          power = exp_distance<T>(values[w][i]);
+          power[i] = exp_distance<T>(values[w][i]);
         }
-        const A target = kDense ? y[kDense ? w : 0][i] : A(0);
-        gradient[i] = site.gradient(c + i, values[w][i], power, target);
-        head_gradient[i] = site.head_gradient(c + i, values[w][i], power, target);
+        if constexpr (kDense) target[i] = y[w][i];
       }
       const std::int64_t begin = row * problem.classes;
       if (problem.gradient != nullptr) {
+        gradient_of_classes(site, c, values[w], power, target, gradient);
         store_window(problem.gradient + begin, c, classes, problem.wide_gradient, gradient);
       }
       if (problem.head_gradient != nullptr) {
+        head_gradient_of_classes(site, c, values[w], power, target, gradient);
         store_window(problem.head_gradient + begin, c, classes, problem.wide_head_gradient,
-                     head_gradient);
+                     gradient);
       }
     }
   }

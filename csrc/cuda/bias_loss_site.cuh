@@ -109,23 +109,58 @@ struct Site {
   A at_maximum = 0;
   A head_at_maximum = 0;
 
-  __device__ A gradient(int c, A distance, A power, A y) const {
+  // Without labels of their own: kDense, or a class that is not the label's.
+  __device__ A gradient(A distance, A power, A y) const {
     const A value = power * (multiplier + slope * distance);
     if constexpr (kDense) {
       return certain && distance == A(0) ? at_maximum : value - target_factor * y - offset;
     } else {
-      return c == label ? at_label : value;
+      return value;
     }
   }
-  __device__ A head_gradient(int c, A distance, A power, A y) const {
+  __device__ A head_gradient(A distance, A power, A y) const {
     const A value = power * head_multiplier;
     if constexpr (kDense) {
       return certain && distance == A(0) ? head_at_maximum : value - head_target_factor * y;
     } else {
-      return c == label ? head_at_label : value;
+      return value;
     }
   }
+  __device__ A gradient(int c, A distance, A power, A y) const {
+    return !kDense && c == label ? at_label : gradient(distance, power, y);
+  }
+  __device__ A head_gradient(int c, A distance, A power, A y) const {
+    return !kDense && c == label ? head_at_label : head_gradient(distance, power, y);
+  }
 };
+
+// The gradient for classes c .. c + kCount - 1: one look for all of them whether the label is
+// there.
+template <int kCount, typename A, bool kDense>
+__device__ inline void gradient_of_classes(const Site<A, kDense>& site, int c,
+                                           const A (&distances)[kCount], const A (&powers)[kCount],
+                                           const A (&y)[kCount], A (&gradient)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) gradient[i] = site.gradient(distances[i], powers[i], y[i]);
+  const int at = site.label - c;
+  if (!kDense && at >= 0 && at < kCount) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) gradient[i] = i == at ? site.at_label : gradient[i];
+  }
+}
+template <int kCount, typename A, bool kDense>
+__device__ inline void head_gradient_of_classes(const Site<A, kDense>& site, int c,
+                                                const A (&distances)[kCount],
+                                                const A (&powers)[kCount], const A (&y)[kCount],
+                                                A (&gradient)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) gradient[i] = site.head_gradient(distances[i], powers[i], y[i]);
+  const int at = site.label - c;
+  if (!kDense && at >= 0 && at < kCount) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) gradient[i] = i == at ? site.head_at_label : gradient[i];
+  }
+}
 
 // `label_logit` is the logit of the label's class; it is not read where there is none.
 template <typename T, bool kDense>
@@ -147,8 +182,8 @@ __device__ Site<Accumulation<T>, kDense> finish_site(const Problem<T>& problem,
 
   A upstream = scales.upstream;
   if (problem.upstream_per_site) upstream = problem.upstream[output];
-  const bool entropy_counted = label.counted || !problem.mask_entropy;
-  const A cross_entropy_scale = label.counted ? scales.cross_entropy * upstream : A(0);
+  const bool entropy_counted = label.counted() || !problem.mask_entropy;
+  const A cross_entropy_scale = label.counted() ? scales.cross_entropy * upstream : A(0);
   const A entropy_scale = entropy_counted ? scales.entropy * upstream : A(0);
   const A slope = entropy_scale * scales.entropy_weight;
   site.entropy = entropy_counted ? log_sum - mean_distance : A(0);
@@ -156,12 +191,12 @@ __device__ Site<Accumulation<T>, kDense> finish_site(const Problem<T>& problem,
 
   if constexpr (kDense) {
     // A label outside of [0, C) is no class: the site becomes NaN, and only the site.
-    const A y_below = label.in_range ? sums.y_below : kNaN<A>;
+    const A y_below = label.in_range() ? sums.y_below : kNaN<A>;
     const A weight = y_below + sums.y_ties;
     const A others = y_below - t * inverse * weight;  // dCE of a class that alone is the maximum
     const A confusion_scale = entropy_scale * scales.confusion_weight;
     const A direct = scales.direction * cross_entropy_scale;
-    site.cross_entropy = label.counted ? weight * log_sum - sums.yd : A(0);
+    site.cross_entropy = label.counted() ? weight * log_sum - sums.yd : A(0);
     site.confusion = entropy_counted ? log_sum - sums.distance / A(problem.classes) : A(0);
     const A rest = confusion_scale - slope * mean_distance;
     site.multiplier = (direct * weight + rest) * inverse;
@@ -174,19 +209,19 @@ __device__ Site<Accumulation<T>, kDense> finish_site(const Problem<T>& problem,
     site.at_maximum = direct * others + rest * inverse - site.offset;
     site.head_at_maximum = cross_entropy_scale * others;
   } else {
-    A weight = label.in_range ? A(1) : kNaN<A>;
+    A weight = label.in_range() ? A(1) : kNaN<A>;
     A exact = 0;
     if (label.is_class()) {
       if (problem.weight != nullptr) weight = problem.weight[label.value];
       exact = label_logit - maximum;
-      site.label = static_cast<int>(label.value);
+      site.label = label.value;
     }
     const A distance = clamp_distance(exact);
     const A power = exp_distance<T>(distance);
     const A others = exact == A(0) ? t : s - power;  // s times the sum of the other classes' p
     const A head = cross_entropy_scale * weight;
     const A direct = scales.direction * head;
-    site.cross_entropy = label.counted ? weight * (log_sum - exact) : A(0);
+    site.cross_entropy = label.counted() ? weight * (log_sum - exact) : A(0);
     site.multiplier = (direct - slope * mean_distance) * inverse;
     site.head_multiplier = head * inverse;
     site.at_label = (power * slope * (distance - mean_distance) - direct * others) * inverse;

@@ -1,7 +1,8 @@
 // Sites with few classes, many positions: memory [N, K, C, S]. A thread works on several sites at a
 // time, adjacent ones where they can be read as one vector, so that every access of a warp is
-// coalesced and the per-site work is shared out. It keeps its classes in its own column of shared
-// memory; no other thread reads them.
+// coalesced and the per-site work is shared out. It keeps its logits, as they came, in its own
+// column of shared memory, which no other thread reads, and computes their powers twice: so a
+// column is short and many threads find room.
 #pragma once
 
 #include "bias_loss_rows.cuh"
@@ -31,8 +32,9 @@ __device__ inline void store_column(A* address, const A (&values)[kCount]) {
   }
 }
 
-// Sites of a thread and the place of their class 0 in logits.
-template <typename T, int kSites, bool kVector>
+// Sites of a thread and the place of their class 0 in logits. kLanes adjacent lanes share a run of
+// kLanes * kSites sites.
+template <typename T, int kSites, bool kVector, int kLanes = kWarp>
 struct ThreadSites {
   std::int64_t begin[kVector ? 1 : kSites];
   std::int64_t target[kVector ? 1 : kSites];
@@ -42,9 +44,9 @@ struct ThreadSites {
   __device__ ThreadSites(const Problem<T>& problem, std::int64_t first, int head) {
 #pragma unroll
     for (int v = 0; v < (kVector ? 1 : kSites); ++v) {
-      // Without vectors the lanes of a warp take adjacent sites, 32 apart for one thread.
-      const std::int64_t site =
-          first + (kVector ? threadIdx.x % kWarp * kSites : threadIdx.x % kWarp + v * kWarp);
+      // Without vectors adjacent lanes take adjacent sites, kLanes apart for one thread.
+      const int lane = threadIdx.x % kLanes;
+      const std::int64_t site = first + (kVector ? lane * kSites : lane + v * kLanes);
       here[v] = site < problem.sites;
       const std::int64_t sample = here[v] ? problem.by_positions.divide(site) : 0;
       const std::int64_t position = here[v] ? site - sample * problem.positions : 0;
@@ -62,10 +64,48 @@ struct ThreadSites {
     return kVector ? output[0] + v : output[kVector ? 0 : v];
   }
 
+  __device__ void read_labels_of(const Problem<T>& problem, Label (&labels)[kSites]) const {
+    if constexpr (kVector) {
+      if (here[0]) read_labels(problem, target[0], labels);
+    } else {
+#pragma unroll
+      for (int v = 0; v < kSites; ++v) {
+        if (here[v]) labels[v] = read_label(problem, target[v]);
+      }
+    }
+  }
+
+  // As they are in memory; those that are not here stay what they were.
+  __device__ void load(const T* from, std::int64_t offset, Pack<T, kSites>& pack) const {
+    if constexpr (kVector) {
+      if (here[0]) pack = Pack<T, kSites>::load(from + begin[0] + offset);
+    } else {
+#pragma unroll
+      for (int v = 0; v < kSites; ++v) {
+        if (here[v]) pack.values[v] = from[begin[v] + offset];
+      }
+    }
+  }
+  // y of class c.
+  __device__ void load_targets(const Problem<T>& problem, int c, std::int64_t offset,
+                               const Label (&labels)[kSites], Accumulation<T> (&y)[kSites]) const {
+    using A = Accumulation<T>;
+    if (problem.labels == nullptr && problem.wide_probabilities) {
+      load(static_cast<const A*>(problem.probabilities), offset, A(0), y);
+    } else if (problem.labels == nullptr) {
+      load(static_cast<const T*>(problem.probabilities), offset, A(0), y);
+    }
+#pragma unroll
+    for (int v = 0; v < kSites; ++v) {
+      if (problem.labels != nullptr) y[v] = A(c == labels[v].value);
+      y[v] = target_of_class(problem, c, y[v]);
+    }
+  }
   template <typename Element>
   __device__ void load(const Element* from, std::int64_t offset, Accumulation<T> fill,
                        Accumulation<T> (&values)[kSites]) const {
     if constexpr (kVector) {
+      if (!here[0]) return;
       constexpr int kPart = kSites < kWide<Element> ? kSites : kWide<Element>;
 #pragma unroll
       for (int part = 0; part < kSites; part += kPart) {
@@ -95,15 +135,23 @@ struct ThreadSites {
   }
 };
 
+// Blocks of sites_small on a multiprocessor that leave its threads registers enough not to spill.
+template <typename T, bool kDense, int kSites>
+constexpr int kSmallBlocks = sizeof(T) == 8 || (kDense && kSites == 8) ? 2
+                             : kDense                                  ? 3
+                                                                       : 4;
+
 template <typename T, bool kDense, int kSites, bool kVector>
-__global__ void __launch_bounds__(128, sizeof(T) == 8 || kSites == 8 ? 2 : (kDense ? 3 : 4))
+__global__ void __launch_bounds__(128, kSmallBlocks<T, kDense, kSites>)
     sites_small(Problem<T> problem) {
   using A = Accumulation<T>;
   constexpr int kBatch = 4;
   LNL_SHARED(shared);
   const int step = blockDim.x * kSites;  // from class to class
-  // The thread's column of distances; those of powers and, when dense, of targets follow.
-  A* distances = reinterpret_cast<A*>(shared) + threadIdx.x * kSites;
+  // The thread's column of logits and, when dense, that of targets.
+  T* const stage = reinterpret_cast<T*>(shared) + threadIdx.x * kSites;
+  A* const targets =
+      reinterpret_cast<A*>(shared + problem.classes * step * sizeof(T)) + threadIdx.x * kSites;
   const int head = blockIdx.y;
   const auto scales = head_scales(problem, head);
   const bool one_hot = problem.labels != nullptr && problem.floor == A(0);
@@ -113,66 +161,52 @@ __global__ void __launch_bounds__(128, sizeof(T) == 8 || kSites == 8 ? 2 : (kDen
        first < problem.sites; first += std::int64_t(gridDim.x) * step) {
     const ThreadSites<T, kSites, kVector> sites(problem, first, head);
     if (!sites.is_here(0)) continue;  // its later sites lie further on
+    Label label[kSites];
+    sites.read_labels_of(problem, label);
     A maximum[kSites];
 #pragma unroll
     for (int v = 0; v < kSites; ++v) maximum[v] = -kInfinity<A>;
     std::int64_t offset = 0;  // of class c from class 0; here and below
-    A* column = distances;
+    T* column = stage;
+#pragma unroll 1
     for (int c = 0; c < problem.classes; c += kBatch) {
-      A logits[kBatch][kSites];
+      Pack<T, kSites> logits[kBatch];
 #pragma unroll
       for (int k = 0; k < kBatch; ++k) {
-        if (c + k < problem.classes) sites.load(problem.logits, offset, A(0), logits[k]);
+        if (c + k < problem.classes) sites.load(problem.logits, offset, logits[k]);
         offset += problem.positions;
       }
 #pragma unroll
       for (int k = 0; k < kBatch; ++k) {
         if (c + k >= problem.classes) break;
 #pragma unroll
-        for (int v = 0; v < kSites; ++v) maximum[v] = larger(maximum[v], logits[k][v]);
-        store_column(column, logits[k]);
+        for (int v = 0; v < kSites; ++v)
+          maximum[v] = larger(maximum[v], widen(logits[k].values[v]));
+        logits[k].store(column);
         column += step;
       }
     }
 
-    Label label[kSites];
-    A label_logit[kSites];
     SiteSums<A, kDense> sums[kSites];
-#pragma unroll
-    for (int v = 0; v < kSites; ++v) {
-      label_logit[v] = A(0);
-      if (!sites.is_here(v)) continue;
-      label[v] = read_label(problem, sites.target_of(v));
-      if (!kDense && label[v].is_class()) label_logit[v] = distances[label[v].value * step + v];
-    }
     offset = 0;
-    column = distances;
-    const int to_powers = problem.classes * step;
+    column = stage;
+    A* target_column = targets;
+#pragma unroll 1
     for (int c = 0; c < problem.classes; ++c) {
-      A logits[kSites], y[kSites] = {}, power[kSites];
-      load_column(column, logits);
+      const auto logits = Pack<T, kSites>::load(column);
+      A y[kSites] = {};
       if constexpr (kDense) {
-        if (problem.labels == nullptr) {
-          if (problem.wide_probabilities) {
-            sites.load(static_cast<const A*>(problem.probabilities), offset, A(0), y);
-          } else {
-            sites.load(static_cast<const T*>(problem.probabilities), offset, A(0), y);
-          }
-        }
-#pragma unroll
-        for (int v = 0; v < kSites; ++v) {
-          if (problem.labels != nullptr) y[v] = A(c == label[v].class_or_none());
-          y[v] = target_of_class(problem, c, y[v]);
-        }
-        store_column(column + 2 * to_powers, y);
+        sites.load_targets(problem, c, offset, label, y);
+        store_column(target_column, y);
+        offset += problem.positions;
+        target_column += step;
       }
 #pragma unroll
       for (int v = 0; v < kSites; ++v) {
-        add_class<T>(sums[v], logits[v], maximum[v], y[v], one_hot, logits[v], power[v]);
+        A distance, power;
+        add_class<T>(sums[v], A(widen(logits.values[v])), maximum[v], y[v], one_hot, distance,
+                     power);
       }
-      store_column(column, logits);
-      store_column(column + to_powers, power);
-      offset += problem.positions;
       column += step;
     }
 
@@ -180,19 +214,27 @@ __global__ void __launch_bounds__(128, sizeof(T) == 8 || kSites == 8 ? 2 : (kDen
 #pragma unroll
     for (int v = 0; v < kSites; ++v) {
       if (!sites.is_here(v)) continue;
+      A label_logit = 0;
+      if (!kDense && label[v].is_class()) label_logit = widen(stage[label[v].value * step + v]);
       site[v] = finish_site(problem, scales, label[v], sites.output_of(v), sums[v], maximum[v],
-                            label_logit[v]);
-      totals.add(site[v]);
+                            label_logit);
       write_site(problem, scales, sites.target_of(v), site[v]);
     }
+    totals.add(site);
     if (!problem.wants_gradient()) continue;
     offset = 0;
-    column = distances;
+    column = stage;
+    target_column = targets;
+#pragma unroll 1
     for (int c = 0; c < problem.classes; ++c) {
+      const auto logits = Pack<T, kSites>::load(column);
       A distance[kSites], power[kSites], y[kSites] = {}, gradient[kSites];
-      load_column(column, distance);
-      load_column(column + to_powers, power);
-      if constexpr (kDense) load_column(column + 2 * to_powers, y);
+      if constexpr (kDense) load_column(target_column, y);
+#pragma unroll
+      for (int v = 0; v < kSites; ++v) {
+        distance[v] = clamp_distance(A(widen(logits.values[v])) - maximum[v]);
+        power[v] = exp_distance<T>(distance[v]);
+      }
       if (problem.gradient != nullptr) {
 #pragma unroll
         for (int v = 0; v < kSites; ++v) {
@@ -209,6 +251,7 @@ __global__ void __launch_bounds__(128, sizeof(T) == 8 || kSites == 8 ? 2 : (kDen
       }
       offset += problem.positions;
       column += step;
+      target_column += step;
     }
   }
   write_partials(problem.partials, reinterpret_cast<A*>(shared), blockDim.x, threadIdx.x, true,

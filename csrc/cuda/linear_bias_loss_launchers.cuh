@@ -114,7 +114,9 @@ LinearProblem<T> make_linear_problem(const LinearBiasLossCall& call, const Linea
     problem.head_partials = reinterpret_cast<A*>(workspace + plan.head_partials);
   }
   void* wanted = call.features_gradient != nullptr ? call.features_gradient : call.weight_gradient;
+  // To the mathematics of a row these only say what is wanted; with reversal the head's differs.
   problem.loss.gradient = static_cast<T*>(wanted);
+  if (call.loss.reversal.present) problem.loss.head_gradient = static_cast<T*>(wanted);
   problem.all_rows = call.loss.rows;
   problem.width = static_cast<int>(call.width);
   problem.columns = static_cast<int>(call.loss.heads * call.loss.classes);

@@ -42,6 +42,7 @@ struct Case {
   bool gradient = true, head_gradient = true;
   bool separate_backward = false;  // forward without gradients, then backward with upstream
   std::int64_t misaligned = 0;     // elements before the logits (not before the gradients)
+  bool misaligned_labels = false;  // one label before the first
   bool few_blocks = false;         // so that each takes several turns
   int shared_memory = 227 * 1024;
   std::uint64_t seed = 1;

@@ -141,6 +141,7 @@ std::string Case::name() const {
   if (separate_backward) out << " backward";
   if (few_blocks) out << " few-blocks";
   if (misaligned != 0) out << " misaligned=" << misaligned;
+  if (misaligned_labels) out << " misaligned-labels";
   if (shared_memory != 227 * 1024) out << " shared=" << shared_memory;
   return out.str();
 }
@@ -252,8 +253,9 @@ std::vector<Case> all_cases() {
     }
   }
   // Every pattern of logits on every kernel.
-  const Shape by_kernel[] = {{37, 1, 6, 1}, {5, 1, 77, 1}, {3, 1, 700, 1}, {2, 1, 1500, 1},
-                             {2, 1, 6, 36}, {2, 1, 7, 15}, {1, 1, 40, 36}};
+  const Shape by_kernel[] = {{37, 1, 6, 1},  {5, 1, 77, 1}, {3, 1, 700, 1}, {2, 1, 1500, 1},
+                             {2, 1, 6, 36},  {2, 1, 6, 40}, {2, 1, 7, 15},  {1, 1, 40, 36},
+                             {1, 2, 40, 48}, {2, 1, 40, 15}};
   for (const Shape& shape : by_kernel) {
     for (const Dtype dtype : dtypes) {
       for (int pattern = 1; pattern <= static_cast<int>(Pattern::kPlusInfinity); ++pattern) {
@@ -288,6 +290,12 @@ std::vector<Case> all_cases() {
       c = options[6];
       c.misaligned = 3;
       add(c, shape, dtype);
+      // Labels that cannot be read two at a time.
+      for (const std::size_t i : {2u, 5u}) {
+        c = options[i];
+        c.misaligned_labels = true;
+        add(c, shape, dtype);
+      }
     }
   }
   for (const Dtype dtype : dtypes) {

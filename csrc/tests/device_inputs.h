@@ -123,8 +123,10 @@ class DeviceInputs {
     call.positions = c.positions;
     call.channels_last = c.channels_last;
     if (c.target == Target::kLabels) {
-      labels_.emplace("labels", inputs.labels.size() * 8, Access::kReadOnly, inputs.labels.data());
-      call.labels = static_cast<const std::int64_t*>(labels_->data());
+      std::vector<std::int64_t> labels = inputs.labels;
+      if (c.misaligned_labels) labels.insert(labels.begin(), 0);
+      labels_.emplace("labels", labels.size() * 8, Access::kReadOnly, labels.data());
+      call.labels = static_cast<const std::int64_t*>(labels_->data()) + c.misaligned_labels;
     } else {
       call.wide_probabilities = c.target == Target::kWideProbabilities;
       probabilities_.emplace("probabilities", call.wide_probabilities ? wide_ : c.dtype,

@@ -58,6 +58,20 @@ lnl_fault(missing_syncthreads_before_reuse bias_loss_large.cuh
   "__syncthreads();  // the next row overwrites by_warp and the stage"
   ""
   "race: ")
+lnl_fault(missing_syncthreads_before_finish bias_loss_large.cuh
+  "__syncthreads();
+    if (threadIdx.x < kTile) {"
+  "if (threadIdx.x < kTile) {"
+  "race: |never written")
+lnl_fault(missing_syncthreads_before_factors bias_loss_large.cuh
+  "__syncthreads();
+    if (!problem.wants_gradient() || !sites.is_here(0)) continue;"
+  "if (!problem.wants_gradient() || !sites.is_here(0)) continue;"
+  "race: |never written")
+lnl_fault(misaligned_labels bias_loss_kernels.cuh
+  "problem.wide_labels = aligned(call.labels, 16);"
+  "problem.wide_labels = true;"
+  "misaligned access")
 lnl_fault(missing_syncwarp_before_read bias_loss_rows.cuh
   "__syncwarp();
   if (lane < rows) {"

@@ -45,19 +45,19 @@ bool is(const cuda::LaunchFacts& facts, const char* kernel) {
   return std::strcmp(facts.kernel, kernel) == 0;
 }
 
-// Sectors of one pass over [N, K, C, S] by warps whose requests are of single elements of 32 lanes:
-// request v of a tile is of the sites `lane * lane_stride + v * request_stride`.
-std::uint64_t sectors_by_element(const tests::Case& c, int lane_stride, int request_stride,
+// Sectors of one pass over [N, K, C, S] whose requests are of single elements of so many lanes:
+// request v of a tile is of the sites `lane + v * request_stride`.
+std::uint64_t sectors_by_element(const tests::Case& c, int lanes, int request_stride,
                                  int requests) {
   const auto size = static_cast<std::int64_t>(tests::size_of(c.dtype));
   std::uint64_t sectors = 0;
   for (std::int64_t head = 0; head < c.heads; ++head) {
-    for (std::int64_t tile = 0; tile < c.sites(); tile += 32 * requests) {
+    for (std::int64_t tile = 0; tile < c.sites(); tile += lanes * requests) {
       for (int v = 0; v < requests; ++v) {
         for (std::int64_t k = 0; k < c.classes; ++k) {
           std::set<std::int64_t> touched;
-          for (int lane = 0; lane < 32; ++lane) {
-            const std::int64_t site = tile + lane * lane_stride + v * request_stride;
+          for (int lane = 0; lane < lanes; ++lane) {
+            const std::int64_t site = tile + lane + v * request_stride;
             if (site >= c.sites()) continue;
             const std::int64_t element = c.element(site / c.positions, head, k, site % c.positions);
             touched.insert(element * size / 32);
@@ -76,13 +76,11 @@ double most_sectors(const tests::Case& c, const cuda::LaunchFacts& facts) {
       static_cast<double>(c.elements()) * static_cast<double>(tests::size_of(c.dtype)) / 32;
   const bool wide = c.dtype == Dtype::kFloat64, narrow = tests::size_of(c.dtype) == 2;
   if (is(facts, "sites_small") && c.positions % (wide ? 2 : 4) != 0) {
-    return static_cast<double>(sectors_by_element(c, 1, 32, wide ? 2 : 4));
+    return static_cast<double>(sectors_by_element(c, 32, 32, wide ? 2 : 4));
   }
   if (is(facts, "sites_large") && (c.positions * tests::size_of(c.dtype)) % 32 != 0) {
-    // 4 bytes of adjacent sites a lane, together where S is even.
-    const bool pairs = narrow && c.positions % 2 != 0;
-    return static_cast<double>(pairs ? sectors_by_element(c, 2, 1, 2)
-                                     : sectors_by_element(c, 1, 32, narrow ? 2 : 1));
+    // Of each class 128 bytes of adjacent sites at once, or of 16-bit single elements 64.
+    return static_cast<double>(sectors_by_element(c, wide ? 16 : 32, 32, narrow ? 2 : 1));
   }
   return kMostWaste * ideal;
 }
@@ -102,11 +100,11 @@ void check(const tests::Case& c) {
   const auto read = static_cast<double>(logits.read_bytes);
   const auto read_sectors = static_cast<double>(logits.read_sectors);
   const double passes = facts.reads_logits_once ? 1 : 2;
-  // Off chip, each thread of a row, or each warp of a site, looks the label's logit up.
+  // Off chip, each thread of a row, or one of a site, looks the label's logit up.
   const double lookups = facts.reads_logits_once || facts.dense
                              ? 0
                              : static_cast<double>(c.sites() * c.heads) *
-                                   (is(facts, "rows_large") ? facts.threads : facts.threads / 32);
+                                   (is(facts, "rows_large") ? facts.threads : 1);
   expect(read == passes * bytes + lookups * size, name, "bytes of logits read",
          passes * bytes + lookups * size, read);
   expect(read_sectors <= passes * most + lookups, name, "sectors of logits read", passes * most,
