@@ -78,21 +78,21 @@ def outcome(method: str, data: Data, options: argparse.Namespace) -> Outcome:
     )[-1]
     features, classifier = trainer.inference_modules()
     prediction = predict(nn.Sequential(features, classifier), data.test.batches(500))
+    with evaluating(features):  # once for both audits
+        tap = torch.cat([features(images) for images, *_ in data.test.batches(500)])
     report = audit(
-        features,
+        tap,
         data.test.labels,
         {"colour": data.test.bias["color"].long()},
-        inputs=data.test.batches(500),
         probes=("linear",),
         head=GlobalColorHead(),
         heads=3,
         seed=options.seed,
     )
     groups = audit(
-        features,
+        tap,
         data.test.labels,
         {"whose colour": data.test.mean_color},
-        inputs=data.test.batches(500),
         predictions=prediction.logits,
         aligned=data.test.mean_color == data.test.labels,
         probes=(),
