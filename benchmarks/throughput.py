@@ -2,11 +2,11 @@
 
     python benchmarks/throughput.py all
 
-measures everything (about 8 minutes on two cores) and writes
-``benchmarks/results/throughput_*.json``, ``docs/images/throughput_*.png`` and the tables of
+measures everything and writes ``benchmarks/results/throughput_*.json``,
+``docs/images/throughput_*.png`` and the tables of
 ``docs/performance.md``. One subject alone: loss, linear, linear_large (many classes), adversary,
-step, memory or scaling, each in less than three minutes. ``--quick`` only shows that it runs; it
-writes nothing unless ``--output`` says where.
+step, memory or scaling. ``--quick`` only shows that it runs; it writes
+nothing unless ``--output`` says where.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from lnl_ext import ops
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
-# Half precision on the CPU: wider products are faster in torch's own kernels. Measured in bfloat16,
-# against the general path: 1.17x at (65536, 512) -> 12, 0.59x at (4096, 2048) -> 64.
+# Half precision on the CPU: of wider products torch's own kernels are faster (the bfloat16 cases in
+# docs/performance.md).
 _HALF_PRECISION_OUTPUTS = 16
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
