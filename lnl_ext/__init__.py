@@ -12,6 +12,7 @@ from .auditing import AuditReport, audit
 from .config import TrainerConfig
 from .functional import fused_bias_loss, fused_linear_bias_loss
 from .gradient_reversal import GradientReversal, grad_reverse
+from .memory import release_memory
 from .optimizers import OptimizerConfig
 from .trainer import Trainer
 from .types import BiasLoss
@@ -31,4 +32,5 @@ __all__ = [
     "fused_linear_bias_loss",
     "grad_reverse",
     "reference",
+    "release_memory",
 ]

@@ -7,12 +7,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lnl_ext import ops
+from lnl_ext import _C, ops
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
-# Half precision on the CPU: of wider products torch's own kernels are faster (the bfloat16 cases in
-# docs/performance.md).
-_HALF_PRECISION_OUTPUTS = 16
+# Up to so many outputs the operation is no slower on the CPU than torch's own products in half
+# precision (docs/performance.md). Without instructions for float16 torch's products of it are tens
+# of times slower, whatever their width.
+_BFLOAT16_OUTPUTS = 64 if _C.multiplies_bfloat16() else 16
+_FLOAT16_OUTPUTS = (
+    16
+    if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    else None
+)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -33,8 +39,10 @@ class LinearHead(NamedTuple):
             return False
         if not (tap.dtype == weight.dtype or torch.is_autocast_enabled(tap.device.type)):
             return False
-        half = self.logits_stand_in(tap).dtype.itemsize == 2
-        if half and tap.device.type == "cpu" and weight.shape[0] > _HALF_PRECISION_OUTPUTS:
+        most = {torch.bfloat16: _BFLOAT16_OUTPUTS, torch.float16: _FLOAT16_OUTPUTS}.get(
+            self.logits_stand_in(tap).dtype
+        )
+        if tap.device.type == "cpu" and most is not None and weight.shape[0] > most:
             return False
         if tap.dim() != weight.dim() or tap.shape[1] != weight.shape[1]:
             return False

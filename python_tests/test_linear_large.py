@@ -28,10 +28,10 @@ def needs(gibibytes: float) -> None:
         pytest.skip(f"{available:.1f} GiB of memory are available, {gibibytes} are needed")
 
 
-@pytest.mark.parametrize("classes", [3])
+@pytest.mark.parametrize("classes", [3, 70])  # the kernel, and products of chunks
 def test_features_beyond_32_bits(classes: int):
     """Zeros that take no memory, and numbers in the last rows."""
-    needs(8)
+    needs(10)
     width, tail = 1024, 6
     rows = 2**31 // width + tail
     features = torch.from_numpy(np.zeros((rows, width), np.float16))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def _bars(report: dict[str, Any]) -> Any:
             axes.annotate(
                 label, (x, position), (4, 0), textcoords="offset points", va="center", fontsize=8
             )
-        axes.set_title(row["case"], fontsize=10)
+        axes.set_title(textwrap.fill(row["case"], 40), fontsize=10)  # the labels need room
         axes.margins(x=0.35)
         axes.set_xlim(left=0)
         axes.set_xlabel(report["unit"])

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../bias_loss.h"
+#include "kept_memory.h"
 #include "kernel.h"
 #include "problem.h"
 
@@ -33,7 +34,7 @@ struct Gradients {
   }
 
   static at::Tensor allocate(const at::Tensor& like, bool wanted) {
-    return wanted ? at::empty_like(like) : at::empty({0}, like.options());
+    return wanted ? new_tensor_like(like) : at::empty({0}, like.options());
   }
 };
 

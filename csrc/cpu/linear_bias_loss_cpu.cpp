@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "../linear_bias_loss.h"
-#include "huge_pages.h"
+#include "kept_memory.h"
 #include "kernel.h"
 #include "problem.h"
 
@@ -57,12 +57,6 @@ Plan make_plan(const LinearBiasLossArguments& arguments, const Coefficients& coe
 struct Gradients {
   at::Tensor features, weight, bias;  // empty where not wanted
 };
-
-at::Tensor new_tensor(at::IntArrayRef shape, const at::TensorOptions& options) {
-  at::Tensor tensor = at::empty(shape, options);
-  use_huge_pages(tensor);
-  return tensor;
-}
 
 struct Call {
   LinearBiasLossArguments arguments;
@@ -119,18 +113,28 @@ int64_t part_rows(int64_t rows, int64_t outputs) {
 Gradients run_kernel(Call& call, const Plan& plan, std::vector<Sums>& total) {
   const LinearBiasLossArguments& arguments = call.arguments;
   const int64_t rows = call.geometry.rows, outputs = call.outputs(), width = call.width();
-  const int64_t padded = round_up(width, kWidthMultiple);
+  const LinearKernel of_pairs =
+      arguments.features.scalar_type() == at::kBFloat16 ? chosen_bfloat16_linear_kernel() : nullptr;
+  const int64_t padded = round_up(width, of_pairs != nullptr ? kPairMultiple : kWidthMultiple);
   const auto options = arguments.features.options().dtype(call.accumulate());
-  at::Tensor weight = arguments.head_weight.to(call.accumulate());
+  at::Tensor weight = arguments.head_weight;
   if (padded != width) {
     weight = at::constant_pad_nd(weight, {0, padded - width});
   }
-  at::Tensor bias;
+  at::Tensor bias, class_pairs;
   LinearProblem problem;
+  if (of_pairs != nullptr) {
+    const at::Tensor even = outputs % 2 == 0 ? weight : at::constant_pad_nd(weight, {0, 0, 0, 1});
+    class_pairs = even.view({-1, 2, padded}).transpose(1, 2).contiguous();
+    problem.pair_weight = weight.const_data_ptr();
+    problem.pair_classes = class_pairs.const_data_ptr();
+  } else {
+    weight = weight.to(call.accumulate());
+    problem.head_weight = weight.const_data_ptr();
+  }
   problem.loss = call.problem;
   problem.loss.coefficients = plan.coefficients;
   problem.features = arguments.features.const_data_ptr();
-  problem.head_weight = weight.const_data_ptr();
   if (arguments.head_bias.has_value()) {
     bias = arguments.head_bias->to(call.accumulate());
     problem.head_bias = bias.const_data_ptr();
@@ -152,6 +156,7 @@ Gradients run_kernel(Call& call, const Plan& plan, std::vector<Sums>& total) {
   const at::Tensor weight_parts = at::empty({head_parts, outputs, padded}, options);
   const at::Tensor bias_parts = at::empty({head_parts, outputs}, options);
   std::vector<Sums> sums(parts * call.geometry.heads);
+  const LinearKernel kernel = of_pairs != nullptr ? of_pairs : kernels().run_linear;
   const int64_t grain = rows * outputs * width < kParallelProducts ? parts : 1;
   at::parallel_for(0, parts, grain, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
@@ -161,9 +166,8 @@ Gradients run_kernel(Call& call, const Plan& plan, std::vector<Sums>& total) {
         weight_gradient = weight_parts[part].zero_().data_ptr();
         bias_gradient = bias_parts[part].zero_().data_ptr();
       }
-      kernels().run_linear(problem, part * each, std::min(rows, (part + 1) * each),
-                           sums.data() + part * call.geometry.heads, weight_gradient,
-                           bias_gradient);
+      kernel(problem, part * each, std::min(rows, (part + 1) * each),
+             sums.data() + part * call.geometry.heads, weight_gradient, bias_gradient);
     }
   });
   add(sums, total);
