@@ -16,7 +16,8 @@ Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 _BFLOAT16_OUTPUTS = 64 if _C.multiplies_bfloat16() else 16
 _FLOAT16_OUTPUTS = (
     16
-    if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    if torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    and torch.ops.mkldnn._is_mkldnn_fp16_supported()
     else None
 )
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

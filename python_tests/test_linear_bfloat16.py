@@ -54,7 +54,7 @@ def test_values_and_gradients(rows, width, classes, kind):
         of_head.abs().T @ features.double().abs(),
         of_head.abs().sum(0),
     ]
-    half_unit = 2.0**-9
+    half_unit = 2.0**-8  # of numbers of 8 bits
     for actual, wanted, bound in zip(gradients, exact, bounds, strict=True):
         allowed = half_unit * (bound + wanted.abs()) + 1e-5 * bound
         assert ((actual.double() - wanted).abs() <= allowed).all()

@@ -1,8 +1,8 @@
 """One candidate's peak of extra memory, in a process of its own: ``python -m measuring.peak``.
 
 Prints the bytes. The peak is that of the resident memory (``VmHWM`` after a reset), which also sees
-what is not a tensor; malloc is told to give freed memory back, and so is this package, so that what a
-warm-up left behind does not hide a need.
+what is not a tensor; malloc is told to give freed memory back, and so is this package, so that what
+a warm-up left behind does not hide a need.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ Gradients run_kernel(Call& call, const Plan& plan, std::vector<Sums>& total) {
   LinearProblem problem;
   if (of_pairs != nullptr) {
     const at::Tensor even = outputs % 2 == 0 ? weight : at::constant_pad_nd(weight, {0, 0, 0, 1});
-    class_pairs = even.view({-1, 2, padded}).transpose(1, 2).contiguous();
+    class_pairs = even.view({even.size(0) / 2, 2, padded}).transpose(1, 2).contiguous();
     problem.pair_weight = weight.const_data_ptr();
     problem.pair_classes = class_pairs.const_data_ptr();
   } else {
