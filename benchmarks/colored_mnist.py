@@ -193,17 +193,19 @@ def _stage(
         # The authors' procedure has no confusion loss; BlindEye trains in one step.
         config = dataclasses.replace(config, update="joint")
     adversaries = recipe.adversaries(method)
+    weights = recipe.sample_weights(method)
     trainer = Trainer(
         network.features,
         network.classifier,
         adversaries,
         config,
         image_transform=method.image_transform(IMAGE_MEAN, IMAGE_STD),
+        sample_weights=weights,
     )
     batches = TensorBatches(
         data.train.colored,
         data.train.labels,
-        {target: data.train.bias[target] for target in adversaries},
+        {name: data.train.bias[name] for name in (*adversaries, *weights.values())},
         batch_size=recipe.batch_size,
         drop_last=True,
         prepare=normalize,

@@ -14,6 +14,7 @@ from .functional import fused_bias_loss, fused_linear_bias_loss
 from .gradient_reversal import GradientReversal, grad_reverse
 from .memory import release_memory
 from .optimizers import OptimizerConfig
+from .sample_weights import independence_weights
 from .trainer import Trainer
 from .types import BiasLoss
 
@@ -31,6 +32,7 @@ __all__ = [
     "fused_bias_loss",
     "fused_linear_bias_loss",
     "grad_reverse",
+    "independence_weights",
     "reference",
     "release_memory",
 ]

@@ -19,6 +19,7 @@ from lnl_ext.coefficients import ScheduledCoefficients
 from lnl_ext.given_denominators import check_denominators
 from lnl_ext.linear_call import linear_call
 from lnl_ext.linear_head import take_apart
+from lnl_ext.sample_weights import check_sample_weight, weigh_samples
 from lnl_ext.schedules import Schedule
 from lnl_ext.two_gradients import Call, HeadCall, adversary_loss
 from lnl_ext.types import BiasLoss
@@ -149,6 +150,7 @@ class BiasAdversary(ScheduledCoefficients):
         return_terms: bool | None = None,
         *,
         denominators: Tensor | None = None,
+        sample_weight: Tensor | None = None,
     ) -> Tensor | BiasLoss:
         """Return the loss of the head's prediction from `features`.
 
@@ -166,6 +168,11 @@ class BiasAdversary(ScheduledCoefficients):
             are divided by, whatever `reduction` says. For a batch that is computed in parts, in
             several processes or one after the other, whose parts have different numbers of targets
             that are not ignored (`lnl_ext.denominators.count_sites`). The logits are read twice.
+        sample_weight
+            Shape ``(N,)``, floating point: a factor of each sample's terms, for the head as for the
+            features. Not with ``reduction="mean"``, nor with `denominators`. With the weights of
+            `lnl_ext.independence_weights` the head is to predict a bias that tells nothing about
+            the label, so that features need not forget the label to fool it.
 
         Returns
         -------
@@ -201,6 +208,9 @@ class BiasAdversary(ScheduledCoefficients):
         check_target(target, logits, self.heads, self.ignore_index, "the head's output")
         check_weight(self.weight, logits, self.heads)
         reduction = self.reduction
+        if sample_weight is not None:
+            check_sample_weight(sample_weight, len(logits), reduction, denominators)
+            reduction = "none"
         if denominators is not None:
             check_denominators(denominators, self.heads, reduction)
             reduction = "mean"
@@ -246,6 +256,8 @@ class BiasAdversary(ScheduledCoefficients):
                 for_head=bool(parameters),
             )
         result = adversary_loss(call, features, parameters)
+        if sample_weight is not None:
+            result = weigh_samples(result, sample_weight, self.reduction)
         if return_terms is None:
             return_terms = self.return_terms
         return result if return_terms else result.loss

@@ -44,6 +44,8 @@ class HeadRecipe:
     entropy_weight: float
     confusion_weight: float
     over_batch: bool = False
+    sample_weight: str | None = None
+    """The name of its samples' weights in the batches, which needs `over_batch`."""
 
     def adversary(self, method: Method, batch_size: int, *, ramp: bool) -> BiasAdversary:
         """Make the adversary with the terms that ``method`` has."""
@@ -91,6 +93,11 @@ class Recipe:
     heads: tuple[HeadRecipe, ...]
     ramp: bool
     from_baseline: bool
+
+    def sample_weights(self, method: Method) -> dict[str, str]:
+        """Return where the weights of the samples stand, by bias target."""
+        heads = self.heads if method.adversarial else ()
+        return {head.target: head.sample_weight for head in heads if head.sample_weight}
 
     def adversaries(self, method: Method) -> dict[str, BiasAdversary]:
         """Make the method's adversaries by bias target, none for a method without."""

@@ -51,12 +51,13 @@ def build_update(
     task_loss: TaskLoss,
     config: TrainerConfig,
     stepper: Stepper,
+    sample_weights: Mapping[str, str],
 ) -> JointUpdate | TwoStepUpdate:
     """Return the update of `config`, over all connected processes.
 
     With several processes each must call it, and the networks of process 0 become everybody's.
     """
-    parts = (features, classifier, adversaries, task_loss)
+    parts = (features, classifier, adversaries, task_loss, sample_weights)
     objectives: dict[str, Objective] = {"joint": JointObjective(*parts)}
     two_step = config.update == "two_step" and bool(adversaries)
     if two_step:

@@ -69,6 +69,9 @@ class Trainer:
         ``task_loss(logits, labels)``, a mean over the batch; cross-entropy by default.
     image_transform : callable, optional
         Applied to images in training and by :meth:`inference_modules` alike (grey input).
+    sample_weights : mapping of str to str, optional
+        For adversaries with ``reduction="sum"``: under which name their weights of the samples
+        stand among the batches' bias targets (`lnl_ext.independence_weights`).
 
     Examples
     --------
@@ -95,6 +98,7 @@ class Trainer:
         *,
         task_loss: TaskLoss = F.cross_entropy,
         image_transform: Callable[[Tensor], Tensor] | None = None,
+        sample_weights: Mapping[str, str] | None = None,
     ) -> None:
         self.config = config = TrainerConfig() if config is None else config
         self.features = features
@@ -102,7 +106,11 @@ class Trainer:
         self.adversaries = dict(adversaries or {})
         if "label" in self.adversaries:
             raise ValueError("an adversary is called 'label', as the task is: use another name")
+        sample_weights = dict(sample_weights or {})
+        if unknown := sample_weights.keys() - self.adversaries.keys():
+            raise ValueError(f"sample_weights: there is no adversary {sorted(unknown)[0]!r}")
         self.image_transform = image_transform
+        self._bias_names = [*self.adversaries, *sample_weights.values()]
         self.device = next((p.device for p in features.parameters()), torch.device("cpu"))
         self.step = 0
         self.steps_per_epoch: int | None = None
@@ -117,7 +125,13 @@ class Trainer:
         self._state = RunState(features, classifier, self.adversaries, self.stepper)
         self._processes = current()
         self._update = build_update(
-            features, classifier, self.adversaries, task_loss, config, self.stepper
+            features,
+            classifier,
+            self.adversaries,
+            task_loss,
+            config,
+            self.stepper,
+            sample_weights,
         )
         self._counter = BatchCounter(self.adversaries)
         self._meter = LossMeter()
@@ -278,7 +292,7 @@ class Trainer:
         self._meter.flush()
 
     def _train_step(self, stage: Stage, batch: Batch) -> dict[str, Term]:
-        images, labels, bias = to_device(batch, self.adversaries, self.device)
+        images, labels, bias = to_device(batch, self._bias_names, self.device)
         if self.image_transform is not None:
             images = self.image_transform(images)
         if self.config.channels_last and images.dim() == 4:

@@ -18,6 +18,7 @@ from lnl_ext.denominators import Shares
 from lnl_ext.functional import fused_bias_loss
 from lnl_ext.given_denominators import divide_by_head, divide_sums, fold_heads
 from lnl_ext.gradient_reversal import grad_reverse
+from lnl_ext.sample_weights import weigh_samples
 from lnl_ext.stepper import Stepper
 from lnl_ext.types import BiasLoss
 
@@ -40,6 +41,9 @@ class Objective(nn.Module):
         Heads on the tap.
     task_loss : callable
         ``task_loss(logits, labels)``, a mean over the batch.
+    sample_weights : mapping of str to str
+        For the adversaries whose samples do not all weigh alike: under which name their weights
+        stand among the bias targets.
     """
 
     def __init__(
@@ -48,8 +52,16 @@ class Objective(nn.Module):
         classifier: nn.Module,
         adversaries: Mapping[str, BiasAdversary],
         task_loss: TaskLoss,
+        sample_weights: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
+        sample_weights = {} if sample_weights is None else sample_weights
+        for name in sample_weights:
+            if adversaries[name].reduction != "sum":
+                raise ValueError(
+                    f"adversary {name!r} has sample weights and "
+                    f'reduction="{adversaries[name].reduction}", expected "sum"'
+                )
         self.features = features
         self.classifier = classifier
         for name, adversary in adversaries.items():
@@ -62,12 +74,24 @@ class Objective(nn.Module):
         self.adversaries = nn.ModuleList(adversaries.values())
         self.names = list(adversaries)
         self.task_loss = task_loss
+        self.sample_weights = dict(sample_weights)
 
     def named_adversaries(self) -> Iterator[tuple[str, BiasAdversary]]:
         """Pairs of name and adversary."""
         for name, adversary in zip(self.names, self.adversaries, strict=True):
             assert isinstance(adversary, BiasAdversary)
             yield name, adversary
+
+    def _reduction(
+        self, name: str, bias: Mapping[str, Tensor], shares: Shares | None
+    ) -> dict[str, Tensor | None]:
+        """Return the denominators or the sample weights for the adversary called `name`."""
+        given = None if shares is None else shares.denominators.get(name)
+        if name not in self.sample_weights:
+            return {"denominators": given}
+        weight = bias[self.sample_weights[name]]
+        # Of a sum all denominators are the same number.
+        return {"sample_weight": weight if given is None else weight / given[0, 0]}
 
     def _task(self, tap: Tensor, labels: Tensor, shares: Shares | None) -> tuple[Tensor, Terms]:
         logits = self.classifier(tap)
@@ -104,9 +128,8 @@ class JointObjective(Objective):
         total, terms = self._task(tap, labels, shares)
         seen = tap.detach() if detached else tap
         for name, adversary in self.named_adversaries():
-            result = adversary(
-                seen, bias[name], return_terms=True, denominators=_given(shares, name)
-            )
+            reduction = self._reduction(name, bias, shares)
+            result = adversary(seen, bias[name], return_terms=True, **reduction)
             total = total + result.loss
             terms[f"{name}_cross_entropy"] = result.cross_entropy
             terms[f"{name}_entropy"] = result.entropy
@@ -148,9 +171,8 @@ class FoolObjective(Objective):
                 adversary,
                 adversary.head(tap),
                 bias[name],
-                _given(shares, name),
-                entropy_weight=adversary.entropy_weight,
-                reversal=0.0,
+                {"entropy_weight": adversary.entropy_weight, "reversal": 0.0},
+                **self._reduction(name, bias, shares),
             )
             total = total + result.loss
             terms[f"{name}_entropy"] = result.entropy
@@ -172,7 +194,8 @@ class PredictObjective(Objective):
         terms: Terms = {}
         for name, adversary in self.named_adversaries():
             logits = adversary.head(grad_reverse(tap, adversary.reversal))
-            result = _head_loss(adversary, logits, bias[name], _given(shares, name))
+            reduction = self._reduction(name, bias, shares)
+            result = _head_loss(adversary, logits, bias[name], None, **reduction)
             total = total + result.loss
             terms[f"{name}_cross_entropy"] = result.cross_entropy
         return total, terms
@@ -248,22 +271,20 @@ class TwoStepUpdate:
         return terms | predicted
 
 
-def _given(shares: Shares | None, name: str) -> Tensor | None:
-    """Return the denominators for the adversary called `name`, if there are any."""
-    return None if shares is None else shares.denominators.get(name)
-
-
 def _head_loss(
     adversary: BiasAdversary,
     logits: Tensor,
     target: Tensor,
-    denominators: Tensor | None,
-    **coefficients: Tensor | float,
+    coefficients: Mapping[str, Tensor | float] | None,
+    *,
+    denominators: Tensor | None = None,
+    sample_weight: Tensor | None = None,
 ) -> BiasLoss:
     """Return the loss of an adversary's logits with its options and other coefficients.
 
     It has the gradient of one term: of CE without `reversal`, of the entropy with ``reversal=0``.
     """
+    coefficients = {} if coefficients is None else coefficients
     options: dict[str, Any] = {
         "ignore_index": adversary.ignore_index,
         "label_smoothing": adversary.label_smoothing,
@@ -276,11 +297,13 @@ def _head_loss(
             logits,
             target,
             adversary.weight,
-            reduction=adversary.reduction,
+            reduction=adversary.reduction if sample_weight is None else "none",
             heads=adversary.heads,
             **options,
         )
-        return whole
+        if sample_weight is None:
+            return whole
+        return weigh_samples(whole, sample_weight, adversary.reduction)
     logits, target = fold_heads(logits, target, adversary.heads)
     sites: BiasLoss = fused_bias_loss(logits, target, adversary.weight, reduction="none", **options)
     term = denominators[:, 0 if "reversal" not in coefficients else 1]

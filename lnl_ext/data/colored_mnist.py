@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..sample_weights import independence_weights
 from .idx import read_mnist_split
 from .safe_npy import load_npy
 
@@ -90,7 +91,9 @@ class ColoredMNIST(Dataset[Batch]):
         ``IGNORE_INDEX`` where the value is 0. ``"color"``: ``(N, 3)`` uint8, per channel the
         maximum over the image // 32. ``"color_and_digit"``: ``(N, 3 + 30)`` int8, ``"color"``
         for heads that do not know the digit, and once more for three heads of every digit,
-        ``IGNORE_INDEX`` for those of the other digits.
+        ``IGNORE_INDEX`` for those of the other digits. ``"color_weight"``: ``(N,)`` float32, the
+        sample weights under which ``"color"`` tells nothing about the digit
+        (`lnl_ext.independence_weights`).
     source : pathlib.Path
         The file or folder that was read.
 
@@ -148,6 +151,7 @@ class ColoredMNIST(Dataset[Batch]):
             "pixel_color": pixel_color_target(self.colored),
             "color": color,
             "color_and_digit": color_and_digit_target(color, self.labels),
+            "color_weight": independence_weights(self.labels, color),
         }
 
     def __len__(self) -> int:
@@ -178,10 +182,13 @@ class ColoredMNIST(Dataset[Batch]):
         labels : Tensor
             ``(n,)`` int64.
         bias_targets : dict of str to Tensor
-            The rows of :attr:`bias`, as int64.
+            The rows of :attr:`bias`, the integers as int64.
         """
         rows = torch.as_tensor(indices, dtype=torch.int64)
-        targets = {name: target[rows].long() for name, target in self.bias.items()}
+        targets = {
+            name: target[rows] if target.is_floating_point() else target[rows].long()
+            for name, target in self.bias.items()
+        }
         return normalize(self.colored[rows]), self.labels[rows], targets
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
