@@ -103,8 +103,7 @@ def read(options: argparse.Namespace) -> Sets:
         return Images.read(files.paths, files.labels, tone, options.image_size, options.workers)
 
     opposite = "TB2" if options.train_split == "TB1" else "TB1"
-    validation, held_out = split(opposite).halves()
-    return Sets(split(options.train_split), held_out, validation, split("test"))
+    return Sets.halved(split(options.train_split), split(opposite), split("test"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -23,7 +23,6 @@ from lnl_ext.schedules import Linear
 
 RESULTS = Path(__file__).resolve().parent / "results"
 CROP = 5 / 6  # side of the part of an image that the network sees
-CHOOSING_SHARE = 0.15  # of the training split, held out while settings are chosen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,27 +61,25 @@ class Images:
 
 @dataclasses.dataclass(frozen=True)
 class Sets:
-    """The sets of one run."""
+    """The sets of one run. Settings are chosen on two of them and judged by two others."""
 
     train: Images
     """Biased."""
     opposite: Images
-    """Biased the other way round; the half that settings were not chosen on."""
-    validation: Images
-    """The other half of it, on which settings were chosen."""
+    """Half of the set that is biased the other way round, to be judged by."""
     test: Images
-    """Unbiased."""
+    """Half of the unbiased set, to be judged by."""
+    opposite_validation: Images
+    """The other half of the opposite set, to choose settings on."""
+    test_validation: Images
+    """The other half of the unbiased set, to choose settings on."""
 
-    def for_choosing(self) -> Sets:
-        """Return the sets that settings may be chosen on.
-
-        ``test`` is a part of the training split, held out from it, and ``opposite`` is the
-        validation half: the sets that a run is judged by are not there to be looked at.
-        """
-        order = torch.randperm(len(self.train.labels), generator=torch.Generator().manual_seed(0))
-        count = round(len(order) * CHOOSING_SHARE)
-        held_out, train = self.train.rows(order[:count]), self.train.rows(order[count:])
-        return Sets(train, self.validation, self.validation, held_out)
+    @classmethod
+    def halved(cls, train: Images, opposite: Images, test: Images) -> Sets:
+        """Halve the sets that are not trained on, always in the same way."""
+        opposite_validation, opposite_judged = opposite.halves()
+        test_validation, test_judged = test.halves()
+        return cls(train, opposite_judged, test_judged, opposite_validation, test_validation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,11 +135,11 @@ class Run:
     seed: int
     epoch: float
     test_accuracy: float
-    """On the unbiased test set, of the last epoch's averaged weights, as the others."""
+    """On `Sets.test`, of the last epoch's averaged weights, as the others."""
     opposite_accuracy: float
-    """On the half of the opposite training split that settings were not chosen on."""
-    validation_accuracy: float
-    """On the other half."""
+    """On `Sets.opposite`."""
+    test_validation_accuracy: float
+    opposite_validation_accuracy: float
     leakage: float
     """Accuracy of a fresh probe for the bias on frozen features, on unbiased images."""
     leakage_chance: float
@@ -230,7 +227,7 @@ def accuracy(trainer: Trainer, images: Images, crop: int) -> float:
 
 
 def leakage(trainer: Trainer, sets: Sets, probe: Probe, crop: int, seed: int) -> ProbeResult:
-    """Probe the features on the unbiased set: one half to learn from, the other to be measured."""
+    """Probe the features of the unbiased set: one half to learn from, the other to be measured."""
 
     def batches(images: Images) -> list[Batch]:
         made = {} if probe.image_target is None else {probe.target: probe.image_target}
@@ -241,7 +238,7 @@ def leakage(trainer: Trainer, sets: Sets, probe: Probe, crop: int, seed: int) ->
             )
         )
 
-    learn, measure = sets.test.halves()
+    learn = sets.test_validation
     features = trainer.inference_modules()[0]
     learned = batches(learn)
     with torch.no_grad():
@@ -251,7 +248,7 @@ def leakage(trainer: Trainer, sets: Sets, probe: Probe, crop: int, seed: int) ->
         features,
         head,
         learned,
-        batches(measure),
+        batches(sets.test),
         probe.target,
         heads=probe.heads,
         epochs=20,
@@ -281,7 +278,8 @@ def measure(
         epoch=options.epochs,
         test_accuracy=round(accuracy(trainer, sets.test, crop), 4),
         opposite_accuracy=round(accuracy(trainer, sets.opposite, crop), 4),
-        validation_accuracy=round(accuracy(trainer, sets.validation, crop), 4),
+        test_validation_accuracy=round(accuracy(trainer, sets.test_validation, crop), 4),
+        opposite_validation_accuracy=round(accuracy(trainer, sets.opposite_validation, crop), 4),
         leakage=round(probed.accuracy, 4),
         leakage_chance=round(probed.majority, 4),
         information=round(probed.information, 4),
@@ -299,13 +297,12 @@ def measure(
 
 def choose(options: argparse.Namespace, sets: Sets, adversaries: Sequence[Adversary]) -> str:
     """Train one method and tell what settings may be chosen by."""
-    known = sets.for_choosing()
-    trainer, crop = train(options, known, adversaries, classes=2)
-    same, opposite = (accuracy(trainer, images, crop) for images in (known.test, known.opposite))
+    trainer, crop = train(options, sets, adversaries, classes=2)
+    test = accuracy(trainer, sets.test_validation, crop)
+    opposite = accuracy(trainer, sets.opposite_validation, crop)
     return (
-        f"{options.method}, seed {options.seed}: {same:.4f} on the held-out part of "
-        f"{options.train_split}, {opposite:.4f} on the validation half of its opposite, "
-        f"mean {(same + opposite) / 2:.4f}; {trainer.seconds / 60:.1f} minutes"
+        f"{options.method}, seed {options.seed}: validation halves: {test:.4f} unbiased, "
+        f"{opposite:.4f} of the opposite bias; {trainer.seconds / 60:.1f} minutes"
     )
 
 
@@ -384,8 +381,8 @@ def parser(
     made.add_argument(
         "--choose",
         action="store_true",
-        help="to choose settings: hold out a part of the training split, measure on it and on the "
-        "validation half of the opposite split only, append nothing",
+        help="to choose settings: measure on the halves of the unbiased and the opposite set that "
+        "no figure is reported of, append nothing",
     )
     made.add_argument("--workers", type=int, default=2, help="processes that decode the images")
     made.add_argument("--output", type=Path, help="folder for metrics and the checkpoint")

@@ -88,8 +88,7 @@ def read(options: argparse.Namespace) -> Sets:
         )
 
     opposite = "EB2" if options.train_split == "EB1" else "EB1"
-    validation, held_out = split(opposite).halves()
-    return Sets(split(options.train_split), held_out, validation, split("test"))
+    return Sets.halved(split(options.train_split), split(opposite), split("test"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
