@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="map: colours of every position, the paper's; global: the image's mean colour, "
         "once for all and once by label; tone: bright or dark",
     )
-    made.set_defaults(pressure=3.0, image_size=64, epochs=20)
+    made.set_defaults(image_size=48)
     options = made.parse_args(arguments)
     if options.threads is not None:
         torch.set_num_threads(options.threads)

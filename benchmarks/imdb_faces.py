@@ -21,6 +21,7 @@ from image_runs import (
     Sets,
     append,
     choose,
+    crop_of,
     measure,
     parser,
     table,
@@ -35,11 +36,12 @@ from lnl_ext.data.imdb_faces import (
     binary_age,
     select_faces,
 )
-from lnl_ext.image_models import GlobalHead, SplitNetwork
+from lnl_ext.image_models import GlobalHead, MapHead, SplitNetwork, build_network
 
 BENCHMARK = "imdb_faces"
 METHODS = ("baseline", "blindeye", "grl", "lnl")
 BINS = len(AGE_EDGES) - 1
+HEADS = ("map", "linear", "global", "by_label")
 
 
 def by_label(bias: Tensor, labels: Tensor) -> Tensor:
@@ -56,10 +58,23 @@ def head(classes: int, heads: int, linear: bool, network: SplitNetwork) -> Globa
     return GlobalHead(network.channels, classes, heads, linear=linear)
 
 
+def side(options: argparse.Namespace) -> int:
+    """Return the number of rows of the features, which is that of their columns."""
+    network = build_network(options.arch, 2, tap=options.tap)
+    return crop_of(options.image_size, network) // network.stride
+
+
 def adversaries(options: argparse.Namespace) -> list[Adversary]:
     """Return the bias heads asked for."""
     classes = BINS if options.label == "gender" else 2
+    positions = side(options) ** 2
+
+    def map_head(network: SplitNetwork) -> MapHead:
+        return MapHead(network.channels, classes, heads=1)
+
     known = {
+        # Its predictions are summed over positions; together they weigh as one of the others does.
+        "map": Adversary("bias_map", map_head, 1, 1 / positions, 0.1 / positions),
         "linear": Adversary("bias", functools.partial(head, classes, 1, True), 1, 1.0, 0.1),
         "global": Adversary("bias", functools.partial(head, classes, 1, False), 1, 1.0, 0.1),
         "by_label": Adversary(
@@ -71,6 +86,7 @@ def adversaries(options: argparse.Namespace) -> list[Adversary]:
 
 def read(options: argparse.Namespace) -> Sets:
     """Decode the faces of all splits."""
+    rows = side(options)
 
     def split(name: str) -> Images:
         faces = select_faces(options.data, name)
@@ -79,6 +95,7 @@ def read(options: argparse.Namespace) -> Sets:
         bias = age_bins(faces.age) if options.label == "gender" else faces.gender
         known = (labels >= 0).nonzero().flatten()  # for the label age: neither young nor old
         targets = {"bias": bias, "bias_by_label": by_label(bias, labels)}
+        targets["bias_map"] = bias[:, None, None].expand(-1, rows, rows)
         return Images.read(
             [faces.paths[row] for row in known.tolist()],
             labels[known],
@@ -98,11 +115,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made.add_argument(
         "--heads",
         nargs="+",
-        choices=["linear", "global", "by_label"],
-        default=["by_label"],
-        help="linear: one linear layer on pooled features, the paper's; global: with two "
-        "convolutions before it; by_label: the same for each label separately",
+        choices=HEADS,
+        default=["map"],
+        help="map: from every position of the features; linear: one linear layer on pooled "
+        "features, the paper's; global: with two convolutions before it; by_label: the same for "
+        "each label separately",
     )
+    made.set_defaults(image_size=48)
     options = made.parse_args(arguments)
     if options.threads is not None:
         torch.set_num_threads(options.threads)

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import dogs_and_cats
 import image_runs
+import image_table
 import imdb_faces
 
 FIELDS = ("benchmark", "method", "recipe", "train_split", "seed", "epoch")
@@ -69,7 +70,7 @@ def test_dogs_and_cats(pets, tmp_path, capsys, options):
     [
         ("--method", "lnl"),
         ("--method", "baseline", "--label", "age", "--train-split", "EB2"),
-        ("--method", "lnl", "--label", "age", "--heads", "global"),
+        ("--method", "lnl", "--label", "age", "--heads", "global", "by_label"),
         ("--method", "grl", "--heads", "linear", "--arch", "resnet18", "--tap", "avgpool"),
     ],
     ids=" ".join,
@@ -189,3 +190,26 @@ def test_evaluation_sees_the_centre_in_order():
     assert len(batches) == 2
     seen = torch.cat([cut for cut, _, _ in batches])
     torch.testing.assert_close(seen, normalize_imagenet(images[:, :, 1:5, 1:5]))
+
+
+def test_the_table_compares_runs_of_the_same_seed(tmp_path, capsys):
+    shared = {"arch": "small", "train_split": "TB1", "label": "species", "image_size": 48}
+    shared |= {"epoch": 15, "batch_size": 32, "leakage": 0.5, "minutes": 1.0}
+    runs = [
+        {"method": method, "seed": seed, "opposite_accuracy": opposite, "test_accuracy": test}
+        for method, seed, opposite, test in (
+            ("lnl", 1, 0.5, 0.61),
+            ("baseline", 1, 0.25, 0.625),
+            ("baseline", 0, 0.1, 0.9),
+            ("lnl", 2, 0.3, 0.3),
+        )
+    ]
+    results = tmp_path / "results.jsonl"
+    results.write_text("".join(json.dumps(shared | run) + "\n" for run in runs))
+    image_table.main([str(results)])
+    printed = capsys.readouterr().out.splitlines()
+    assert [line for line in printed if line.startswith("*")] == [
+        "* small, seed 1: +25.0 points on the opposite set, -1.5 on the unbiased one"
+    ]
+    assert "| lnl | small | 48 | 15 | 1 | 0.5000 | 0.6100 | 0.500 | 1.0 |" in printed
+    assert sum(line.startswith("|") for line in printed) == 2 + len(runs)
