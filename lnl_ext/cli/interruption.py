@@ -1,4 +1,4 @@
-"""Signals that end a training run between two steps, so that nothing is lost."""
+"""Signals that end a training run: between two steps, or of many processes at once."""
 
 from __future__ import annotations
 
@@ -34,13 +34,19 @@ class Interrupted(Exception):  # noqa: N818 - no error, but what was asked for
 class StopSignals:
     """Within it, SIGINT (Ctrl-C) and SIGTERM are noted; a second one interrupts at once.
 
+    Parameters
+    ----------
+    at_once
+        Raise `Interrupted` where the signal comes, instead.
+
     Attributes
     ----------
     received : signal.Signals or None
         The first one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, at_once: bool = False) -> None:
+        self._at_once = at_once
         self.received: signal.Signals | None = None
         self._process = os.getpid()
         self._before: dict[signal.Signals, Any] = {}
@@ -66,6 +72,8 @@ class StopSignals:
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
+        if self._at_once:
+            raise Interrupted(self.received)
 
 
 class StoppableBatches:

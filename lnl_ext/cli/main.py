@@ -15,7 +15,12 @@ from typing import Any
 
 from .. import __version__
 from ..checkpoint import CheckpointError
-from ..distributed import Processes, from_environment
+from ..distributed import (
+    LostProcessError,
+    Processes,
+    from_environment,
+    naming_lost_processes,
+)
 from ..errors import UserError
 from ..metrics import NonFiniteError
 from .arguments import add_arguments
@@ -61,13 +66,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         UserError,
         CheckpointError,
         NonFiniteError,
+        LostProcessError,
         TooManyUnreadableError,
         UnreadableImageError,
     )
     with warnings.catch_warnings():
         warnings.showwarning = _warn
         try:
-            with from_environment() as processes, _only_the_main_one_prints(processes):
+            with (
+                from_environment() as processes,
+                naming_lost_processes(),
+                _only_the_main_one_prints(processes),
+            ):
                 getattr(commands, command)(flags, processes)
         except mendable as error:
             return _fail(str(error))

@@ -97,6 +97,11 @@ class TrainOptions(DataOptions):
         choices=("crop", "flip", "none"),
     )
     method: str = option("lnl", "what to train", choices=tuple(METHODS))
+    update: str = option(
+        "joint",
+        "a step for the network and the heads together (joint), or the paper's authors' two steps",
+        choices=("joint", "two_step"),
+    )
     reversal: float = option(0.5, "how hard the features evade the bias heads", minimum=0)
     entropy_weight: float = option(0.05, "weight of the bias prediction's entropy", minimum=0)
     confusion_weight: float = option(0.5, "weight of blindeye's confusion loss", minimum=0)
@@ -135,6 +140,11 @@ class TrainOptions(DataOptions):
             raise UserError(
                 f"method {self.method} unlearns a bias: give --bias-column NAME, or "
                 "--method baseline"
+            )
+        if METHODS[self.method].confusion_weight and self.update == "two_step":
+            raise UserError(
+                f"method {self.method} has a confusion loss, which update two_step does not have: "
+                "leave --update at joint"
             )
 
 

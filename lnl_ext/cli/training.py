@@ -304,6 +304,7 @@ def _trainer(
     config = TrainerConfig(
         epochs=options.epochs,
         pretrain_epochs=options.pretrain_epochs,
+        update=options.update,  # type: ignore[arg-type]
         ramp_steps=None,
         optimizer=OptimizerConfig(
             name="adamw",
@@ -449,7 +450,7 @@ def train(flags: Mapping[str, Any], processes: Processes) -> None:
 
 
 def _fit(run: _Run, trainer: Trainer, batches: DataLoader[Sample], folder: Path) -> None:
-    """Train to the end, or to a signal; then with a checkpoint of the last step.
+    """Train to the end, or to a signal; of one process then with a checkpoint of the last step.
 
     Raises
     ------
@@ -457,27 +458,26 @@ def _fit(run: _Run, trainer: Trainer, batches: DataLoader[Sample], folder: Path)
         By a signal; the message says how to go on.
     """
     began = trainer.step
-    if run.processes.world_size > 1:
-        # Not all would note a signal at the same step, and none can step alone: signals end them
-        # at once, and the last checkpoint is there.
-        trainer.fit(
-            batches,
-            output=folder,
-            evaluate=run.evaluate,
-            checkpoint_every=run.options.checkpoint_every,
-            progress=run.processes.is_main,
-        )
-        return
-    with StopSignals() as signals:
+    # Many processes would not note a signal at the same step, and none can step alone: they end at
+    # once, and the last checkpoint is there.
+    alone = run.processes.world_size == 1
+    with StopSignals(at_once=not alone) as signals:
         try:
             trainer.fit(
-                StoppableBatches(batches, signals),
+                StoppableBatches(batches, signals) if alone else batches,
                 output=folder,
                 evaluate=run.evaluate,
                 checkpoint_every=run.options.checkpoint_every,
                 progress=run.processes.is_main,
             )
         except Interrupted as stop:
+            if not alone:
+                raise Interrupted(
+                    stop.signal,
+                    f"process {run.processes.rank} of {run.processes.world_size} stopped by "
+                    f"{stop.signal.name}; start all again with --resume to go on from the last "
+                    f"checkpoint in {folder}",
+                ) from None
             if trainer.step > began:  # else the checkpoint is there already, if there is any
                 trainer.save(folder / CHECKPOINT)
             raise Interrupted(

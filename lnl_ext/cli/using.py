@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import build_network, output_layer, split_network, tap_shape
-from ..data.images import IMAGENET_MEAN, IMAGENET_STD
+from ..data.images import IMAGE_SUFFIXES, IMAGENET_MEAN, IMAGENET_STD
 from ..data.split import stratified_split
 from ..data.table import BiasColumn, Table, class_names, read_table
 from ..distributed import Processes
@@ -313,13 +313,22 @@ def predict(flags: Mapping[str, Any], processes: Processes) -> None:
 def _unlabelled(options: PredictOptions) -> Table:
     if options.csv is not None:
         return read_table(options.csv, image_column=options.image_column, root=options.images)
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
     assert options.images is not None
     root = options.images.absolute()
-    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
+    if not root.is_dir():
+        raise UserError(f"images {options.images}: no such folder")
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    paths = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if not paths:
-        raise UserError(f"images {options.images}: no image in this folder")
+        raise UserError(
+            f"images {options.images}: no image in this folder, by the ends of the names "
+            f"({', '.join(IMAGE_SUFFIXES)})"
+        )
+    if len(paths) < len(files):
+        print(
+            f"Left out: {len(files) - len(paths)} files whose names do not end as images' do "
+            "(list them in a CSV file if they are some)"
+        )
     names = tuple(str(path.relative_to(root)) for path in paths)
     return Table(str(options.images), tuple(paths), names, (0,) * len(paths), None, {})
 

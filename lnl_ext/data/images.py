@@ -14,12 +14,14 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
 
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "IMAGE_SUFFIXES",
     "MAX_PIXELS",
     "MAX_SIDE",
     "MAX_UNREADABLE",
@@ -40,6 +42,8 @@ MAX_PIXELS = 89_478_485
 MAX_SIDE = 32_768
 #: Share of unreadable images above which a data set is refused instead of being used without them.
 MAX_UNREADABLE = 0.01
+#: What the name of a file in a folder of images ends with, in small letters.
+IMAGE_SUFFIXES = (*IMG_EXTENSIONS, ".apng", ".avif", ".gif", ".jfif", ".jp2")
 #: Normalisation of torchvision's pretrained networks, for values in [0, 1].
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -384,12 +384,14 @@ def read_folder(
     UserError
         As `read_table`; a line of the CSV file whose image is not in the folder is an error.
     """
-    from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+    from torchvision.datasets.folder import find_classes, make_dataset
+
+    from .images import IMAGE_SUFFIXES
 
     root = Path(os.path.abspath(folder))
     try:
         _, numbers = find_classes(str(root))
-        samples = make_dataset(str(root), numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
+        samples = make_dataset(str(root), numbers, extensions=IMAGE_SUFFIXES, allow_empty=True)
     except FileNotFoundError as error:
         raise UserError(f"images {folder}: {error}") from None
     if not samples:
