@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import zipfile
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ class ExportedModel(nn.Module):
         names = program.graph_signature.user_inputs
         inputs = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
         shapes = [tuple(n.meta["val"].shape) for n in inputs if hasattr(n.meta["val"], "shape")]
-        if len(shapes) != 1 or len(shapes[0]) != 4:
+        if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][1] != 3:
             raise UserError(f"the program takes inputs of shapes {shapes}, expected (N, 3, H, W)")
         batch, _, height, width = shapes[0]
         self.batch_size = batch if isinstance(batch, int) else None
@@ -63,6 +64,8 @@ class ExportedModel(nn.Module):
         """
         if not os.path.isfile(path):
             raise UserError(f"no program at {os.fspath(path)}")
+        if not zipfile.is_zipfile(path):  # torch would log a trace
+            raise UserError(f"{os.fspath(path)} is no program of torch.export: no ZIP archive")
         try:
             program = torch.export.load(path)
         except Exception as error:  # a damaged archive raises almost anything

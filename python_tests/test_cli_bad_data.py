@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import pickle
+import shutil
 import struct
 import zlib
 from collections.abc import Iterator
@@ -174,7 +175,11 @@ def test_a_bias_class_that_training_lacks_and_empty_groups_are_told(
     ("column", "values", "message"),
     [
         ("disease", ["ill"] * IMAGES, "only label 'ill' occurs, expected two or more"),
+        ("disease", [str(n / 7) for n in range(IMAGES)], "48 different labels of as many images"),
+        ("path", ["x" * 300 + ".jpg"] * IMAGES, "an image may come once"),
+        ("path", [f"{n:0300}.jpg" for n in range(IMAGES)], "48 of 48 images are not there"),
         ("disease", ["", *["ill", "healthy"] * 23, "ill"], "column 'disease': no label in line 2"),
+        ("age", [""] * IMAGES, "column 'age': every value is missing"),
         ("hospital", ["nan"] * IMAGES, "column 'hospital': every value is missing"),
         ("hospital", ["north"] * IMAGES, "only 'north' occurs, expected two bias classes"),
         ("age", ["old"] * IMAGES, "line 2 has 'old', expected a number"),
@@ -204,3 +209,100 @@ def test_nan_bias_is_missing(
     more = ["--epochs=0.5", "--pretrain-epochs=0"]
     assert main(train_flags(changed(table, age=ages), tmp_path / "run", *more)) == 0
     assert f"missing {missing}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["numbers", "names in other letters"])
+def test_labels_of_any_text_in_folders_of_any_name(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """From another folder than that of the images, with a relative path."""
+    folder = tmp_path / "mit Leerzeichen und 写真"
+    shutil.copytree(table.parent, folder)
+    labels = {"numbers": ("0", "1.5"), "names in other letters": ("gesund ü", "病")}[kind]
+    rows = list(csv.DictReader(table.open()))
+    values = [labels[row["disease"] == "ill"] for row in rows]
+    listed = changed(folder / table.name, disease=values)
+    monkeypatch.chdir(tmp_path)
+    more = ["--epochs=0.2", "--pretrain-epochs=0"]
+    assert main(train_flags(listed.relative_to(tmp_path), Path("läuft hier"), *more)) == 0
+    monkeypatch.chdir("/")
+    run, output = tmp_path / "läuft hier", tmp_path / "vorher gesagt.csv"
+    images = ["--workers=0", f"--images={folder}", f"--output={output}"]
+    assert main(["predict", f"{run}", *images]) == 0
+    assert {row["prediction"] for row in csv.DictReader(output.open())} <= set(labels)
+    assert json.loads((run / "model.json").read_text())["classes"] == list(labels)
+
+
+# ------------------------------------------------------------------ places and numbers
+
+
+def test_predict_takes_images_of_every_suffix_and_counts_what_it_leaves_out(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, output = tmp_path / "images", tmp_path / "predictions.csv"
+    command = ["predict", f"{run}", f"--images={folder}", f"--output={output}", "--workers=0"]
+    assert main(command) == 2
+    assert f"images {folder}: no such folder" in capsys.readouterr().err
+    folder.mkdir()
+    (folder / "notes.txt").touch()
+    assert main(command) == 2
+    assert f"images {folder}: no image in this folder" in capsys.readouterr().err
+    picture = Image.new("RGB", (SIZE, SIZE), "red")
+    picture.save(folder / "moves.GIF", save_all=True, append_images=[picture.rotate(90)])
+    picture.save(folder / "still.jpeg")
+    Image.new("RGB", (1, 1)).save(folder / "tiny.png")
+    assert main(command) == 0
+    assert "Left out: 1 files whose names do not end as images' do" in capsys.readouterr().out
+    names = [row["path"] for row in csv.DictReader(output.open())]
+    assert names == ["moves.GIF", "still.jpeg", "tiny.png"]
+
+
+@pytest.mark.parametrize("output", ["file", "file/run", "/proc/run"])
+def test_an_output_that_cannot_be_a_folder_is_one_line(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], output: str
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(train_flags(table, tmp_path / output)) == 2
+    error = capsys.readouterr().err
+    assert "lnl: error: cannot read or write: [Errno" in error
+    assert str(tmp_path / output) in error
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--epochs=inf", "epochs is inf, expected a finite number"),
+        ("--reversal=inf", "reversal is inf, expected a finite number"),
+        ("--learning-rate=nan", "learning-rate is nan, expected more than 0"),
+        ("--seed=4294967296", "seed is 4294967296, expected at most 4294967295"),
+        ("--method=blindeye --update=two_step", "method blindeye has a confusion loss"),
+    ],
+)
+def test_numbers_out_of_range_are_named(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, message: str
+) -> None:
+    assert main(train_flags(table, tmp_path / "run", *flag.split())) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_no_model_is_named(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.pt2").write_text("no program")
+    grey = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(SIZE * SIZE, 2))
+    program = torch.export.export(grey, (torch.zeros(2, 1, SIZE, SIZE),))
+    torch.export.save(program, tmp_path / "grey.pt2")
+    images = [f"--csv={table}", "--bias-column=hospital"]
+    for command, message in [
+        (["evaluate", f"{table}"], f"{table} is no folder of a run"),
+        (["probe", f"--weights={tmp_path}/text.pt2", *images], "is no program of torch.export"),
+        (
+            ["probe", f"--weights={tmp_path}/grey.pt2", *images],
+            f"takes inputs of shapes [(2, 1, {SIZE}, {SIZE})], expected (N, 3, H, W)",
+        ),
+    ]:
+        assert main(command) == 2
+        errors = capsys.readouterr().err.splitlines()
+        assert message in errors[-1]
+        assert len(errors) == 1

@@ -157,7 +157,7 @@ def test_a_disk_that_is_full_from_the_start_is_one_line(
 ) -> None:
     code, text = run(flags(table, tmp_path / "run"), ("full disk from the start", 300))
     assert code == 2, text
-    assert "lnl: error: cannot write: [Errno 27] File too large" in text
+    assert "lnl: error: cannot read or write: [Errno 27] File too large" in text
     assert "Traceback" not in text
 
 

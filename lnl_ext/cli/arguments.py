@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import math
 import sys
 import types
 import typing
@@ -33,6 +34,7 @@ def option(
     metavar: str | None = None,
     minimum: float | None = None,
     above: float | None = None,
+    maximum: float | None = None,
     positional: bool = False,
     saved: bool = True,
 ) -> Any:
@@ -48,8 +50,8 @@ def option(
         The values allowed, for text.
     metavar
         What the help calls the value.
-    minimum, above
-        Smallest number allowed; number to exceed.
+    minimum, above, maximum
+        Smallest number allowed; number to exceed; largest number allowed.
     positional
         An argument instead of a flag.
     saved
@@ -61,6 +63,7 @@ def option(
         "metavar": metavar,
         "minimum": minimum,
         "above": above,
+        "maximum": maximum,
         "positional": positional,
         "saved": saved,
     }
@@ -127,6 +130,10 @@ def build(options: type[_Options], *layers: Mapping[str, Any]) -> _Options:
             raise UserError(f"{flag} is {value}, expected at least {meta['minimum']}")
         if meta["above"] is not None and not value > meta["above"]:
             raise UserError(f"{flag} is {value}, expected more than {meta['above']}")
+        if meta["maximum"] is not None and not value <= meta["maximum"]:
+            raise UserError(f"{flag} is {value}, expected at most {meta['maximum']}")
+        if kinds[field.name] is float and not math.isfinite(value):
+            raise UserError(f"{flag} is {value}, expected a finite number")
     return options(**values)
 
 

@@ -35,7 +35,11 @@ _COMMANDS: dict[str, tuple[type[Any], str]] = {
     "probe": (ProbeOptions, "how much of an attribute a model's features hold"),
     "predict": (PredictOptions, "write a CSV file of predictions"),
 }
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+# No room, no permission, or no place of this name: the message of the system says which and where.
+_PLACES = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+)
 _DESCRIPTION = "Train image classifiers that do not use a known, labelled bias."
 
 
@@ -82,9 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except mendable as error:
             return _fail(str(error))
         except OSError as error:
-            if error.errno not in _NO_ROOM:
+            if error.errno not in _PLACES:
                 raise
-            return _fail(f"cannot write: {error}")
+            return _fail(f"cannot read or write: {error}")
         except Interrupted as stop:
             print(f"lnl: {stop}", file=sys.stderr)
             return 128 + stop.signal

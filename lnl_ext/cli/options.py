@@ -11,6 +11,8 @@ from .arguments import option
 
 __all__ = ["EvaluateOptions", "ModelOptions", "PredictOptions", "ProbeOptions", "TrainOptions"]
 
+_LARGEST_SEED = 2**32 - 1  # NumPy's
+
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
@@ -114,7 +116,9 @@ class TrainOptions(DataOptions):
     learning_rate: float = option(1e-3, "of the network (AdamW, cosine decay)", above=0)
     head_learning_rate: float = option(3e-3, "of the bias heads (AdamW)", above=0)
     weight_decay: float = option(0.01, "of the network", minimum=0)
-    seed: int = option(0, "of the split, the weights and the order", minimum=0)
+    seed: int = option(
+        0, "of the split, the weights and the order", minimum=0, maximum=_LARGEST_SEED
+    )
     amp: str = option("none", "mixed precision", choices=("none", "bfloat16", "float16"))
     compile: bool = option(False, "compile the losses with torch.compile")
     checkpoint_every: int | None = option(
@@ -193,7 +197,7 @@ class ProbeOptions(ModelOptions):
 
     tap: str | None = option(None, "layer to probe; that of the run, else the last layer's input")
     validation: float = option(0.5, "share the probe is measured on and does not see", above=0)
-    seed: int = option(0, "of the split and of the probe", minimum=0)
+    seed: int = option(0, "of the split and of the probe", minimum=0, maximum=_LARGEST_SEED)
     json: Path | None = option(None, "file for the figures as JSON", metavar="FILE")
 
 

@@ -60,7 +60,7 @@ class ModelCard:
         """
         try:
             return cls(**json.loads((folder / CARD).read_text(encoding="utf-8")))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{folder} is no folder of a run: it has no {CARD}") from None
         except (ValueError, TypeError) as error:
             raise UserError(f"{folder / CARD} is damaged: {error}") from None

@@ -130,6 +130,11 @@ class _Data:
             raise UserError(
                 f"{table.source}: only label {labels[0]!r} occurs, expected two or more"
             )
+        if len(labels) == len(table):
+            raise UserError(
+                f"{table.source}, column {label_column!r}: {len(labels)} different labels of as "
+                "many images, expected classes of several images each"
+            )
         bias = bias_classes(table, columns)
         samples = encoded(table, label_column, labels, bias, workers=options.workers)
         train, validation, parts = _split(samples, options)

@@ -292,7 +292,11 @@ class _Rows:
             raise UserError(
                 f"{self.path}, column {name!r}: an image may come once: {_examples(twice)}"
             )
-        gone = [f"line {n}: {p}" for n, p in zip(self.lines, paths, strict=True) if not p.is_file()]
+        gone = [
+            f"line {n}: {p}"
+            for n, p in zip(self.lines, paths, strict=True)
+            if not os.path.isfile(p)  # unlike Path.is_file, also of a name that is too long
+        ]
         if gone:
             raise UserError(
                 f"{self.path}, column {name!r}: {len(gone)} of {len(paths)} images are not there "
