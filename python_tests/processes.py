@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import concurrent.futures
 import datetime
 import functools
@@ -27,7 +28,10 @@ needs_gloo = pytest.mark.skipif(
 @functools.cache
 def _workers(world_size: int) -> concurrent.futures.ProcessPoolExecutor:
     """Processes that have torch loaded; kept, since starting one takes seconds."""
-    return concurrent.futures.ProcessPoolExecutor(world_size, mp_context=forkserver())
+    workers = concurrent.futures.ProcessPoolExecutor(world_size, mp_context=forkserver())
+    # What the cache still holds when Python takes its modules apart would print a trace.
+    atexit.register(workers.shutdown)
+    return workers
 
 
 def forkserver() -> multiprocessing.context.ForkServerContext:

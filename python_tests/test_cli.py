@@ -20,7 +20,7 @@ from cli_data import IMAGES, SIZE, train_flags, write_images
 from lnl_ext.cli.arguments import build, read_toml, write_toml
 from lnl_ext.cli.main import main
 from lnl_ext.cli.options import TrainOptions
-from lnl_ext.cli.training import train_options
+from lnl_ext.cli.run_options import train_options
 from lnl_ext.data.images import evaluation_transform, load_image
 from lnl_ext.errors import UserError
 

@@ -54,7 +54,7 @@ def flags(table: Path, output: Path, *more: str) -> list[str]:
         "--label-column=disease",
         "--bias-column=hospital",
         f"--output={output}",
-        "--arch=squeezenet1_1",
+        "--arch=shufflenet_v2_x0_5",
         f"--image-size={SIZE}",
         "--batch-size=8",
         "--epochs=1",

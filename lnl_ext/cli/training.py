@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..adversary import BiasAdversary
-from ..backbones import Halves, build_network, output_layer, split_network, tap_shape
-from ..batch_sampler import ShardedBatchSampler
+from ..backbones import Halves, split_network, tap_shape
 from ..config import TrainerConfig
-from ..data.images import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Sample,
-    evaluation_transform,
-    training_transform,
-)
-from ..data.split import stratified_split
-from ..data.table import IGNORE, BiasColumn, class_names
+from ..data.images import IMAGENET_MEAN, IMAGENET_STD, Sample
+from ..data.table import IGNORE
 from ..distributed import Processes, gather_predictions
 from ..errors import UserError
 from ..evaluation import Predictions, predict
@@ -35,263 +24,25 @@ from ..methods import get_method
 from ..optimizers import OptimizerConfig
 from ..schedules import Linear
 from ..trainer import CHECKPOINT, Trainer
-from .arguments import build, read_toml, saved_value, write_toml
+from .arguments import write_toml
 from .files import write_whole
 from .interruption import Interrupted, StoppableBatches, StopSignals
 from .leakage import Leakage, collect_features, measure
 from .options import TrainOptions
 from .report import Report, leakage_text, write_json
-from .run_folder import (
-    CONFIG,
-    MODEL,
-    REPORT,
-    SPLIT,
-    ModelCard,
-    load_weights,
-    save_weights,
-    split_text,
-)
-from .samples import Samples, bias_classes, counts, encoded, evaluation_batches, read_samples
+from .run_data import RunData, training_batches
+from .run_folder import CONFIG, MODEL, REPORT, SPLIT, ModelCard, save_weights
+from .run_options import train_options
+from .samples import evaluation_batches
+from .weights import initial_network
 
 __all__ = ["train"]
 
 _PROBE_IMAGES = 10_000  # training images a probe learns from at most
-_FREE_ON_RESUME = ("device", "checkpoint_every", "output", "config", "resume")
-
-
-# ------------------------------------------------------------------ options
-
-
-def train_options(flags: Mapping[str, Any]) -> TrainOptions:
-    """Merge flags, the configuration file, and on resuming the configuration of the run.
-
-    Raises
-    ------
-    UserError
-        An option is wrong, or on resuming another than that of the run.
-    """
-    layers: list[Mapping[str, Any]] = []
-    saved = None
-    if flags.get("resume") and flags.get("output") is not None:
-        path = Path(flags["output"]) / CONFIG
-        if path.exists():
-            layers.append(_from_file(path))
-            saved = build(TrainOptions, *layers)
-    if flags.get("config") is not None:
-        layers.append(_from_file(Path(flags["config"])))
-    # Sums over another number of threads round differently: it is part of what repeats a run.
-    options = build(TrainOptions, {"threads": torch.get_num_threads()}, *layers, flags)
-    options.check()
-    if options.weights not in ("none", "imagenet"):
-        options = dataclasses.replace(options, weights=os.path.abspath(options.weights))
-    if saved is not None:
-        changed = [
-            f"{field.name}: {before!r}, now {now!r}"
-            for field in dataclasses.fields(TrainOptions)
-            if field.name not in _FREE_ON_RESUME
-            and (before := saved_value(getattr(saved, field.name)))
-            != (now := saved_value(getattr(options, field.name)))
-        ]
-        if changed:
-            raise UserError(
-                f"{options.output} holds a run with other options ({'; '.join(changed)}): give "
-                "another --output, or leave them as they are"
-            )
-    return options
-
-
-def _from_file(path: Path) -> dict[str, Any]:
-    values = read_toml(path, TrainOptions)
-    if values.get("weights", "none") not in ("none", "imagenet"):
-        values["weights"] = str(path.parent / values["weights"])  # as every path of the file
-    return values
-
-
-# ------------------------------------------------------------------ data
-
-
-@dataclasses.dataclass(frozen=True)
-class _Data:
-    train: Samples
-    validation: Samples
-    labels: list[str]
-    bias: dict[str, list[str]]
-    split: str
-    """As a CSV file."""
-
-    @classmethod
-    def load(cls, options: TrainOptions) -> _Data:
-        columns = [BiasColumn.parse(text) for text in options.bias_column]
-        table = read_samples(options, columns, options.split_column)
-        assert table.labels is not None
-        label_column = options.label_column or "folder"
-        labels = class_names(table.labels, label_column)
-        if len(labels) < 2:
-            raise UserError(
-                f"{table.source}: only label {labels[0]!r} occurs, expected two or more"
-            )
-        if len(labels) == len(table):
-            raise UserError(
-                f"{table.source}, column {label_column!r}: {len(labels)} different labels of as "
-                "many images, expected classes of several images each"
-            )
-        bias = bias_classes(table, columns)
-        samples = encoded(table, label_column, labels, bias, workers=options.workers)
-        train, validation, parts = _split(samples, options)
-        data = cls(train, validation, labels, bias, split_text(samples, parts))
-        data._check()
-        return data
-
-    def _check(self) -> None:
-        for name, classes, target in [
-            ("labels", self.labels, self.train.labels),
-            *((name, classes, self.train.bias[name]) for name, classes in self.bias.items()),
-        ]:
-            unseen = [
-                c for c, n in zip(classes, counts(target, len(classes)), strict=True) if not n
-            ]
-            if unseen and name == "labels":
-                raise UserError(
-                    f"no training image has label {', '.join(map(repr, unseen))}: it could not be "
-                    "learned; put some into training or remove it"
-                )
-            if unseen:
-                print(
-                    f"Note: no training image has {name} {', '.join(map(repr, unseen))}; the "
-                    "heads cannot know it"
-                )
-
-    def describe(self) -> str:
-        """Say what there is."""
-        lines = [
-            f"{len(self.train)} training and {len(self.validation)} validation images; labels: "
-            + _counted(self.labels, torch.cat([self.train.labels, self.validation.labels]))
-        ]
-        for name, classes in self.bias.items():
-            target = torch.cat([self.train.bias[name], self.validation.bias[name]])
-            missing = int((target == IGNORE).sum())
-            lines.append(
-                f"bias {name}: {_counted(classes, target)}"
-                + (f"; missing {missing}" if missing else "")
-            )
-        return "\n".join(lines)
-
-
-def _counted(classes: list[str], target: Tensor) -> str:
-    sizes = zip(classes, counts(target, len(classes)), strict=True)
-    return ", ".join(f"{name} {size}" for name, size in sizes)
-
-
-def _split(samples: Samples, options: TrainOptions) -> tuple[Samples, Samples, list[str]]:
-    table = samples.table
-    if table.split is not None:
-        parts = [table.split[row] for row in samples.rows]
-    else:
-        assert table.labels is not None
-        _, held = stratified_split(
-            [table.labels[row] for row in samples.rows],
-            [[values[row] for row in samples.rows] for values in table.bias.values()],
-            options.validation,
-            options.seed,
-        )
-        inside = set(held)
-        parts = ["validation" if n in inside else "train" for n in range(len(samples))]
-    chosen = {
-        part: [n for n, name in enumerate(parts) if name == part]
-        for part in ("train", "validation")
-    }
-    for part, positions in chosen.items():
-        if not positions:
-            raise UserError(f"column {options.split_column!r} leaves no image for {part}")
-    return samples.part(chosen["train"]), samples.part(chosen["validation"]), parts
-
-
-def _training_batches(
-    samples: Samples, options: TrainOptions, processes: Processes
-) -> DataLoader[Sample]:
-    if options.augment == "none":
-        transform = evaluation_transform(options.image_size)
-    elif options.augment == "flip":
-        transform = training_transform(options.image_size, scale=(1.0, 1.0))
-    else:
-        transform = training_transform(options.image_size)
-    sampler = ShardedBatchSampler(
-        len(samples),
-        options.batch_size,
-        drop_last=len(samples) >= options.batch_size,  # batch norm cannot take a batch of one
-        processes=processes,
-    )
-    return DataLoader(
-        samples.dataset(transform),
-        batch_sampler=sampler,
-        num_workers=options.workers,
-        generator=sampler.generator,
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
-# ------------------------------------------------------------------ network
-
-
-def initial_network(options: TrainOptions, classes: int) -> nn.Module:
-    """Make the network with the weights that the options name.
-
-    Raises
-    ------
-    UserError
-        The weights are not there or belong to another architecture.
-    """
-    torch.manual_seed(options.seed)
-    network = build_network(options.arch, classes)
-    if options.weights == "none":
-        return network
-    if options.weights == "imagenet":
-        choice = torchvision.models.get_model_weights(options.arch).DEFAULT
-        try:
-            state = choice.get_state_dict(progress=True, check_hash=True)
-        except (OSError, RuntimeError) as error:
-            raise UserError(
-                f"weights imagenet: cannot download {choice.url} ({error}); download it elsewhere "
-                "and give --weights FILE"
-            ) from error
-    else:
-        state = load_weights(Path(options.weights))
-    put_weights(network, state, options.weights, new_output=True)
-    return network
-
-
-def put_weights(
-    network: nn.Module, state: dict[str, Tensor], source: str, *, new_output: bool
-) -> None:
-    """Load a state_dict; with ``new_output`` one whose last layer may have other classes."""
-    own = network.state_dict()
-    last = output_layer(network)
-    skipped = [
-        name
-        for name in (f"{last}.weight", f"{last}.bias")
-        if new_output and name in state and name in own and state[name].shape != own[name].shape
-    ]
-    # Auxiliary classifiers (GoogLeNet, Inception) are not trained: theirs do not matter.
-    auxiliary = ("aux1.", "aux2.", "AuxLogits.")
-    given = {n: v for n, v in state.items() if n not in skipped and not n.startswith(auxiliary)}
-    missing = [
-        n for n in own if n not in given and n not in skipped and not n.startswith(auxiliary)
-    ]
-    surplus = [name for name in given if name not in own]
-    shapes = [n for n, v in given.items() if n in own and v.shape != own[n].shape]
-    for what, names in (("lacks", missing), ("has unknown", surplus), ("has other shapes", shapes)):
-        if names:
-            raise UserError(
-                f"weights {source} do not fit the network: the file {what} {', '.join(names[:4])}"
-                + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-            )
-    network.load_state_dict(given, strict=False)
-    if skipped:
-        print(f"Weights from {source}; the last layer ({last}) is new")
 
 
 def _trainer(
-    options: TrainOptions, data: _Data, network: nn.Module, halves: Halves, device: torch.device
+    options: TrainOptions, data: RunData, network: nn.Module, halves: Halves, device: torch.device
 ) -> Trainer:
     method = get_method(options.method)
     shape = tap_shape(halves.features, options.image_size)
@@ -332,13 +83,10 @@ def _trainer(
     )
 
 
-# ------------------------------------------------------------------ a run
-
-
 class _Run:
     """Evaluations of a trainer: at the end of epochs, and the whole at the end."""
 
-    def __init__(self, options: TrainOptions, data: _Data, processes: Processes) -> None:
+    def __init__(self, options: TrainOptions, data: RunData, processes: Processes) -> None:
         self.options, self.data, self.processes = options, data, processes
 
     def predictions(self, trainer: Trainer) -> Predictions:
@@ -426,11 +174,11 @@ def train(flags: Mapping[str, Any], processes: Processes) -> None:
     assert options.threads is not None
     torch.set_num_threads(options.threads)
     device = processes.device if options.device == "auto" else torch.device(options.device)
-    data = _Data.load(options)
+    data = RunData.load(options)
     network = initial_network(options, len(data.labels))
     halves = split_network(network, options.tap)
     trainer = _trainer(options, data, network, halves, device)
-    batches = _training_batches(data.train, options, processes)
+    batches = training_batches(data.train, options, processes)
     if checkpoint.exists():
         if (folder / SPLIT).read_text(encoding="utf-8") != data.split:
             raise UserError(
@@ -492,7 +240,7 @@ def _fit(run: _Run, trainer: Trainer, batches: DataLoader[Sample], folder: Path)
             ) from None
 
 
-def _prepare(folder: Path, options: TrainOptions, data: _Data, halves: Halves) -> None:
+def _prepare(folder: Path, options: TrainOptions, data: RunData, halves: Halves) -> None:
     write_toml(folder / CONFIG, options)
     write_whole(folder / SPLIT, data.split)
     ModelCard(

@@ -36,7 +36,7 @@ from .run_folder import (
     trained_on,
 )
 from .samples import Samples, bias_classes, encoded, evaluation_batches, read_samples
-from .training import put_weights
+from .weights import put_weights
 
 __all__ = ["evaluate", "predict", "probe"]
 

@@ -6,12 +6,10 @@ cannot be used is an error that names the file, the line, the column and the val
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +17,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from .bias_column import MISSING, BiasColumn
+from .csv_rows import CsvRows, examples
 
 __all__ = [
     "IGNORE",
@@ -31,89 +31,10 @@ __all__ = [
     "read_table",
 ]
 
-MISSING = frozenset({"", "na", "n/a", "nan", "null"})
-"""Cells that stand for a missing value, in small letters."""
 IGNORE = -100
 """The class number of a missing value, which the losses ignore."""
 MAX_CLASSES = 1000
-_SPLITS = {"train": "train"} | dict.fromkeys(("validation", "val", "valid"), "validation")
-_SPLITS["test"] = "test"
-_SHOWN = 5  # examples in a message
 _Value = TypeVar("_Value")
-
-
-@dataclasses.dataclass(frozen=True)
-class BiasColumn:
-    """A column of bias labels: categories, or numbers sorted into bins.
-
-    Attributes
-    ----------
-    name : str
-        Of the column.
-    edges : tuple of float
-        For numbers: edges e0 < e1 < ... of bins [e0, e1), [e1, e2) ..., the last one closed. None
-        for categories.
-    """
-
-    name: str
-    edges: tuple[float, ...] = ()
-
-    @classmethod
-    def parse(cls, text: str) -> BiasColumn:
-        """Read ``"hospital"`` or ``"age:bins=0,20,40,60"``.
-
-        Raises
-        ------
-        UserError
-            If the edges are not two or more rising numbers.
-        """
-        name, separator, edges = text.partition(":bins=")
-        if not separator:
-            return cls(name)
-        try:
-            numbers = tuple(float(edge) for edge in edges.split(","))
-        except ValueError:
-            numbers = ()
-        rising = all(low < high for low, high in itertools.pairwise(numbers))
-        if len(numbers) < 2 or not rising:
-            raise UserError(
-                f"bias column {text!r}: the bins are {edges!r}, expected two or more rising edges, "
-                "as in age:bins=0,20,40,60 (three bins; inf is allowed)"
-            )
-        return cls(name, numbers)
-
-    @property
-    def bins(self) -> list[str]:
-        """Names of the bins in order; none for categories."""
-        pairs = list(itertools.pairwise(self.edges))
-        closed = [")"] * (len(pairs) - 1) + ["]"]
-        return [f"[{a:g}, {b:g}{end}" for (a, b), end in zip(pairs, closed, strict=bool(pairs))]
-
-    def value(self, cell: str) -> str | None:
-        """Return the class of a cell, None where it is missing.
-
-        Raises
-        ------
-        ValueError
-            Of numbers: it is none, or lies in no bin; the message says what is wanted.
-        """
-        if _missing(cell):
-            return None
-        if not self.edges:
-            return cell
-        try:
-            number = float(cell)
-        except ValueError:
-            raise ValueError("expected a number") from None
-        if not self.edges[0] <= number <= self.edges[-1]:
-            raise ValueError(
-                f"expected a number from {self.edges[0]:g} to {self.edges[-1]:g}: widen the bins "
-                "or leave the cell empty"
-            )
-        for name, edge in zip(self.bins, self.edges[1:], strict=True):
-            if number < edge:
-                return name
-        return self.bins[-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,140 +92,6 @@ class Table:
         return f"{self.source}, line {self.lines[row]}" if self.lines[row] else self.names[row]
 
 
-def _missing(cell: str) -> bool:
-    return cell.strip().lower() in MISSING
-
-
-def _examples(items: Sequence[str]) -> str:
-    shown = "; ".join(items[:_SHOWN])
-    return shown + (f"; and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")
-
-
-@dataclasses.dataclass
-class _Rows:
-    """The cells of a CSV file by column, with the line of each row."""
-
-    path: Path
-    columns: dict[str, list[str]]
-    lines: list[int]
-
-    @classmethod
-    def read(cls, path: Path, wanted: Iterable[str]) -> _Rows:
-        try:
-            with path.open(newline="", encoding="utf-8-sig") as stream:
-                return cls._parse(path, stream, list(wanted))
-        except FileNotFoundError:
-            raise UserError(f"no CSV file at {path}") from None
-        except IsADirectoryError:
-            raise UserError(f"{path} is a folder, expected a CSV file") from None
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from None
-        except csv.Error as error:
-            raise UserError(f"{path} is not a CSV file: {error}") from None
-
-    @classmethod
-    def _parse(cls, path: Path, stream: Iterable[str], wanted: list[str]) -> _Rows:
-        reader = csv.reader(stream)
-        header = [name.strip() for name in next(reader, [])]
-        if not header:
-            raise UserError(f"{path} is empty, expected a header line with the names of columns")
-        for name in wanted:
-            if name not in header:
-                hint = ""
-                if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
-                    hint = " (is it separated by something other than commas?)"
-                raise UserError(
-                    f"{path} has no column {name!r}; it has {', '.join(map(repr, header))}{hint}"
-                )
-            if header.count(name) > 1:
-                raise UserError(f"{path} has {header.count(name)} columns called {name!r}")
-        at = {name: header.index(name) for name in wanted}
-        columns: dict[str, list[str]] = {name: [] for name in wanted}
-        lines = []
-        for row in reader:
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise UserError(
-                    f"{path}, line {reader.line_num}: {len(row)} cells, expected {len(header)} as "
-                    "in the header"
-                )
-            lines.append(reader.line_num)
-            for name, position in at.items():
-                columns[name].append(row[position].strip())
-        if not lines:
-            raise UserError(f"{path} has a header and no row")
-        return cls(path, columns, lines)
-
-    def cells(self, name: str) -> Iterator[tuple[int, str]]:
-        return zip(self.lines, self.columns[name], strict=True)
-
-    def required(self, name: str, what: str) -> list[str]:
-        """Return a column in which nothing may be missing."""
-        empty = [str(line) for line, cell in self.cells(name) if _missing(cell)]
-        if empty:
-            raise UserError(
-                f"{self.path}, column {name!r}: no {what} in line {_examples(empty)}: every image "
-                "needs one; remove the lines or fill them in"
-            )
-        return self.columns[name]
-
-    def convert(self, name: str, value: Callable[[str], str | None]) -> list[str | None]:
-        """Return the values of a column's cells."""
-        values, wrong = [], []
-        for line, cell in self.cells(name):
-            try:
-                values.append(value(cell))
-            except ValueError as error:
-                wrong.append(f"line {line} has {cell!r}, {error}")
-        if wrong:
-            raise UserError(f"{self.path}, column {name!r}: {_examples(wrong)}")
-        return values
-
-    def bias(self, columns: Sequence[BiasColumn]) -> dict[str, list[str | None]]:
-        values = {}
-        for column in columns:
-            values[column.name] = self.convert(column.name, column.value)
-            if all(value is None for value in values[column.name]):
-                raise UserError(f"{self.path}, column {column.name!r}: every value is missing")
-        return values
-
-    def split(self, name: str) -> list[str]:
-        def value(cell: str) -> str:
-            if cell.lower() not in _SPLITS:
-                raise ValueError("expected train, validation or test")
-            return _SPLITS[cell.lower()]
-
-        return [str(part) for part in self.convert(name, value)]
-
-    def paths(self, name: str, root: Path) -> list[Path]:
-        """Return absolute paths, each of a file that is there, each once."""
-        paths = [
-            Path(os.path.abspath(root / cell)) for cell in self.required(name, "path of an image")
-        ]
-        seen: dict[Path, int] = {}
-        twice = []
-        for line, path in zip(self.lines, paths, strict=True):
-            if path in seen:
-                twice.append(f"{path} in lines {seen[path]} and {line}")
-            seen.setdefault(path, line)
-        if twice:
-            raise UserError(
-                f"{self.path}, column {name!r}: an image may come once: {_examples(twice)}"
-            )
-        gone = [
-            f"line {n}: {p}"
-            for n, p in zip(self.lines, paths, strict=True)
-            if not os.path.isfile(p)  # unlike Path.is_file, also of a name that is too long
-        ]
-        if gone:
-            raise UserError(
-                f"{self.path}, column {name!r}: {len(gone)} of {len(paths)} images are not there "
-                f"({_examples(gone)}); relative paths start at {root}"
-            )
-        return paths
-
-
 def _wanted(*names: str | None, bias: Sequence[BiasColumn]) -> list[str]:
     wanted = [name for name in names if name is not None]
     wanted += [column.name for column in bias]
@@ -351,7 +138,7 @@ def read_table(
         message names the line and says what is wanted.
     """
     path = Path(path)
-    rows = _Rows.read(path, _wanted(image_column, label_column, split_column, bias=bias_columns))
+    rows = CsvRows.read(path, _wanted(image_column, label_column, split_column, bias=bias_columns))
     return Table(
         source=str(path),
         paths=tuple(rows.paths(image_column, path.parent if root is None else Path(root))),
@@ -410,7 +197,7 @@ def read_folder(
             raise UserError("bias and split columns need a CSV file beside the folder of images")
     else:
         position = {path: at for at, path in enumerate(paths)}
-        rows = _Rows.read(Path(csv_file), _wanted(image_column, split_column, bias=bias_columns))
+        rows = CsvRows.read(Path(csv_file), _wanted(image_column, split_column, bias=bias_columns))
         values = rows.bias(bias_columns)
         parts = None if split_column is None else rows.split(split_column)
         for row, path in enumerate(rows.paths(image_column, root)):
@@ -501,7 +288,7 @@ def encode(
     ]
     if wrong and unknown == "error":
         raise UserError(
-            f"column {column!r} has values that the model does not know ({_examples(wrong)}); it "
+            f"column {column!r} has values that the model does not know ({examples(wrong)}); it "
             f"knows {', '.join(map(repr, classes))}"
         )
     return torch.tensor([IGNORE if v is None else numbers.get(v, IGNORE) for v in values])

@@ -1,0 +1,151 @@
+"""The images of a training run: read, checked, split, and in batches."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..batch_sampler import ShardedBatchSampler
+from ..data.images import Sample, evaluation_transform, training_transform
+from ..data.split import stratified_split
+from ..data.table import IGNORE, BiasColumn, class_names
+from ..distributed import Processes
+from ..errors import UserError
+from .options import TrainOptions
+from .run_folder import split_text
+from .samples import Samples, bias_classes, counts, encoded, read_samples
+
+__all__ = ["RunData", "training_batches"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunData:
+    """The samples of a run, in two parts, and the names of their classes."""
+
+    train: Samples
+    validation: Samples
+    labels: list[str]
+    bias: dict[str, list[str]]
+    split: str
+    """As a CSV file."""
+
+    @classmethod
+    def load(cls, options: TrainOptions) -> RunData:
+        """Read and split what the options name.
+
+        Raises
+        ------
+        UserError
+            It cannot be used.
+        """
+        columns = [BiasColumn.parse(text) for text in options.bias_column]
+        table = read_samples(options, columns, options.split_column)
+        assert table.labels is not None
+        label_column = options.label_column or "folder"
+        labels = class_names(table.labels, label_column)
+        if len(labels) < 2:
+            raise UserError(
+                f"{table.source}: only label {labels[0]!r} occurs, expected two or more"
+            )
+        if len(labels) == len(table):
+            raise UserError(
+                f"{table.source}, column {label_column!r}: {len(labels)} different labels of as "
+                "many images, expected classes of several images each"
+            )
+        bias = bias_classes(table, columns)
+        samples = encoded(table, label_column, labels, bias, workers=options.workers)
+        train, validation, parts = _split(samples, options)
+        data = cls(train, validation, labels, bias, split_text(samples, parts))
+        data._check()
+        return data
+
+    def _check(self) -> None:
+        for name, classes, target in [
+            ("labels", self.labels, self.train.labels),
+            *((name, classes, self.train.bias[name]) for name, classes in self.bias.items()),
+        ]:
+            unseen = [
+                c for c, n in zip(classes, counts(target, len(classes)), strict=True) if not n
+            ]
+            if unseen and name == "labels":
+                raise UserError(
+                    f"no training image has label {', '.join(map(repr, unseen))}: it could not be "
+                    "learned; put some into training or remove it"
+                )
+            if unseen:
+                print(
+                    f"Note: no training image has {name} {', '.join(map(repr, unseen))}; the "
+                    "heads cannot know it"
+                )
+
+    def describe(self) -> str:
+        """Say what there is."""
+        lines = [
+            f"{len(self.train)} training and {len(self.validation)} validation images; labels: "
+            + _counted(self.labels, torch.cat([self.train.labels, self.validation.labels]))
+        ]
+        for name, classes in self.bias.items():
+            target = torch.cat([self.train.bias[name], self.validation.bias[name]])
+            missing = int((target == IGNORE).sum())
+            lines.append(
+                f"bias {name}: {_counted(classes, target)}"
+                + (f"; missing {missing}" if missing else "")
+            )
+        return "\n".join(lines)
+
+
+def _counted(classes: list[str], target: Tensor) -> str:
+    sizes = zip(classes, counts(target, len(classes)), strict=True)
+    return ", ".join(f"{name} {size}" for name, size in sizes)
+
+
+def _split(samples: Samples, options: TrainOptions) -> tuple[Samples, Samples, list[str]]:
+    table = samples.table
+    if table.split is not None:
+        parts = [table.split[row] for row in samples.rows]
+    else:
+        assert table.labels is not None
+        _, held = stratified_split(
+            [table.labels[row] for row in samples.rows],
+            [[values[row] for row in samples.rows] for values in table.bias.values()],
+            options.validation,
+            options.seed,
+        )
+        inside = set(held)
+        parts = ["validation" if n in inside else "train" for n in range(len(samples))]
+    chosen = {
+        part: [n for n, name in enumerate(parts) if name == part]
+        for part in ("train", "validation")
+    }
+    for part, positions in chosen.items():
+        if not positions:
+            raise UserError(f"column {options.split_column!r} leaves no image for {part}")
+    return samples.part(chosen["train"]), samples.part(chosen["validation"]), parts
+
+
+def training_batches(
+    samples: Samples, options: TrainOptions, processes: Processes
+) -> DataLoader[Sample]:
+    """Return this process's share of shuffled batches, varied as the options say."""
+    if options.augment == "none":
+        transform = evaluation_transform(options.image_size)
+    elif options.augment == "flip":
+        transform = training_transform(options.image_size, scale=(1.0, 1.0))
+    else:
+        transform = training_transform(options.image_size)
+    sampler = ShardedBatchSampler(
+        len(samples),
+        options.batch_size,
+        drop_last=len(samples) >= options.batch_size,  # batch norm cannot take a batch of one
+        processes=processes,
+    )
+    return DataLoader(
+        samples.dataset(transform),
+        batch_sampler=sampler,
+        num_workers=options.workers,
+        generator=sampler.generator,
+        pin_memory=torch.cuda.is_available(),
+    )

@@ -1,0 +1,65 @@
+"""The options of a training run, from flags, a file, and the run that is to go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import UserError
+from .arguments import build, read_toml, saved_value
+from .options import TrainOptions
+from .run_folder import CONFIG
+
+__all__ = ["train_options"]
+
+_FREE_ON_RESUME = ("device", "checkpoint_every", "output", "config", "resume")
+
+
+def train_options(flags: Mapping[str, Any]) -> TrainOptions:
+    """Merge flags, the configuration file, and on resuming the configuration of the run.
+
+    Raises
+    ------
+    UserError
+        An option is wrong, or on resuming another than that of the run.
+    """
+    layers: list[Mapping[str, Any]] = []
+    saved = None
+    if flags.get("resume") and flags.get("output") is not None:
+        path = Path(flags["output"]) / CONFIG
+        if path.exists():
+            layers.append(_from_file(path))
+            saved = build(TrainOptions, *layers)
+    if flags.get("config") is not None:
+        layers.append(_from_file(Path(flags["config"])))
+    # Sums over another number of threads round differently: it is part of what repeats a run.
+    options = build(TrainOptions, {"threads": torch.get_num_threads()}, *layers, flags)
+    options.check()
+    if options.weights not in ("none", "imagenet"):
+        options = dataclasses.replace(options, weights=os.path.abspath(options.weights))
+    if saved is not None:
+        changed = [
+            f"{field.name}: {before!r}, now {now!r}"
+            for field in dataclasses.fields(TrainOptions)
+            if field.name not in _FREE_ON_RESUME
+            and (before := saved_value(getattr(saved, field.name)))
+            != (now := saved_value(getattr(options, field.name)))
+        ]
+        if changed:
+            raise UserError(
+                f"{options.output} holds a run with other options ({'; '.join(changed)}): give "
+                "another --output, or leave them as they are"
+            )
+    return options
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    values = read_toml(path, TrainOptions)
+    if values.get("weights", "none") not in ("none", "imagenet"):
+        values["weights"] = str(path.parent / values["weights"])  # as every path of the file
+    return values

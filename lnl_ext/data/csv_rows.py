@@ -1,0 +1,160 @@
+"""The cells of a CSV file, with the line of each in every message."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from ..errors import UserError
+from .bias_column import BiasColumn, is_missing
+
+__all__ = ["CsvRows", "examples"]
+
+_SPLITS = {"train": "train"} | dict.fromkeys(("validation", "val", "valid"), "validation")
+_SPLITS["test"] = "test"
+_SHOWN = 5  # examples in a message
+
+
+def examples(items: Sequence[str]) -> str:
+    """Return the first of many items as text."""
+    shown = "; ".join(items[:_SHOWN])
+    return shown + (f"; and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")
+
+
+@dataclasses.dataclass
+class CsvRows:
+    """The cells of a CSV file by column, with the line of each row."""
+
+    path: Path
+    columns: dict[str, list[str]]
+    lines: list[int]
+
+    @classmethod
+    def read(cls, path: Path, wanted: Iterable[str]) -> CsvRows:
+        """Read the columns called ``wanted``.
+
+        Raises
+        ------
+        UserError
+            The file or a column is not there, or not in the form of a CSV file.
+        """
+        try:
+            with path.open(newline="", encoding="utf-8-sig") as stream:
+                return cls._parse(path, stream, list(wanted))
+        except FileNotFoundError:
+            raise UserError(f"no CSV file at {path}") from None
+        except IsADirectoryError:
+            raise UserError(f"{path} is a folder, expected a CSV file") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from None
+        except csv.Error as error:
+            raise UserError(f"{path} is not a CSV file: {error}") from None
+
+    @classmethod
+    def _parse(cls, path: Path, stream: Iterable[str], wanted: list[str]) -> CsvRows:
+        reader = csv.reader(stream)
+        header = [name.strip() for name in next(reader, [])]
+        if not header:
+            raise UserError(f"{path} is empty, expected a header line with the names of columns")
+        for name in wanted:
+            if name not in header:
+                hint = ""
+                if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
+                    hint = " (is it separated by something other than commas?)"
+                raise UserError(
+                    f"{path} has no column {name!r}; it has {', '.join(map(repr, header))}{hint}"
+                )
+            if header.count(name) > 1:
+                raise UserError(f"{path} has {header.count(name)} columns called {name!r}")
+        at = {name: header.index(name) for name in wanted}
+        columns: dict[str, list[str]] = {name: [] for name in wanted}
+        lines = []
+        for row in reader:
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise UserError(
+                    f"{path}, line {reader.line_num}: {len(row)} cells, expected {len(header)} as "
+                    "in the header"
+                )
+            lines.append(reader.line_num)
+            for name, position in at.items():
+                columns[name].append(row[position].strip())
+        if not lines:
+            raise UserError(f"{path} has a header and no row")
+        return cls(path, columns, lines)
+
+    def cells(self, name: str) -> Iterator[tuple[int, str]]:
+        """Return line and cell of every row."""
+        return zip(self.lines, self.columns[name], strict=True)
+
+    def required(self, name: str, what: str) -> list[str]:
+        """Return a column in which nothing may be missing."""
+        empty = [str(line) for line, cell in self.cells(name) if is_missing(cell)]
+        if empty:
+            raise UserError(
+                f"{self.path}, column {name!r}: no {what} in line {examples(empty)}: every image "
+                "needs one; remove the lines or fill them in"
+            )
+        return self.columns[name]
+
+    def convert(self, name: str, value: Callable[[str], str | None]) -> list[str | None]:
+        """Return the values of a column's cells."""
+        values, wrong = [], []
+        for line, cell in self.cells(name):
+            try:
+                values.append(value(cell))
+            except ValueError as error:
+                wrong.append(f"line {line} has {cell!r}, {error}")
+        if wrong:
+            raise UserError(f"{self.path}, column {name!r}: {examples(wrong)}")
+        return values
+
+    def bias(self, columns: Sequence[BiasColumn]) -> dict[str, list[str | None]]:
+        """Return the classes of bias columns, in none of which all may be missing."""
+        values = {}
+        for column in columns:
+            values[column.name] = self.convert(column.name, column.value)
+            if all(value is None for value in values[column.name]):
+                raise UserError(f"{self.path}, column {column.name!r}: every value is missing")
+        return values
+
+    def split(self, name: str) -> list[str]:
+        """Return the part of every row: train, validation or test."""
+
+        def value(cell: str) -> str:
+            if cell.lower() not in _SPLITS:
+                raise ValueError("expected train, validation or test")
+            return _SPLITS[cell.lower()]
+
+        return [str(part) for part in self.convert(name, value)]
+
+    def paths(self, name: str, root: Path) -> list[Path]:
+        """Return absolute paths, each of a file that is there, each once."""
+        paths = [
+            Path(os.path.abspath(root / cell)) for cell in self.required(name, "path of an image")
+        ]
+        seen: dict[Path, int] = {}
+        twice = []
+        for line, path in zip(self.lines, paths, strict=True):
+            if path in seen:
+                twice.append(f"{path} in lines {seen[path]} and {line}")
+            seen.setdefault(path, line)
+        if twice:
+            raise UserError(
+                f"{self.path}, column {name!r}: an image may come once: {examples(twice)}"
+            )
+        gone = [
+            f"line {n}: {p}"
+            for n, p in zip(self.lines, paths, strict=True)
+            if not os.path.isfile(p)  # unlike Path.is_file, also of a name that is too long
+        ]
+        if gone:
+            raise UserError(
+                f"{self.path}, column {name!r}: {len(gone)} of {len(paths)} images are not there "
+                f"({examples(gone)}); relative paths start at {root}"
+            )
+        return paths
