@@ -104,8 +104,8 @@ class TrainOptions(DataOptions):
         "a step for the network and the heads together (joint), or the paper's authors' two steps",
         choices=("joint", "two_step"),
     )
-    reversal: float = option(0.5, "how hard the features evade the bias heads", minimum=0)
-    entropy_weight: float = option(0.05, "weight of the bias prediction's entropy", minimum=0)
+    reversal: float = option(1.0, "how hard the features evade the bias heads", minimum=0)
+    entropy_weight: float = option(0.1, "weight of the bias prediction's entropy", minimum=0)
     confusion_weight: float = option(0.5, "weight of blindeye's confusion loss", minimum=0)
     epochs: float = option(
         10.0, "passes over the training images, pretraining not counted", above=0

@@ -39,6 +39,7 @@ from .weights import initial_network
 __all__ = ["train"]
 
 _PROBE_IMAGES = 10_000  # training images a probe learns from at most
+_RAMP = 0.5  # the part of the training in which the pressure rises; the learning rate falls to 0
 
 
 def _trainer(
@@ -50,9 +51,9 @@ def _trainer(
     for name, classes in data.bias.items() if method.adversarial else ():
         adversaries[name] = method.adversary(
             bias_head(shape, len(classes)),
-            reversal=Linear(end=options.reversal),
-            entropy_weight=Linear(end=options.entropy_weight),
-            confusion_weight=Linear(end=options.confusion_weight),
+            reversal=Linear(end=options.reversal, finish=_RAMP),
+            entropy_weight=Linear(end=options.entropy_weight, finish=_RAMP),
+            confusion_weight=Linear(end=options.confusion_weight, finish=_RAMP),
             mask_entropy=bool((data.train.bias[name] == IGNORE).any()),
         )
     for module in (network, *adversaries.values()):
