@@ -427,6 +427,16 @@ def test_commands_without_a_model_or_data_say_so(
         assert message in capsys.readouterr().err
 
 
+def test_a_reader_that_has_gone_is_no_error(run: Path) -> None:
+    command = [sys.executable, "-m", "lnl_ext", "evaluate", f"{run}", "--workers=0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 128 + signal.SIGPIPE
+
+
 def test_importing_the_package_does_not_import_torchvision_or_pandas() -> None:
     code = (
         "import sys, lnl_ext; "

@@ -83,8 +83,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _only_the_main_one_prints(processes),
             ):
                 getattr(commands, command)(flags, processes)
+                sys.stdout.flush()
         except mendable as error:
             return _fail(str(error))
+        except BrokenPipeError:
+            # Whoever read the output has gone, as `head` does; nothing is left to be flushed.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
         except OSError as error:
             if error.errno not in _PLACES:
                 raise
