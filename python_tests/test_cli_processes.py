@@ -13,6 +13,7 @@ from cli_data import IMAGES, train_flags, write_images
 from processes import needs_gloo
 
 from lnl_ext.checkpoint import load_checkpoint
+from lnl_ext.cli.main import main
 
 pytestmark = needs_gloo
 
@@ -67,11 +68,7 @@ def test_a_run_that_lost_a_process_goes_on_and_counts_every_image_once(
     assert len(steps) == len(set(steps)) == 2
     # One process, the same images: what was counted in shares is the same.
     figures = tmp_path / "figures.json"
-    command = ["evaluate", f"{output}", f"--json={figures}", "--workers=0", "--threads=1"]
-    evaluated = subprocess.run(
-        [sys.executable, *COMMAND, *command], capture_output=True, text=True, timeout=300
-    )
-    assert evaluated.returncode == 0, evaluated.stderr
+    assert main(["evaluate", f"{output}", f"--json={figures}", "--workers=0"]) == 0
     report = json.loads((output / "report.json").read_text())
     assert report["samples"] == 13 < IMAGES  # odd: the shares differ by one
     for name, value in json.loads(figures.read_text()).items():
