@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from lnl_ext import _C, ops
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
-# Up to so many outputs the operation is no slower on the CPU than torch's own products in half
-# precision (docs/performance.md). Without instructions for float16 torch's products of it are tens
+# For more outputs torch's own products in half precision are faster on the CPU
+# (docs/performance.md). Without instructions for float16 torch's products of it are tens
 # of times slower, whatever their width.
-_BFLOAT16_OUTPUTS = 64 if _C.multiplies_bfloat16() else 16
+_BFLOAT16_OUTPUTS = 32 if _C.multiplies_bfloat16() else 16
 _FLOAT16_OUTPUTS = (
     16
     if torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
