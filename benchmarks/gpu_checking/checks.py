@@ -198,7 +198,12 @@ def large_tensors(device: torch.device, quick: bool) -> dict[str, str]:
 
 
 def _close(got: Tensor, wanted: Tensor) -> None:
-    torch.testing.assert_close(got, wanted, rtol=2e-2, atol=2e-3, check_dtype=False)
+    # The logits' gradients may be rounded to bfloat16 before they are summed, by 2^-9 / sqrt(3) of
+    # their size on average; where a sum cancels, that is 2^-7 of a typical sum at seven deviations.
+    typical = float(wanted.float().square().mean(-1).max().sqrt())  # of the largest row
+    torch.testing.assert_close(
+        got, wanted, rtol=2e-2, atol=max(2e-3, 2**-7 * typical), check_dtype=False
+    )
 
 
 def large_logits(device: torch.device, rows: int, classes: int = 8) -> int:
