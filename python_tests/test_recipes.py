@@ -19,6 +19,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import colored_mnist  # noqa: E402
+import colored_mnist_trial  # noqa: E402
 import demo  # noqa: E402
 
 
@@ -160,3 +161,41 @@ def test_the_demo_draws_and_reports_both_methods(tmp_path, data):
     assert "0.8185" in text
     demo.draw(runs, data, tmp_path / "folder" / "demo.png")
     assert (tmp_path / "folder" / "demo.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_trial_trains_on_other_digits_than_it_measures_on(tmp_path, monkeypatch):
+    seen = {}
+
+    def remember(name, recipe, data, *arguments, **options):
+        seen.update(data=data, recipe=recipe)
+        return trained(name, recipe, data, *arguments, **options)
+
+    trained = colored_mnist_trial.train_method
+    monkeypatch.setattr(colored_mnist_trial, "train_method", remember)
+    results = tmp_path / "trials.jsonl"
+    colored_mnist_trial.main(
+        [
+            "--head=color:0.3:1:weighed",
+            "--head=color_within_digit:0.1:0.2",
+            "--samples=64",
+            "--train-samples=64",
+            f"--results={results}",
+        ]
+    )
+    train, held_out = seen["data"].train, seen["data"].test
+    assert (len(train), len(held_out)) == (64, 5000)
+    whole = ColoredMNIST(colored_mnist.MNIST, biased=False)
+    assert held_out.split == "train"
+    assert not held_out.biased
+    torch.testing.assert_close(held_out.labels, whole.labels[55_000:])
+    torch.testing.assert_close(train.labels, whole.labels[:64])
+    assert seen["recipe"].sample_weights(get_method("lnl")) == {"color": "color_weight"}
+    (line,) = map(json.loads, results.read_text().splitlines())
+    assert line["heads"] == [["color", 0.3, 1.0, True], ["color_within_digit", 0.1, 0.2, False]]
+    assert 0 <= line["held_out_last"] <= 1
+
+
+def test_a_trial_refuses_a_head_that_does_not_exist(capsys):
+    with pytest.raises(SystemExit):
+        colored_mnist_trial.parse(["--head=colour:0.3:1"])
+    assert "'colour:0.3:1' is not TARGET:REVERSAL:ENTROPY_WEIGHT" in capsys.readouterr().err
