@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar, cast
@@ -94,6 +95,9 @@ def from_environment(timeout: datetime.timedelta = TIMEOUT) -> Iterator[Processe
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
         backend = "cpu:gloo,cuda:nccl"
+    # Imported later, this module would keep the group in its functions' default arguments, and a
+    # group that something keeps has threads that still drop tensors while Python ends: an abort.
+    importlib.import_module("torch.distributed.nn")
     dist.init_process_group(backend, timeout=timeout)
     try:
         yield current()

@@ -80,9 +80,13 @@ def _replicate(objectives: Objectives, *, unused: bool) -> DistributedDataParall
         objectives, coefficient_buffers(objectives)
     )
     device = next(objectives.parameters()).device
+    on_cpu = device.type == "cpu"
+    # The replica lives as long as its trainer and keeps its group with it. Were that the group of
+    # everything else, its threads could outlive `from_environment` and abort a process that ends.
     return DistributedDataParallel(
         objectives,
-        device_ids=None if device.type == "cpu" else [device],
+        device_ids=None if on_cpu else [device],
+        process_group=dist.new_group(backend="gloo") if on_cpu else None,
         find_unused_parameters=unused,
     )
 
