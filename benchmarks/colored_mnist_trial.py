@@ -64,6 +64,7 @@ def recipe(options: argparse.Namespace) -> Recipe:
         default,
         unlearning=dataclasses.replace(
             unlearning,
+            update=options.update,
             optimizer=optimizer,
             head_optimizer=heads,
             average_decay=options.average,
@@ -87,6 +88,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="TARGET:REVERSAL:ENTROPY_WEIGHT[:weighed], once per adversary; TARGET is "
         + ", ".join(TARGETS),
     )
+    add("--update", choices=("joint", "two_step"), default="joint", help="two_step: the authors'")
     add("--samples", type=int, default=100_000, help="training samples seen")
     add("--rate", type=float, default=1e-3, help="of features and classifier, at first")
     add("--final", type=float, default=0.3, help="of the rate, what is left at the end (cosine)")
@@ -126,6 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             [h.target, h.reversal, h.entropy_weight, h.sample_weight is not None]
             for h in options.head
         ],
+        "update": options.update,
         "samples": options.samples,
         "rate": options.rate,
         "final": options.final,

@@ -17,7 +17,7 @@ from lnl_ext.data import read_mnist_split
 SCRIPT = Path(reproduce_table.__file__)
 
 
-def line(method="lnl", variance=0.02, seed=0, accuracy=0.5, recipe="default", epoch=10.0):
+def line(method="lnl", variance=0.02, seed=0, accuracy=0.5, recipe="default", epoch=5.0):
     return json.dumps(
         {
             "benchmark": "colored_mnist",
@@ -41,10 +41,10 @@ def test_the_table_has_28_cells_and_more_seeds_where_asked():
 
 def test_runs_are_read_back_and_the_last_counts(tmp_path):
     results = tmp_path / "runs.jsonl"
-    assert reproduce_table.finished(results, "default", 10) == {}
+    assert reproduce_table.finished(results, "default", 5) == {}
     runs = [line(accuracy=0.1), line(seed=1), line(recipe="paper"), line(accuracy=0.7)]
     results.write_text("\n".join([*runs, line(seed=2, epoch=3.0)]))
-    done = reproduce_table.finished(results, "default", 10)
+    done = reproduce_table.finished(results, "default", 5)
     assert done == {Cell("lnl", 0.02, 0): 0.7, Cell("lnl", 0.02, 1): 0.5}
 
 
@@ -52,7 +52,7 @@ def test_a_damaged_results_file_is_refused(tmp_path):
     results = tmp_path / "runs.jsonl"
     results.write_text(line() + "\n" + line()[:20])
     with pytest.raises(ValueError, match=r"line 2 of .* is not a run"):
-        reproduce_table.finished(results, "default", 10)
+        reproduce_table.finished(results, "default", 5)
 
 
 def test_the_papers_unlearning_passes_over_the_data_in_two_stages():
@@ -60,7 +60,7 @@ def test_the_papers_unlearning_passes_over_the_data_in_two_stages():
     assert reproduce_table.passes("lnl", "paper", None) == 200
     assert reproduce_table.passes("lnl", "paper", 2) == 4
     assert reproduce_table.passes("lnl", "default", None) == 3
-    assert reproduce_table.passes("lnl", "default", 10) == 10
+    assert reproduce_table.passes("lnl", "default", 5) == 5
 
 
 def test_the_table_sets_means_beside_the_papers_figures():
