@@ -8,6 +8,7 @@ dataclasses, so that they compare, print and pickle.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Protocol, runtime_checkable
 
@@ -71,6 +72,47 @@ class Linear:
         """Return the value on the line."""
         part = min(max((progress - self.begin) / (self.finish - self.begin), 0.0), 1.0)
         return self.start + part * (self.end - self.start)
+
+
+@dataclasses.dataclass(frozen=True)
+class Piecewise:
+    """Straight lines from point to point, constant before the first and after the last.
+
+    Parameters
+    ----------
+    points
+        Pairs ``(progress, value)``, one at least, each at a later progress in [0, 1] than the
+        one before.
+    scale
+        What every value is multiplied by.
+    """
+
+    points: tuple[tuple[float, float], ...]
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse points out of order, and values that are not finite numbers >= 0."""
+        check_number("scale", self.scale)
+        for _, value in self.points:
+            check_number("a value", value)
+        places = [-1.0, *(place for place, _ in self.points), 2.0]
+        inside = all(0.0 <= place <= 1.0 for place in places[1:-1])
+        if not (self.points and inside and all(a < b for a, b in itertools.pairwise(places))):
+            raise ValueError(
+                f"points are {self.points}, expected pairs (progress, value) in order of a "
+                "progress in [0, 1], one at least"
+            )
+
+    def __call__(self, progress: float) -> float:
+        """Return the value on the lines."""
+        before, value = self.points[0]
+        if progress > before:
+            for place, target in self.points:
+                if progress < place:
+                    part = (progress - before) / (place - before)
+                    return self.scale * (value + part * (target - value))
+                before, value = place, target
+        return self.scale * value
 
 
 @dataclasses.dataclass(frozen=True)

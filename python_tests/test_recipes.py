@@ -27,7 +27,7 @@ def test_paper_recipe_is_the_authors():
     recipe = RECIPES["paper"]
     assert recipe.batch_size == 128
     assert recipe.from_baseline
-    assert not recipe.ramp
+    assert recipe.pressure is None
     for config, rate in ((recipe.baseline, 0.01), (recipe.unlearning, 0.001)):
         assert config.epochs == 100
         optimizers = [config.optimizer]
@@ -70,13 +70,16 @@ def test_adversaries_take_the_batches_of_the_data(recipe, name):
 
 def test_where_colours_overlap_the_default_recipe_presses_by_entropy():
     assert get_recipe("default", 0.02) is get_recipe("default", 0.025) is RECIPES["default"]
-    for variance in (0.03, 0.05):
+    for variance, end in ((0.03, 1.0), (0.04, 0.65), (0.05, 0.3), (0.1, 0.3)):
         overlapping = get_recipe("default", variance)
         assert overlapping.baseline == RECIPES["default"].baseline
         assert overlapping.unlearning.epochs == RECIPES["default"].unlearning.epochs
         assert overlapping.unlearning.optimizer.learning_rate == 2e-3
         (head,) = overlapping.heads
         assert (head.target, head.reversal, head.entropy_weight) == ("color_and_digit", 0.1, 0.2)
+        (adversary,) = overlapping.adversaries(get_method("lnl")).values()
+        adversary.set_progress(1.0)
+        assert float(adversary.reversal * overlapping.batch_size) == pytest.approx(0.1 * end)
         assert get_recipe("paper", variance) is RECIPES["paper"]
     with pytest.raises(KeyError, match="own"):
         get_recipe("own", 0.02)

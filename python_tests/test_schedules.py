@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lnl_ext import BiasAdversary, GradientReversal
-from lnl_ext.schedules import SCHEDULES, Constant, Linear, Ramp, Schedule, as_schedule
+from lnl_ext.schedules import SCHEDULES, Constant, Linear, Piecewise, Ramp, Schedule, as_schedule
 
 
 @pytest.mark.parametrize("t", [0.0, 0.1, 0.5, 1.0])
@@ -22,6 +22,20 @@ def test_the_ramp_is_that_of_the_paper(t: float):
 def test_linear_is_constant_outside_its_part_of_the_training():
     line = Linear(end=0.5, start=0.1, begin=0.2, finish=0.6)
     assert [line(t) for t in (0.0, 0.2, 0.4, 0.6, 1.0)] == pytest.approx([0.1, 0.1, 0.3, 0.5, 0.5])
+
+
+def test_piecewise_goes_straight_from_point_to_point():
+    lines = Piecewise(((0.1, 0.0), (0.2, 1.0), (0.6, 0.5)), scale=2.0)
+    times = (0.0, 0.1, 0.15, 0.2, 0.4, 0.6, 1.0)
+    assert [lines(t) for t in times] == pytest.approx([0.0, 0.0, 1.0, 2.0, 1.5, 1.0, 1.0])
+    assert Piecewise(((0.0, 0.3),))(0.7) == 0.3
+    assert pickle.loads(pickle.dumps(lines)) == lines
+
+
+@pytest.mark.parametrize("points", [(), ((0.5, 1.0), (0.5, 2.0)), ((0.0, 1.0), (1.5, 1.0))])
+def test_piecewise_refuses_points_out_of_order_or_range(points):
+    with pytest.raises(ValueError, match="in order of a progress"):
+        Piecewise(points)
 
 
 def test_constant_stays():
@@ -43,7 +57,13 @@ def test_an_unknown_name_lists_the_known_ones():
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: Ramp(-1.0), lambda: Linear(math.inf), lambda: Linear(begin=0.5, finish=0.5)],
+    [
+        lambda: Ramp(-1.0),
+        lambda: Linear(math.inf),
+        lambda: Linear(begin=0.5, finish=0.5),
+        lambda: Piecewise(((0.0, -1.0),)),
+        lambda: Piecewise(((0.0, 1.0),), scale=math.nan),
+    ],
 )
 def test_impossible_schedules_are_refused(make):
     with pytest.raises(ValueError, match="expected"):
