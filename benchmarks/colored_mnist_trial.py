@@ -24,9 +24,11 @@ from lnl_ext.data import ColoredMNIST
 from lnl_ext.evaluation import predict
 from lnl_ext.models import GlobalColorHead
 from lnl_ext.recipes import RECIPES, HeadRecipe, Recipe
+from lnl_ext.schedules import Piecewise
 
 TRIALS = RESULTS.with_name("colored_mnist_trials.jsonl")
 HELD_OUT = 5_000
+RAMP = 0.05  # of the training, over which the pressure rises
 # Bias targets of the data, and how many predictions they are for.
 TARGETS = {"color": 3, "color_within_digit": 30, "color_and_digit": 33}
 
@@ -68,8 +70,10 @@ def recipe(options: argparse.Namespace) -> Recipe:
             optimizer=optimizer,
             head_optimizer=heads,
             average_decay=options.average,
+            ramp_steps=None,
         ),
         heads=tuple(options.head),
+        pressure=Piecewise(((0.0, 0.0), (RAMP, 1.0), (1.0, options.ease))),
     )
 
 
@@ -93,6 +97,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--rate", type=float, default=1e-3, help="of features and classifier, at first")
     add("--final", type=float, default=0.3, help="of the rate, what is left at the end (cosine)")
     add("--head-rate", type=float, default=3e-3)
+    add("--ease", type=float, default=1.0, help="of the pressure, what is left at the end (a line)")
     add("--average", type=float, default=0.999, help="decay of the averaged weights")
     add("--seed", type=int, default=0)
     add("--data-root", type=Path, default=MNIST, help="a folder with MNIST's IDX files")
@@ -133,6 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "rate": options.rate,
         "final": options.final,
         "head_rate": options.head_rate,
+        "ease": options.ease,
         "average": options.average,
         "seed": options.seed,
         "held_out_last": round(predict(last, held_out.batches(500)).accuracy, 4),
