@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,22 +38,49 @@ def rows(runs: Sequence[Recorded]) -> list[str]:
     return lines
 
 
-def differences(runs: Sequence[Recorded]) -> list[str]:
-    """Return a line for each `lnl` run with a baseline of its setting: its gain in points."""
+def gains(runs: Sequence[Recorded]) -> list[tuple[Recorded, float, float]]:
+    """Return the `lnl` runs with a baseline of their setting, and what each gains on both sets.
+
+    In points: on the set of the opposite bias, and on the unbiased set.
+    """
     baselines = {setting(run): run for run in runs if run["method"] == "baseline"}
-    lines = []
+    gained = []
     for run in runs:
-        if run["method"] != "lnl" or setting(run) not in baselines:
-            continue
-        baseline = baselines[setting(run)]
-        opposite, test = (
-            100 * (run[name] - baseline[name]) for name in ("opposite_accuracy", "test_accuracy")
-        )
+        if run["method"] == "lnl" and setting(run) in baselines:
+            baseline = baselines[setting(run)]
+            opposite, test = (
+                100 * (run[name] - baseline[name])
+                for name in ("opposite_accuracy", "test_accuracy")
+            )
+            gained.append((run, opposite, test))
+    return gained
+
+
+def differences(runs: Sequence[Recorded]) -> list[str]:
+    """Return a line for each of the `gains`, and one for each setting with several seeds."""
+    lines = []
+    seeds = defaultdict(list)
+    for run, opposite, test in gains(runs):
         lines.append(
             f"* {run['arch']}, seed {run['seed']}: {opposite:+.1f} points on the opposite set, "
             f"{test:+.1f} on the unbiased one"
         )
+        *but_the_seed, _ = setting(run)
+        seeds[tuple(but_the_seed)].append((opposite, test))
+    for (arch, *_), gained in seeds.items():
+        if len(gained) > 1:
+            of_opposite, of_test = map(mean_and_error, zip(*gained, strict=True))
+            lines.append(
+                f"* {arch}, mean of {len(gained)} seeds: {of_opposite} points on the opposite set, "
+                f"{of_test} on the unbiased one"
+            )
     return lines
+
+
+def mean_and_error(values: Sequence[float]) -> str:
+    """Return the mean of at least two values, and its standard error from their spread."""
+    error = statistics.stdev(values) / len(values) ** 0.5
+    return f"{statistics.mean(values):+.1f} (standard error {error:.1f})"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

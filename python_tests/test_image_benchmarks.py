@@ -202,6 +202,8 @@ def test_the_table_compares_runs_of_the_same_seed(tmp_path, capsys):
             ("baseline", 1, 0.25, 0.625),
             ("baseline", 0, 0.1, 0.9),
             ("lnl", 2, 0.3, 0.3),
+            ("baseline", 2, 0.2, 0.275),
+            ("lnl", 3, 0.7, 0.7),
         )
     ]
     results = tmp_path / "results.jsonl"
@@ -209,7 +211,10 @@ def test_the_table_compares_runs_of_the_same_seed(tmp_path, capsys):
     image_table.main([str(results)])
     printed = capsys.readouterr().out.splitlines()
     assert [line for line in printed if line.startswith("*")] == [
-        "* small, seed 1: +25.0 points on the opposite set, -1.5 on the unbiased one"
+        "* small, seed 1: +25.0 points on the opposite set, -1.5 on the unbiased one",
+        "* small, seed 2: +10.0 points on the opposite set, +2.5 on the unbiased one",
+        "* small, mean of 2 seeds: +17.5 (standard error 7.5) points on the opposite set, "
+        "+0.5 (standard error 2.0) on the unbiased one",
     ]
     assert "| lnl | small | 48 | 15 | 1 | 0.5000 | 0.6100 | 0.500 | 1.0 |" in printed
     assert sum(line.startswith("|") for line in printed) == 2 + len(runs)
