@@ -26,7 +26,7 @@ from lnl_ext.evaluation import predict
 from lnl_ext.methods import METHODS, Method, get_method
 from lnl_ext.models import DigitNetwork, GlobalColorHead
 from lnl_ext.probe import ProbeResult, fresh_probe
-from lnl_ext.recipes import RECIPES, Recipe, get_recipe
+from lnl_ext.recipes import RECIPES, Recipe
 from lnl_ext.trainer import Evaluate, Trainer
 
 HERE = Path(__file__).resolve().parent
@@ -249,7 +249,7 @@ def run(
 
     trainers = train_method(
         method,
-        get_recipe(recipe, data.train.variance),
+        RECIPES[recipe],
         data,
         seed,
         epochs=epochs,

@@ -15,7 +15,7 @@ from .models import GlobalColorHead, SeparatePixelColorHeads
 from .optimizers import OptimizerConfig
 from .schedules import Piecewise, Schedule
 
-__all__ = ["RECIPES", "HeadRecipe", "Recipe", "get_recipe"]
+__all__ = ["RECIPES", "HeadRecipe", "Recipe"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,27 +143,6 @@ _DEFAULT = Recipe(
     from_baseline=False,
 )
 
-_OVERLAP_FROM = 0.03
-
-
-def _overlapping(variance: float) -> Recipe:
-    # Where the colours of digits overlap, entropy is the better pressure and noisier steps help.
-    # The more they do, the less of the digit does the colour tell, and the sooner can the pressure
-    # be eased for the label's sake: not at all at 0.03, to 0.3 at 0.05; between them a line.
-    end = max(0.3, 1.0 - 35.0 * (variance - _OVERLAP_FROM))
-    return dataclasses.replace(
-        _DEFAULT,
-        unlearning=dataclasses.replace(
-            _DEFAULT.unlearning,
-            optimizer=dataclasses.replace(_ADAM, learning_rate=2e-3),
-            ramp_steps=None,
-        ),
-        heads=tuple(
-            dataclasses.replace(head, reversal=0.1, entropy_weight=0.2) for head in _DEFAULT.heads
-        ),
-        pressure=Piecewise(((0.0, 0.0), (0.04, 1.0), (1.0, end))),
-    )
-
 
 def _authors_sgd(learning_rate: float) -> OptimizerConfig:
     return OptimizerConfig(
@@ -202,20 +181,4 @@ _PAPER = Recipe(
 )
 
 RECIPES = {"default": _DEFAULT, "paper": _PAPER}
-"""The recipes by name, as they are for the smallest variance of the paper."""
-
-
-def get_recipe(name: str, variance: float) -> Recipe:
-    """Return the recipe of a name for colours of this variance.
-
-    From a variance of 0.03 the default recipe presses by entropy more than by reversal, and, from
-    there on, eases the pressure the more, the larger the variance is.
-
-    Raises
-    ------
-    KeyError
-        There is no such recipe.
-    """
-    return (
-        _overlapping(variance) if name == "default" and variance >= _OVERLAP_FROM else RECIPES[name]
-    )
+"""The recipes by name."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from lnl_ext.data import ColoredMNIST
 from lnl_ext.methods import METHODS, get_method
-from lnl_ext.recipes import RECIPES, get_recipe
+from lnl_ext.recipes import RECIPES
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -66,23 +66,6 @@ def test_adversaries_take_the_batches_of_the_data(recipe, name):
         assert loss.isfinite()
         loss.backward()
         assert features.grad.abs().sum() > 0
-
-
-def test_where_colours_overlap_the_default_recipe_presses_by_entropy():
-    assert get_recipe("default", 0.02) is get_recipe("default", 0.025) is RECIPES["default"]
-    for variance, end in ((0.03, 1.0), (0.04, 0.65), (0.05, 0.3), (0.1, 0.3)):
-        overlapping = get_recipe("default", variance)
-        assert overlapping.baseline == RECIPES["default"].baseline
-        assert overlapping.unlearning.epochs == RECIPES["default"].unlearning.epochs
-        assert overlapping.unlearning.optimizer.learning_rate == 2e-3
-        (head,) = overlapping.heads
-        assert (head.target, head.reversal, head.entropy_weight) == ("color_and_digit", 0.1, 0.2)
-        (adversary,) = overlapping.adversaries(get_method("lnl")).values()
-        adversary.set_progress(1.0)
-        assert float(adversary.reversal * overlapping.batch_size) == pytest.approx(0.1 * end)
-        assert get_recipe("paper", variance) is RECIPES["paper"]
-    with pytest.raises(KeyError, match="own"):
-        get_recipe("own", 0.02)
 
 
 def test_heads_of_single_digits_count_per_sample_of_the_batch():
