@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -107,7 +109,16 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
-def test_what_a_step_says_when_it_is_interrupted_still_counts(short_grace: None):
+@pytest.fixture(params=["heard", "ignored"])
+def interrupts(request: pytest.FixtureRequest) -> Iterator[None]:
+    """SIGINT as in a terminal, or as in the background of a script."""
+    handler = signal.default_int_handler if request.param == "heard" else signal.SIG_IGN
+    before = signal.signal(signal.SIGINT, handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_what_a_step_says_when_it_is_interrupted_still_counts(short_grace: None, interrupts: None):
     # as pytest does
     says = shell("trap 'echo == 1 passed in 2.00s ==; exit 2' INT; echo test_b; sleep 1000 & wait")
     (outcome,) = run_steps([of("tests", says, 3, 3, read=gpu_check.counts_of)], 3.0, ROOT)

@@ -104,6 +104,9 @@ def run_steps(
     if not limits_fit(steps, seconds):
         least = sum(step.least for step in steps)
         raise ValueError(f"the steps need {least:.0f} s at least, given {seconds:.0f}")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # As in the background of a script. Every step would ignore it, too.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     end = time.monotonic() + seconds
     outcomes: list[Outcome] = []
     passed: set[str] = set()
