@@ -32,7 +32,7 @@ from lnl_ext.image_models import GlobalHead, MapHead, SplitNetwork, build_networ
 
 BENCHMARK = "dogs_and_cats"
 METHODS = ("baseline", "gray", "blindeye", "grl", "lnl")
-HEADS = ("map", "global", "tone")
+HEADS = ("map_and_label", "map", "global", "tone")
 
 
 def mean_color(images: Tensor, labels: Tensor) -> Tensor:
@@ -41,21 +41,30 @@ def mean_color(images: Tensor, labels: Tensor) -> Tensor:
     return bins.long()
 
 
-def mean_color_and_label(images: Tensor, labels: Tensor) -> Tensor:
-    """Return `mean_color` ``(N, 9)`` for three heads of all images, three of cats, three of dogs.
+def with_label(bins: Tensor, labels: Tensor) -> Tensor:
+    """Return bins ``(N, 3, ...)`` as ``(N, 9, ...)``: for three heads of all, of cats, of dogs.
 
     The last six ignore (-100) the other label: a head that sees one species only is not helped by
     features that tell the species, so it presses on the colour alone.
     """
-    bins = mean_color(images, labels)
-    own = labels[:, None] == torch.arange(2)
-    by_label = torch.where(own[:, :, None], bins[:, None, :], -100)
-    return torch.cat([bins, by_label.flatten(1)], dim=1)
+    own = (labels[:, None] == torch.arange(2)).reshape(-1, 2, *(1 for _ in bins.shape[1:]))
+    by_label = torch.where(own, bins[:, None], -100)
+    return torch.cat([bins, by_label.flatten(1, 2)], dim=1)
+
+
+def mean_color_and_label(images: Tensor, labels: Tensor) -> Tensor:
+    """Return `mean_color` ``(N, 9)``, once for all images and once by label."""
+    return with_label(mean_color(images, labels), labels)
 
 
 def colors(step: int, images: Tensor, labels: Tensor) -> Tensor:
     """Return the paper's target: colour bins ``(N, 3, H / step, W / step)``."""
     return color_map(images, step)
+
+
+def colors_and_label(step: int, images: Tensor, labels: Tensor) -> Tensor:
+    """Return `colors` ``(N, 9, H / step, W / step)``, once for all images and once by label."""
+    return with_label(colors(step, images, labels), labels)
 
 
 def adversaries(options: argparse.Namespace) -> list[Adversary]:
@@ -65,19 +74,27 @@ def adversaries(options: argparse.Namespace) -> list[Adversary]:
     def global_head(network: SplitNetwork) -> GlobalHead:
         return GlobalHead(network.channels, COLOR_BINS, heads=9)
 
-    def map_head(network: SplitNetwork) -> MapHead:
-        return MapHead(network.channels, COLOR_BINS, heads=3)
+    def map_head(heads: int, network: SplitNetwork) -> MapHead:
+        return MapHead(network.channels, COLOR_BINS, heads=heads)
 
     def tone_head(network: SplitNetwork) -> GlobalHead:
         return GlobalHead(network.channels, 2)
 
     known = {
         # The targets of a map are one a position of the features: the tap's stride apart.
+        # Summed over positions; per position and channel a part of a prediction's weight.
+        "map_and_label": Adversary(
+            "map_and_label",
+            functools.partial(map_head, 9),
+            9,
+            0.5 / 3 / positions(options, stride),
+            0.05 / 3 / positions(options, stride),
+            functools.partial(colors_and_label, stride),
+        ),
         "map": Adversary(
             "map",
-            map_head,
+            functools.partial(map_head, 3),
             3,
-            # Summed over positions; per position and channel the third of a prediction's weight.
             1 / 3 / positions(options, stride),
             0.1 / 3 / positions(options, stride),
             functools.partial(colors, stride),
@@ -113,9 +130,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--heads",
         nargs="+",
         choices=HEADS,
-        default=["map"],
-        help="map: colours of every position, the paper's; global: the image's mean colour, "
-        "once for all and once by label; tone: bright or dark",
+        default=["map_and_label"],
+        help="map: colours of every position, the paper's; map_and_label: the same once for all "
+        "images and once by label; global: the mean colour likewise; tone: bright or dark",
     )
     made.set_defaults(image_size=48)
     options = made.parse_args(arguments)

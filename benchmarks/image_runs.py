@@ -155,6 +155,8 @@ class Run:
     image_size: int
     batch_size: int
     pressure: float
+    heads: list[str]
+    """Names of the bias heads; none for a method without."""
     threads: int
 
 
@@ -291,6 +293,7 @@ def measure(
         image_size=options.image_size,
         batch_size=options.batch_size,
         pressure=options.pressure,
+        heads=options.heads if get_method(options.method).adversarial else [],
         threads=torch.get_num_threads(),
     )
 

@@ -17,8 +17,8 @@ Recorded = dict[str, Any]
 """A line of a results file: the fields of `image_runs.Run`."""
 
 HEADER = """\
-| method | arch | pixels | epochs | seed | opposite | unbiased | leakage | minutes |
-|---|---|---|---|---|---|---|---|---|"""
+| method | heads | arch | pixels | epochs | seed | opposite | unbiased | leakage | minutes |
+|---|---|---|---|---|---|---|---|---|---|"""
 
 
 def setting(run: Recorded) -> tuple[Any, ...]:
@@ -27,11 +27,17 @@ def setting(run: Recorded) -> tuple[Any, ...]:
     return tuple(run[name] for name in names)
 
 
+def called(run: Recorded) -> str:
+    """Name the network and the heads of a run."""
+    return f"{run['arch']}, {' '.join(run['heads'])}"
+
+
 def rows(runs: Sequence[Recorded]) -> list[str]:
     """Return a Markdown table of all runs."""
     lines = [HEADER]
     for run in runs:
-        cells = [run["method"], run["arch"], run["image_size"], f"{run['epoch']:g}", run["seed"]]
+        cells = [run["method"], " ".join(run["heads"]) or "-", run["arch"], run["image_size"]]
+        cells += [f"{run['epoch']:g}", run["seed"]]
         cells += [f"{run['opposite_accuracy']:.4f}", f"{run['test_accuracy']:.4f}"]
         cells += [f"{run['leakage']:.3f}", f"{run['minutes']:.1f}"]
         lines.append(f"| {' | '.join(map(str, cells))} |")
@@ -62,16 +68,16 @@ def differences(runs: Sequence[Recorded]) -> list[str]:
     seeds = defaultdict(list)
     for run, opposite, test in gains(runs):
         lines.append(
-            f"* {run['arch']}, seed {run['seed']}: {opposite:+.1f} points on the opposite set, "
+            f"* {called(run)}, seed {run['seed']}: {opposite:+.1f} points on the opposite set, "
             f"{test:+.1f} on the unbiased one"
         )
         *but_the_seed, _ = setting(run)
-        seeds[tuple(but_the_seed)].append((opposite, test))
-    for (arch, *_), gained in seeds.items():
+        seeds[called(run), *but_the_seed].append((opposite, test))
+    for (name, *_), gained in seeds.items():
         if len(gained) > 1:
             of_opposite, of_test = map(mean_and_error, zip(*gained, strict=True))
             lines.append(
-                f"* {arch}, mean of {len(gained)} seeds: {of_opposite} points on the opposite set, "
+                f"* {name}, mean of {len(gained)} seeds: {of_opposite} points on the opposite set, "
                 f"{of_test} on the unbiased one"
             )
     return lines
@@ -91,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made.add_argument("results", type=Path, help="a file that the benchmark appends to")
     lines = made.parse_args(arguments).results.read_text(encoding="utf-8").splitlines()
     runs = [json.loads(line) for line in lines]
-    runs.sort(key=lambda run: (run["train_split"], run["arch"], run["method"], run["seed"]))
+    runs.sort(key=lambda run: (run["train_split"], run["arch"], run["method"], run["heads"], run["seed"]))
     print("\n".join([*rows(runs), "", "`lnl` less the baseline:", "", *differences(runs)]))
 
 

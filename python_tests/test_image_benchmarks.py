@@ -129,6 +129,12 @@ def test_targets_by_label_leave_out_the_other():
     images = torch.full((2, 3, 4, 4), 64, dtype=torch.uint8)
     targets = dogs_and_cats.mean_color_and_label(images, torch.tensor([0, 1]))
     assert targets.tolist() == [[2] * 6 + [-100] * 3, [2] * 3 + [-100] * 3 + [2] * 3]
+    images[:, :, :2] = 0
+    targets = dogs_and_cats.colors_and_label(2, images, torch.tensor([0, 1]))
+    cats, dogs = targets.unbind()
+    assert targets.shape == (2, 9, 2, 2)
+    assert cats[0].tolist() == cats[5].tolist() == dogs[8].tolist() == [[0, 0], [2, 2]]
+    assert (cats[6:] == -100).all() and (dogs[3:6] == -100).all()
 
 
 def test_targets_follow_what_is_cut_out():
@@ -194,7 +200,7 @@ def test_evaluation_sees_the_centre_in_order():
 
 def test_the_table_compares_runs_of_the_same_seed(tmp_path, capsys):
     shared = {"arch": "small", "train_split": "TB1", "label": "species", "image_size": 48}
-    shared |= {"epoch": 15, "batch_size": 32, "leakage": 0.5, "minutes": 1.0}
+    shared |= {"epoch": 15, "batch_size": 32, "leakage": 0.5, "minutes": 1.0, "heads": ["map"]}
     runs = [
         {"method": method, "seed": seed, "opposite_accuracy": opposite, "test_accuracy": test}
         for method, seed, opposite, test in (
@@ -211,10 +217,10 @@ def test_the_table_compares_runs_of_the_same_seed(tmp_path, capsys):
     image_table.main([str(results)])
     printed = capsys.readouterr().out.splitlines()
     assert [line for line in printed if line.startswith("*")] == [
-        "* small, seed 1: +25.0 points on the opposite set, -1.5 on the unbiased one",
-        "* small, seed 2: +10.0 points on the opposite set, +2.5 on the unbiased one",
-        "* small, mean of 2 seeds: +17.5 (standard error 7.5) points on the opposite set, "
-        "+0.5 (standard error 2.0) on the unbiased one",
+        "* small, map, seed 1: +25.0 points on the opposite set, -1.5 on the unbiased one",
+        "* small, map, seed 2: +10.0 points on the opposite set, +2.5 on the unbiased one",
+        "* small, map, mean of 2 seeds: +17.5 (standard error 7.5) points on the opposite "
+        "set, +0.5 (standard error 2.0) on the unbiased one",
     ]
-    assert "| lnl | small | 48 | 15 | 1 | 0.5000 | 0.6100 | 0.500 | 1.0 |" in printed
+    assert "| lnl | map | small | 48 | 15 | 1 | 0.5000 | 0.6100 | 0.500 | 1.0 |" in printed
     assert sum(line.startswith("|") for line in printed) == 2 + len(runs)
