@@ -72,7 +72,7 @@ def differences(runs: Sequence[Recorded]) -> list[str]:
             f"{test:+.1f} on the unbiased one"
         )
         *but_the_seed, _ = setting(run)
-        seeds[called(run), *but_the_seed].append((opposite, test))
+        seeds[(called(run), *but_the_seed)].append((opposite, test))
     for (name, *_), gained in seeds.items():
         if len(gained) > 1:
             of_opposite, of_test = map(mean_and_error, zip(*gained, strict=True))
@@ -97,7 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made.add_argument("results", type=Path, help="a file that the benchmark appends to")
     lines = made.parse_args(arguments).results.read_text(encoding="utf-8").splitlines()
     runs = [json.loads(line) for line in lines]
-    runs.sort(key=lambda run: (run["train_split"], run["arch"], run["method"], run["heads"], run["seed"]))
+    runs.sort(
+        key=lambda run: (run["train_split"], run["arch"], run["method"], run["heads"], run["seed"])
+    )
     print("\n".join([*rows(runs), "", "`lnl` less the baseline:", "", *differences(runs)]))
 
 
