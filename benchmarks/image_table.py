@@ -72,7 +72,8 @@ def differences(runs: Sequence[Recorded]) -> list[str]:
             f"{test:+.1f} on the unbiased one"
         )
         *but_the_seed, _ = setting(run)
-        seeds[(called(run), *but_the_seed)].append((opposite, test))
+        group = (called(run), *but_the_seed)
+        seeds[group].append((opposite, test))
     for (name, *_), gained in seeds.items():
         if len(gained) > 1:
             of_opposite, of_test = map(mean_and_error, zip(*gained, strict=True))

@@ -135,7 +135,7 @@ _DEFAULT = Recipe(
             heads=33,
             reversal=0.3,
             entropy_weight=0.03,
-            confusion_weight=0.3,
+            confusion_weight=0.03,
             over_batch=True,
         ),
     ),
