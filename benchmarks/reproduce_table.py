@@ -6,6 +6,9 @@ It may be stopped at any moment and started again: runs that stand in the result
 repeated, and a run that was interrupted goes on from its last checkpoint (one an epoch). Each run
 is `benchmarks/colored_mnist.py` with one thread in a process of its own, two at a time. The
 default recipe is run for longer here than by default: for `EPOCHS` epochs instead of three.
+
+Lines of the results file name their recipe, not its version: after a change of
+`lnl_ext/recipes.py`, start another file (`--results`).
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import concurrent.futures
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -42,9 +46,8 @@ class Cell(NamedTuple):
     variance: float
     seed: int
 
-    @property
-    def folder(self) -> str:
-        """Where its checkpoints lie, below the folder of all."""
+    def __str__(self) -> str:
+        """Name the run, for people and files."""
         return f"{self.method}-{self.variance:.3f}-{self.seed}"
 
 
@@ -151,7 +154,9 @@ class Runner:
     def run(self, cell: Cell) -> None:
         """Train and measure one cell, which appends its line to the results."""
         options = self.options
-        folder = options.output / cell.folder
+        # Runs of another recipe or length do not go on from each other's checkpoints.
+        length = "" if options.epochs is None else f"-{options.epochs:g}"
+        folder = options.output / f"{cell}-{options.recipe}{length}"
         folder.mkdir(parents=True, exist_ok=True)
         command = [
             sys.executable,
@@ -236,6 +241,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     missing = [] if options.table else [cell for cell in wanted if cell not in done]
     if missing:
         print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are there", flush=True)
+        # As Ctrl-C: the runs are ended, too.
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         _run_all(Runner(options), missing, options.jobs)
     accuracy = finished(options.results, options.recipe, options.epochs)
     print(table(accuracy, options.methods, options.variances))
@@ -253,7 +260,7 @@ def _run_all(runner: Runner, missing: Sequence[Cell], jobs: int) -> None:
                 minutes = (time.monotonic() - began) / 60
                 left = minutes / count * (len(missing) - count)
                 print(
-                    f"{count}/{len(missing)} {futures[future].folder}: {minutes:.1f} minutes, "
+                    f"{count}/{len(missing)} {futures[future]}: {minutes:.1f} minutes, "
                     f"about {left:.0f} to go",
                     flush=True,
                 )

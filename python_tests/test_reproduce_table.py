@@ -114,28 +114,44 @@ def test_one_command_from_nothing_to_the_table(tmp_path, few_digits):
     assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 1
 
 
-def test_ctrl_c_ends_the_runs_too(tmp_path, few_digits):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_runs_too(tmp_path, few_digits, number):
     process = subprocess.Popen(
         command(tmp_path, few_digits, "--epochs=5000"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    checkpoint = tmp_path / "runs" / "baseline-0.020-0" / "output.txt"
+    folder = tmp_path / "runs" / "baseline-0.020-0-default-5000"
+    log = folder / "baseline" / "metrics.jsonl"
     deadline = time.monotonic() + 60
-    while not checkpoint.exists() and time.monotonic() < deadline:
+    while not log.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode != 0
     assert not (tmp_path / "runs.jsonl").exists()
+    deadline = time.monotonic() + 60
+    size = -1  # of its log, which grows by a line an epoch while it runs
+    while log.stat().st_size != size:
+        assert time.monotonic() < deadline
+        size = log.stat().st_size
+        time.sleep(2)
+
+
+def test_another_length_does_not_go_on_from_a_stopped_run(tmp_path, few_digits):
+    stopped = tmp_path / "runs" / "baseline-0.020-0-default-0.3" / "baseline"
+    stopped.mkdir(parents=True)
+    (stopped / "checkpoint.pt").write_bytes(b"of another length")
+    subprocess.run(command(tmp_path, few_digits), capture_output=True, text=True, check=True)
+    assert (tmp_path / "runs.jsonl").exists()
 
 
 def test_a_run_that_fails_is_reported_with_its_output(tmp_path):
     failed = subprocess.run(command(tmp_path, tmp_path / "nowhere"), capture_output=True, text=True)
     assert failed.returncode != 0
     assert "output.txt" in failed.stderr
-    assert (tmp_path / "runs" / "baseline-0.020-0" / "output.txt").read_text()
+    assert (tmp_path / "runs" / "baseline-0.020-0-default-0.2" / "output.txt").read_text()
 
 
 def test_figure_of_accuracy_by_variance(tmp_path):
