@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lnl_ext import BiasAdversary, Trainer
+from lnl_ext.data import images as image_files
 from lnl_ext.data.images import (
     ImageDataset,
     TooManyUnreadableError,
@@ -255,6 +256,28 @@ def test_targets_must_fit_the_paths(tmp_path):
         ImageDataset(["a", "b"], [0, 1, 0])
     with pytest.raises(ValueError, match=r"bias\['age'\] has shape \(1, 2\), expected 2 rows"):
         ImageDataset(["a", "b"], [0, 1], {"age": [[0.5, 0.5]]})
+
+
+@pytest.mark.parametrize("size", [(3, 999), (999, 3)])
+def test_a_strip_is_not_scaled_as_a_whole(monkeypatch, size):
+    # One by 32,768 pixels scaled to 224 would be five GB.
+    wide, high = size
+    strip = Image.new("RGB", size, BLUE)
+    middle = (
+        (wide // 2 - 5, 0, wide // 2 + 6, 3) if wide > 3 else (0, high // 2 - 5, 3, high // 2 + 6)
+    )
+    strip.paste(RED, middle)
+    scaled = []
+    resize = image_files.transforms.resize
+
+    def noted(image, *given, **options):
+        scaled.append(image.size)
+        return resize(image, *given, **options)
+
+    monkeypatch.setattr(image_files.transforms, "resize", noted)
+    transform = evaluation_transform(8)
+    assert torch.equal(transform(strip), transform(Image.new("RGB", (8, 8), RED)))
+    assert max(scaled[0]) == 12
 
 
 def test_evaluation_is_normalised_and_not_random():

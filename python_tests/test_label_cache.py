@@ -47,11 +47,18 @@ def test_parsed_once_until_the_source_changes(tmp_path):
     assert len(calls) == 2
 
 
-def test_a_damaged_file_is_made_anew(tmp_path):
+def one_byte_changed(content: bytes) -> bytes:
+    """Damage the compressed part, where zlib finds it (`zlib.error`)."""
+    place = content.index(b".npy") + 4 + 20  # behind the name and the sizes of 64 bits
+    return content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:50], one_byte_changed, lambda _: b""])
+def test_a_damaged_file_is_made_anew(tmp_path, damage):
     source, parse, calls = counted(tmp_path)
     cached_arrays([source], parse)
     (path,) = cache_folder().iterdir()
-    path.write_bytes(path.read_bytes()[:50])
+    path.write_bytes(damage(path.read_bytes()))
     with pytest.warns(UserWarning, match="damaged and will be made anew"):
         assert cached_arrays([source], parse)["values"].tolist() == [3, 4]
     cached_arrays([source], parse)

@@ -123,6 +123,23 @@ def test_the_attack_of_the_test_above_works_on_numpy(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "name", ["cnumpy.core.multiarray\nscalar\n", "c_codecs\nencode\n"], ids=["class", "function"]
+)
+@pytest.mark.parametrize(
+    "state",
+    ["(N(dS'__init__'\nccollections\nOrderedDict\nst", "(dS'a'\nI1\ns"],
+    ids=["slots", "attributes"],
+)
+def test_a_refused_file_leaves_nothing_behind(tmp_path, name, state):
+    good, bad = tmp_path / "good.npy", tmp_path / "bad.npy"
+    np.save(good, {"a": np.float32(2.5), "b": b"bytes"})
+    write_pickled(bad, (name + state + "b.").encode())
+    with pytest.raises(UnsafePickleError, match="a changed class or function"):
+        load_npy(bad)
+    assert load_npy(good) == {"a": np.float32(2.5), "b": b"bytes"}
+
+
+@pytest.mark.parametrize(
     ("payload", "message"),
     [
         # numpy.ndarray called with a shape: gigabytes from 60 bytes.

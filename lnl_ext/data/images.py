@@ -48,6 +48,7 @@ IMAGE_SUFFIXES = (*IMG_EXTENSIONS, ".apng", ".avif", ".gif", ".jfif", ".jp2")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+_LONGEST = 4  # times the shorter side, what is kept of the longer one before scaling
 _LISTED = 10  # unreadable files named in a message; more would hide what it says
 _WITH_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
 
@@ -162,6 +163,10 @@ class _Files(Dataset[tuple[Tensor, str]]):
 def _square(image: Image.Image, size: int) -> Tensor:
     """Scale the shorter side to ``size`` and cut out the centre: ``(3, size, size)`` uint8."""
     if image.size != (size, size):
+        # Else the ends of a strip, which are cut off anyway, would be scaled up with the rest.
+        longest = _LONGEST * min(image.size)
+        if max(image.size) > longest:
+            image = transforms.center_crop(image, [min(n, longest) for n in image.size[::-1]])
         scaled = transforms.resize(image, [size], antialias=True)
         image = transforms.center_crop(scaled, [size, size])
     tensor: Tensor = transforms.pil_to_tensor(image)

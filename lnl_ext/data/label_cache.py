@@ -6,7 +6,6 @@ import hashlib
 import os
 import tempfile
 import warnings
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -56,7 +55,7 @@ def cached_arrays(
         try:
             with np.load(path, allow_pickle=False) as stored:
                 return {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except Exception as error:  # a damaged file can raise nearly anything
             warnings.warn(f"{path} is damaged and will be made anew: {error}", stacklevel=2)
     arrays = {name: np.asarray(array) for name, array in parse().items()}
     objects = [name for name, array in arrays.items() if array.dtype.hasobject]

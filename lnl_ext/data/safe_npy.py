@@ -114,12 +114,25 @@ for _core in ("numpy.core", "numpy._core"):
     _ADMITTED[_core + ".numeric", "_frombuffer"] = _from_buffer
 
 
+class _Admitted:
+    """Stands for a name of `_ADMITTED`: it may be called, and nothing of it changed."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: object) -> Any:
+        return self._function(*arguments)
+
+    def __setstate__(self, state: object) -> NoReturn:
+        raise UnsafePickleError("a changed class or function")
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         # Protocols 0 to 2 use Python 2's name of the module.
         module = "builtins" if module == "__builtin__" else module
         try:
-            return _ADMITTED[module, name]
+            return _Admitted(_ADMITTED[module, name])
         except KeyError:
             raise UnsafePickleError(f"{module}.{name}") from None
 
