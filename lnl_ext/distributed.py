@@ -73,7 +73,9 @@ def from_environment(timeout: datetime.timedelta = TIMEOUT) -> Iterator[Processe
     Raises
     ------
     RuntimeError
-        If only some of torchrun's variables are set, or the processes do not find each other.
+        If only some of torchrun's variables are set.
+    LostProcessError
+        If the processes do not find each other, or one ends meanwhile.
 
     Examples
     --------
@@ -98,7 +100,16 @@ def from_environment(timeout: datetime.timedelta = TIMEOUT) -> Iterator[Processe
     # Imported later, this module would keep the group in its functions' default arguments, and a
     # group that something keeps has threads that still drop tensors while Python ends: an abort.
     importlib.import_module("torch.distributed.nn")
-    dist.init_process_group(backend, timeout=timeout)
+    try:
+        dist.init_process_group(backend, timeout=timeout)
+    except RuntimeError as error:
+        if not _is_of_connection(error):
+            raise
+        raise LostProcessError(
+            f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} could not connect to the "
+            "others: one ended or did not answer in time, the reason is among its messages. Start "
+            "all of them again"
+        ) from error
     try:
         yield current()
     finally:
@@ -135,7 +146,7 @@ def naming_lost_processes() -> Iterator[None]:
 
 def _is_of_connection(error: RuntimeError) -> bool:
     # gloo's errors have no type of their own; its source file is in their text.
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
 def sum_over_processes(values: Tensor) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
 from typing import Any
 
 import pytest
 import torch
-from processes import in_processes, needs_gloo
+from processes import free_port, in_processes, needs_gloo
 from torch.utils.data import DataLoader, TensorDataset
 
 from lnl_ext import distributed
@@ -102,6 +103,34 @@ def test_half_of_the_variables_is_an_error(monkeypatch: pytest.MonkeyPatch) -> N
     with (
         pytest.raises(RuntimeError, match="RANK is set, but LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
         distributed.from_environment(),
+    ):
+        pass
+
+
+@needs_gloo
+@pytest.mark.parametrize(
+    "failure",
+    [
+        None,  # nobody listens
+        RuntimeError("Gloo connectFullMesh failed with [gloo/pair.cc:561] Connection closed"),
+    ],
+)
+def test_others_that_do_not_connect_are_named(
+    monkeypatch: pytest.MonkeyPatch, failure: RuntimeError | None
+) -> None:
+    variables = {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "MASTER_PORT": free_port()}
+    for name, value in {**variables, "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, str(value))
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        assert failure is not None
+        raise failure
+
+    if failure is not None:
+        monkeypatch.setattr(torch.distributed, "init_process_group", fail)
+    with (
+        pytest.raises(distributed.LostProcessError, match="process 1 of 2 could not connect"),
+        distributed.from_environment(datetime.timedelta(seconds=1)),
     ):
         pass
 
