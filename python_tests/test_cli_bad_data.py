@@ -276,6 +276,7 @@ def test_an_output_that_cannot_be_a_folder_is_one_line(
         ("--learning-rate=nan", "learning-rate is nan, expected more than 0"),
         ("--seed=4294967296", "seed is 4294967296, expected at most 4294967295"),
         ("--method=blindeye --update=two_step", "method blindeye has a confusion loss"),
+        ("--bias-column=label", "bias-column is 'label', which the figures of a run call the task"),
     ],
 )
 def test_numbers_out_of_range_are_named(

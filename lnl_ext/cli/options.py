@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from ..data.bias_column import BiasColumn
 from ..errors import UserError
 from ..methods import METHODS
 from .arguments import option
@@ -144,6 +145,12 @@ class TrainOptions(DataOptions):
             raise UserError(
                 f"method {self.method} unlearns a bias: give --bias-column NAME, or "
                 "--method baseline"
+            )
+        names = [BiasColumn.parse(text).name for text in self.bias_column]
+        if METHODS[self.method].adversarial and "label" in names:
+            raise UserError(
+                "bias-column is 'label', which the figures of a run call the task: give the "
+                "column another name"
             )
         if METHODS[self.method].confusion_weight and self.update == "two_step":
             raise UserError(
