@@ -43,7 +43,7 @@ def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            _write({"format": FORMAT, **state}, file)
+            write_state({"format": FORMAT, **state}, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -55,7 +55,7 @@ def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None
             temporary.unlink(missing_ok=True)
 
 
-def _write(state: dict[str, Any], file: BinaryIO) -> None:
+def write_state(state: dict[str, Any], file: BinaryIO) -> None:
     """Save to a file, and raise its own error: torch's hides it ("unexpected pos")."""
     watched = _Watched(file)
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
 import resource
 import signal
@@ -21,12 +22,18 @@ import torch
 
 import lnl_ext.cli.commands  # noqa: F401 - once, before the forks
 from lnl_ext import checkpoint
+from lnl_ext.cli import training
 from lnl_ext.cli.main import main
 from lnl_ext.trainer import Trainer
 
 
 def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _kill_workers() -> None:
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def _at_call(owner: Any, name: str, number: int, trouble: Callable[..., None]) -> None:
@@ -64,11 +71,15 @@ TROUBLES: dict[str, Callable[[int], None]] = {
     "SIGINT": lambda n: _at_call(
         Trainer, "_train_step", n, lambda *_: os.kill(os.getpid(), signal.SIGINT)
     ),
+    "kill a worker": lambda n: _at_call(Trainer, "_train_step", n, lambda *_: _kill_workers()),
     # In the write of a checkpoint: in its middle, and when all is written but not in its place.
-    "kill in half a checkpoint": lambda n: _at_call(checkpoint, "_write", n, _half_written),
+    "kill in half a checkpoint": lambda n: _at_call(checkpoint, "write_state", n, _half_written),
     "kill before the checkpoint's place": lambda n: _at_call(os, "fsync", n, lambda *_: _kill()),
     "full disk at a checkpoint": lambda n: _at_call(
-        checkpoint, "_write", n, lambda *_: _full_disk(1_000_000)
+        checkpoint, "write_state", n, lambda *_: _full_disk(1_000_000)
+    ),
+    "full disk at the weights": lambda n: _at_call(
+        training, "save_weights", n, lambda *_: _full_disk(1_000_000)
     ),
     "full disk from the start": lambda n: _full_disk(n),
     # At a moment, in milliseconds.

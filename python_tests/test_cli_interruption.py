@@ -152,6 +152,32 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     resume(run, tmp_path / "run", expected)
 
 
+def test_a_full_disk_at_the_end_leaves_the_weights_before(
+    table: Path, tmp_path: Path, run: Run, expected: dict[str, Any]
+) -> None:
+    output = tmp_path / "run"
+    code, text = run(flags(table, output), ("full disk at the weights", 1))
+    assert code == 2, text
+    assert f"cannot read or write: [Errno 27] File too large: '{output}/model.pt'" in text
+    assert "Traceback" not in text
+    assert not list(output.glob("*model.pt*"))
+    resume(run, output, expected)
+    # Once more: what is there already stays.
+    code, text = run(["train", f"--output={output}", "--resume"], ("full disk at the weights", 1))
+    assert code == 2, text
+    assert results(output) == expected
+
+
+def test_a_killed_reader_of_images_is_one_line(table: Path, tmp_path: Path, run: Run) -> None:
+    more = ["--workers=1", "--epochs=20"]
+    code, text = run(flags(table, tmp_path / "run", *more), ("kill a worker", 3))
+    assert code == 2, text
+    assert "lnl: error: a process that reads images was killed" in text
+    assert "fewer --workers" in text
+    assert "Traceback" not in text
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+
+
 def test_a_disk_that_is_full_from_the_start_is_one_line(
     table: Path, tmp_path: Path, run: Run
 ) -> None:

@@ -12,12 +12,22 @@ __all__ = ["write_whole"]
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path, whose file takes the place of ``path`` if nothing is raised."""
+    """Give a temporary path, whose file takes the place of ``path`` if nothing is raised.
+
+    Raises
+    ------
+    OSError
+        It cannot be written; the message names ``path``.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        # A full disk names no file, and the temporary one means nothing to a user.
+        error.filename, error.filename2 = str(path), None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

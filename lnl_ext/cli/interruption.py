@@ -1,10 +1,11 @@
-"""Signals that end a training run: between two steps, or of many processes at once."""
+"""What ends a run from outside: signals, and the loss of a process that reads images."""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -13,7 +14,13 @@ from torch.utils.data import DataLoader
 
 from ..batches import Batch
 
-__all__ = ["Interrupted", "StopSignals", "StoppableBatches"]
+__all__ = [
+    "Interrupted",
+    "LostWorkerError",
+    "StopSignals",
+    "StoppableBatches",
+    "naming_lost_workers",
+]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -29,6 +36,31 @@ class Interrupted(Exception):  # noqa: N818 - no error, but what was asked for
     def __init__(self, number: signal.Signals, message: str = "") -> None:
         super().__init__(message)
         self.signal = number
+
+
+class LostWorkerError(RuntimeError):
+    """A process that reads images was killed."""
+
+
+@contextmanager
+def naming_lost_workers() -> Iterator[None]:
+    """Turn the error of a loader whose worker was killed into one that says what to do.
+
+    Raises
+    ------
+    LostWorkerError
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # No type of its own; what a worker itself raises begins otherwise.
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise LostWorkerError(
+            "a process that reads images was killed, most often as the memory was used up: give "
+            "fewer --workers or a smaller --image-size. A run of lnl train goes on from its last "
+            f"checkpoint with --resume ({str(error).splitlines()[0].strip()})"
+        ) from error
 
 
 class StopSignals:

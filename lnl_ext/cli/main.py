@@ -24,7 +24,7 @@ from ..distributed import (
 from ..errors import UserError
 from ..metrics import NonFiniteError
 from .arguments import add_arguments
-from .interruption import Interrupted
+from .interruption import Interrupted, LostWorkerError, naming_lost_workers
 from .options import EvaluateOptions, PredictOptions, ProbeOptions, TrainOptions
 
 __all__ = ["main"]
@@ -71,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         CheckpointError,
         NonFiniteError,
         LostProcessError,
+        LostWorkerError,
         TooManyUnreadableError,
         UnreadableImageError,
     )
@@ -80,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with (
                 from_environment() as processes,
                 naming_lost_processes(),
+                naming_lost_workers(),
                 _only_the_main_one_prints(processes),
             ):
                 getattr(commands, command)(flags, processes)

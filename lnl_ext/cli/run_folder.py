@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint import write_state
 from ..errors import UserError
 from .files import replacing, write_whole
 from .samples import Samples
@@ -67,12 +68,18 @@ class ModelCard:
 
 
 def save_weights(path: Path, network: nn.Module) -> None:
-    """Write the state_dict so that ``path`` holds all of it or what it held before."""
+    """Write the state_dict so that ``path`` holds all of it or what it held before.
+
+    Raises
+    ------
+    OSError
+        It cannot be written (a full disk, no permission).
+    """
     state: dict[str, Tensor] = {
         name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
     }
     with replacing(path) as temporary, temporary.open("wb") as file:
-        torch.save(state, file)
+        write_state(state, file)
 
 
 def load_weights(path: Path) -> dict[str, Any]:
