@@ -33,8 +33,8 @@ class CsvRows:
     lines: list[int]
 
     @classmethod
-    def read(cls, path: Path, wanted: Iterable[str]) -> CsvRows:
-        """Read the columns called ``wanted``.
+    def read(cls, path: Path, wanted: Iterable[str], *, exact: bool = False) -> CsvRows:
+        """Read the columns called ``wanted``; ``exact`` keeps spaces around the cells.
 
         Raises
         ------
@@ -43,7 +43,7 @@ class CsvRows:
         """
         try:
             with path.open(newline="", encoding="utf-8-sig") as stream:
-                return cls._parse(path, stream, list(wanted))
+                return cls._parse(path, stream, list(wanted), exact)
         except FileNotFoundError:
             raise UserError(f"no CSV file at {path}") from None
         except IsADirectoryError:
@@ -54,7 +54,7 @@ class CsvRows:
             raise UserError(f"{path} is not a CSV file: {error}") from None
 
     @classmethod
-    def _parse(cls, path: Path, stream: Iterable[str], wanted: list[str]) -> CsvRows:
+    def _parse(cls, path: Path, stream: Iterable[str], wanted: list[str], exact: bool) -> CsvRows:
         reader = csv.reader(stream)
         header = [name.strip() for name in next(reader, [])]
         if not header:
@@ -82,7 +82,7 @@ class CsvRows:
                 )
             lines.append(reader.line_num)
             for name, position in at.items():
-                columns[name].append(row[position].strip())
+                columns[name].append(row[position] if exact else row[position].strip())
         if not lines:
             raise UserError(f"{path} has a header and no row")
         return cls(path, columns, lines)

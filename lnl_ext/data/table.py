@@ -113,6 +113,7 @@ def read_table(
     bias_columns: Sequence[BiasColumn] = (),
     split_column: str | None = None,
     root: str | os.PathLike[str] | None = None,
+    exact: bool = False,
 ) -> Table:
     """Read a CSV file with a line per image.
 
@@ -130,6 +131,8 @@ def read_table(
         Column that says train, validation or test.
     root
         Where relative paths start; the folder of the CSV file by default.
+    exact
+        For a file that a program wrote: spaces belong to the cells, and any label is one, "NA" too.
 
     Raises
     ------
@@ -138,13 +141,17 @@ def read_table(
         message names the line and says what is wanted.
     """
     path = Path(path)
-    rows = CsvRows.read(path, _wanted(image_column, label_column, split_column, bias=bias_columns))
+    wanted = _wanted(image_column, label_column, split_column, bias=bias_columns)
+    rows = CsvRows.read(path, wanted, exact=exact)
+    labels = None
+    if label_column is not None:
+        labels = rows.columns[label_column] if exact else rows.required(label_column, "label")
     return Table(
         source=str(path),
         paths=tuple(rows.paths(image_column, path.parent if root is None else Path(root))),
         names=tuple(rows.columns[image_column]),
         lines=tuple(rows.lines),
-        labels=None if label_column is None else tuple(rows.required(label_column, "label")),
+        labels=None if labels is None else tuple(labels),
         bias=_frozen(rows.bias(bias_columns)),
         split=None if split_column is None else tuple(rows.split(split_column)),
     )
