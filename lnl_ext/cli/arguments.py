@@ -9,7 +9,7 @@ import math
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser, options: type[Any]) -> None:
             text += f" (default: {field.default})"
         if meta["positional"]:
             # Not SUPPRESS, which argparse would hand to the type as a text.
-            parser.add_argument(field.name, nargs="?", type=kind, help=text)
+            parser.add_argument(field.name, nargs="?", type=_type(kind), help=text)
             continue
         extra: dict[str, Any] = {}
         if kind is bool:
@@ -98,11 +98,22 @@ def add_arguments(parser: argparse.ArgumentParser, options: type[Any]) -> None:
         elif kind is tuple:
             extra |= {"action": "append", "metavar": meta["metavar"]}
         else:
-            extra |= {"type": kind, "metavar": meta["metavar"]}
+            extra |= {"type": _type(kind), "metavar": meta["metavar"]}
             if meta["choices"]:
                 extra["choices"] = meta["choices"]
         flag = "--" + field.name.replace("_", "-")
         parser.add_argument(flag, dest=field.name, default=argparse.SUPPRESS, help=text, **extra)
+
+
+def _type(kind: type[Any]) -> Callable[[str], Any]:
+    """Return what makes the value of a flag's text."""
+    return _path if kind is Path else kind
+
+
+def _path(text: str) -> Path:
+    if not text:  # an unset variable of a script, which Path takes for the current folder
+        raise argparse.ArgumentTypeError("is empty, expected a path")
+    return Path(text)
 
 
 def build(options: type[_Options], *layers: Mapping[str, Any]) -> _Options:

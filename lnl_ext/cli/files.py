@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["write_whole"]
+from ..errors import UserError
+
+__all__ = ["check_names", "replacing", "write_whole"]
 
 
 @contextmanager
@@ -42,3 +44,21 @@ def write_whole(path: Path, text: str) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def check_names(paths: Iterable[str]) -> None:
+    """Refuse names that a table, which is UTF-8, cannot hold.
+
+    Raises
+    ------
+    UserError
+        A path has bytes that are not UTF-8, as those of an archive from elsewhere may.
+    """
+    for path in paths:
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(path).decode(errors="backslashreplace")
+            raise UserError(
+                f"the name of {shown} is not UTF-8 and could not be written into a table: rename it"
+            ) from None

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import errno
 import importlib
+import io
 import os
 import signal
 import sys
@@ -58,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand and return the exit code: 2 for what is the user's to mend."""
     flags = vars(parser().parse_args(arguments))
     command = flags.pop("command")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
     flags = {name: value for name, value in flags.items() if value is not None}
     try:
         # Here, as they need torchvision and Pillow, which importing lnl_ext must not.

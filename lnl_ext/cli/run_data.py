@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from ..data.split import stratified_split
 from ..data.table import IGNORE, BiasColumn, class_names
 from ..distributed import Processes
 from ..errors import UserError
+from .files import check_names
 from .options import TrainOptions
 from .run_folder import split_text
 from .samples import Samples, bias_classes, counts, encoded, read_samples
@@ -44,6 +46,7 @@ class RunData:
         columns = [BiasColumn.parse(text) for text in options.bias_column]
         table = read_samples(options, columns, options.split_column)
         assert table.labels is not None
+        check_names([os.path.abspath(table.source), *map(str, table.paths)])
         label_column = options.label_column or "folder"
         labels = class_names(table.labels, label_column)
         if len(labels) < 2:
@@ -129,7 +132,18 @@ def _split(samples: Samples, options: TrainOptions) -> tuple[Samples, Samples, l
 def training_batches(
     samples: Samples, options: TrainOptions, processes: Processes
 ) -> DataLoader[Sample]:
-    """Return this process's share of shuffled batches, varied as the options say."""
+    """Return this process's share of shuffled batches, varied as the options say.
+
+    Raises
+    ------
+    UserError
+        There are fewer than two images for every process.
+    """
+    if len(samples) < 2 * processes.world_size:  # batch norm cannot take a batch of one
+        raise UserError(
+            f"{len(samples)} training images for {processes.world_size} processes, expected at "
+            "least two for each: start fewer processes"
+        )
     if options.augment == "none":
         transform = evaluation_transform(options.image_size)
     elif options.augment == "flip":

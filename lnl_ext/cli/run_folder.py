@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from ..checkpoint import write_state
 from ..errors import UserError
+from ..trainer import CHECKPOINT
 from .files import replacing, write_whole
 from .samples import Samples
 
-__all__ = ["CONFIG", "MODEL", "ModelCard", "save_weights", "split_text"]
+__all__ = ["CONFIG", "MODEL", "ModelCard", "check_output", "save_weights", "split_text"]
 
 CONFIG = "config.toml"
 MODEL = "model.pt"
@@ -65,6 +66,36 @@ class ModelCard:
             raise UserError(f"{folder} is no folder of a run: it has no {CARD}") from None
         except (ValueError, TypeError) as error:
             raise UserError(f"{folder / CARD} is damaged: {error}") from None
+
+
+def run_files(folder: Path) -> list[Path]:
+    """Return the files of a run, there or not."""
+    return [folder / name for name in (CONFIG, CARD, SPLIT, MODEL, REPORT, CHECKPOINT)]
+
+
+def check_output(folder: Path, *, resume: bool) -> bool:
+    """Refuse a folder whose files a run would overwrite; return whether it has a checkpoint.
+
+    Raises
+    ------
+    UserError
+        It holds a run and ``resume`` is not given, or files of such names that are of no run.
+    """
+    there = {path.name for path in run_files(folder) if path.exists()}
+    if CHECKPOINT in there:
+        if not resume:
+            raise UserError(
+                f"{folder} holds a run: --resume goes on with it, or give another --output"
+            )
+        return True
+    # What a run writes before its first checkpoint, the configuration last.
+    begun = there <= {CARD, SPLIT} or there == {CARD, SPLIT, CONFIG}
+    if there and not (resume and begun):
+        raise UserError(
+            f"{folder} holds {', '.join(sorted(there))} and no checkpoint: give another --output"
+            + (", or --resume if this is a run that ended early" if begun else "")
+        )
+    return False
 
 
 def save_weights(path: Path, network: nn.Module) -> None:

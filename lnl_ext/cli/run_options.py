@@ -30,11 +30,15 @@ def train_options(flags: Mapping[str, Any]) -> TrainOptions:
     """
     layers: list[Mapping[str, Any]] = []
     saved = None
-    if flags.get("resume") and flags.get("output") is not None:
+    if flags.get("resume"):
+        if flags.get("output") is None:
+            raise UserError("no output: give --output DIR, the folder of the run to go on with")
         path = Path(flags["output"]) / CONFIG
         if path.exists():
             layers.append(_from_file(path))
             saved = build(TrainOptions, *layers)
+        elif not flags.keys() & {"config", "csv", "images"}:
+            raise UserError(f"{flags['output']} holds no run to go on with: it has no {CONFIG}")
     if flags.get("config") is not None:
         layers.append(_from_file(Path(flags["config"])))
     # Sums over another number of threads round differently: it is part of what repeats a run.

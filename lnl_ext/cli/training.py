@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ..backbones import Halves, split_network, tap_shape
 from ..config import TrainerConfig
 from ..data.images import IMAGENET_MEAN, IMAGENET_STD, Sample
 from ..data.table import IGNORE
-from ..distributed import Processes, gather_predictions
+from ..distributed import Processes, gather_predictions, on_main
 from ..errors import UserError
 from ..evaluation import Predictions, predict
 from ..heads import bias_head
@@ -31,7 +32,7 @@ from .leakage import Leakage, collect_features, measure
 from .options import TrainOptions
 from .report import Report, leakage_text, write_json
 from .run_data import RunData, training_batches
-from .run_folder import CONFIG, MODEL, REPORT, SPLIT, ModelCard, save_weights
+from .run_folder import CONFIG, MODEL, REPORT, SPLIT, ModelCard, check_output, save_weights
 from .run_options import train_options
 from .samples import evaluation_batches
 from .weights import initial_network
@@ -169,24 +170,23 @@ def train(flags: Mapping[str, Any], processes: Processes) -> None:
         )
     assert options.output is not None
     folder = options.output
-    checkpoint = folder / CHECKPOINT
-    if checkpoint.exists() and not options.resume:
-        raise UserError(f"{folder} holds a run: --resume goes on with it, or give another --output")
+    # Asked once for all processes, before one of them writes there.
+    goes_on = on_main(functools.partial(check_output, folder, resume=options.resume))
     assert options.threads is not None
     torch.set_num_threads(options.threads)
     device = processes.device if options.device == "auto" else torch.device(options.device)
     data = RunData.load(options)
-    network = initial_network(options, len(data.labels))
+    network = initial_network(options, len(data.labels), read=not goes_on)
     halves = split_network(network, options.tap)
     trainer = _trainer(options, data, network, halves, device)
     batches = training_batches(data.train, options, processes)
-    if checkpoint.exists():
+    if goes_on:
         if (folder / SPLIT).read_text(encoding="utf-8") != data.split:
             raise UserError(
                 f"the images, labels or bias values have changed since the run in {folder} began: "
                 "give another --output"
             )
-        trainer.load(checkpoint)
+        trainer.load(folder / CHECKPOINT)
     elif processes.is_main:
         _prepare(folder, options, data, halves)
     if processes.is_main:
@@ -242,7 +242,6 @@ def _fit(run: _Run, trainer: Trainer, batches: DataLoader[Sample], folder: Path)
 
 
 def _prepare(folder: Path, options: TrainOptions, data: RunData, halves: Halves) -> None:
-    write_toml(folder / CONFIG, options)
     write_whole(folder / SPLIT, data.split)
     ModelCard(
         arch=options.arch,
@@ -255,6 +254,7 @@ def _prepare(folder: Path, options: TrainOptions, data: RunData, halves: Halves)
         bias_columns=list(options.bias_column),
         bias_classes=data.bias,
     ).save(folder)
+    write_toml(folder / CONFIG, options)  # last: with it there is a run to go on with
 
 
 def _finish(run: _Run, trainer: Trainer, network: nn.Module, folder: Path) -> None:

@@ -22,6 +22,7 @@ from ..evaluation import predict as run_model
 from ..exported import ExportedModel
 from ..methods import Grey
 from .arguments import build
+from .files import check_names, replacing
 from .leakage import collect_features, measure
 from .options import EvaluateOptions, ModelOptions, PredictOptions, ProbeOptions
 from .report import Report, leakage_text, write_json
@@ -33,6 +34,7 @@ from .run_folder import (
     SPLIT,
     ModelCard,
     load_weights,
+    run_files,
     trained_on,
 )
 from .samples import Samples, bias_classes, encoded, evaluation_batches, read_samples
@@ -135,6 +137,18 @@ def _options(kind: type[Any], flags: Mapping[str, Any], processes: Processes) ->
     return options
 
 
+def _check_written(path: Path | None, options: ModelOptions) -> None:
+    """Refuse to write over a file that the command reads or that belongs to the run."""
+    used = [] if options.run is None else run_files(options.run)
+    used += [file for file in (options.csv, options.weights) if file is not None]
+    if path is not None and any(_same_file(path, file) for file in used):
+        raise UserError(f"{path} is a file of the data or the model: give another for the results")
+
+
+def _same_file(one: Path, two: Path) -> bool:
+    return one.exists() and two.exists() and one.samefile(two)
+
+
 def _device(options: ModelOptions, processes: Processes) -> torch.device:
     return processes.device if options.device == "auto" else torch.device(options.device)
 
@@ -149,6 +163,7 @@ def _held_out(options: ModelOptions, card: ModelCard) -> Table:
         label_column=LABEL_COLUMN,
         bias_columns=columns,
         split_column=PART_COLUMN,
+        exact=True,
     )
     assert table.split is not None
     rows = [row for row, part in enumerate(table.split) if part == "validation"]
@@ -179,6 +194,7 @@ def evaluate(flags: Mapping[str, Any], processes: Processes) -> None:
     options: EvaluateOptions = _options(EvaluateOptions, flags, processes)
     if options.run is None and options.label_column is None and options.images is None:
         raise UserError("no labels: give --label-column NAME (or --images DIR with subfolders)")
+    _check_written(options.json, options)
     model = _Model.load(options)
     table, bias = _table(options, model)
     if table.labels is None:
@@ -235,6 +251,7 @@ def probe(flags: Mapping[str, Any], processes: Processes) -> None:
     options: ProbeOptions = _options(ProbeOptions, flags, processes)
     if not options.bias_column:
         raise UserError("no attribute to probe for: give --bias-column NAME")
+    _check_written(options.json, options)
     model = _Model.load(options)
     table, bias = _table(options, model)
     if options.csv is not None or options.images is not None:
@@ -293,8 +310,10 @@ def predict(flags: Mapping[str, Any], processes: Processes) -> None:
         raise UserError("no output: give --output FILE for the predictions")
     if options.csv is None and options.images is None:
         raise UserError("no data: give --csv FILE, or --images DIR")
+    _check_written(options.output, options)
     model = _Model.load(options)
     table = _unlabelled(options)
+    check_names(table.names)
     samples = encoded(table, "", [], {}, workers=options.workers)
     probabilities = _run(model, samples, options, processes).logits.softmax(1)
     classes = [str(number) for number in range(probabilities.shape[1])]
@@ -336,8 +355,10 @@ def _unlabelled(options: PredictOptions) -> Table:
 def _write_predictions(
     path: Path, samples: Samples, classes: Sequence[str], probabilities: Tensor
 ) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as stream:
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as stream,
+    ):
         writer = csv.writer(stream)
         writer.writerow(["path", "prediction", *(f"probability:{name}" for name in classes)])
         for row, values in zip(samples.rows, probabilities.tolist(), strict=True):

@@ -16,8 +16,8 @@ from .run_folder import load_weights
 __all__ = ["initial_network", "put_weights"]
 
 
-def initial_network(options: TrainOptions, classes: int) -> nn.Module:
-    """Make the network with the weights that the options name.
+def initial_network(options: TrainOptions, classes: int, *, read: bool = True) -> nn.Module:
+    """Make the network with the weights that the options name, or with ``read=False`` new ones.
 
     Raises
     ------
@@ -26,7 +26,7 @@ def initial_network(options: TrainOptions, classes: int) -> nn.Module:
     """
     torch.manual_seed(options.seed)
     network = build_network(options.arch, classes)
-    if options.weights == "none":
+    if options.weights == "none" or not read:
         return network
     if options.weights == "imagenet":
         choice = torchvision.models.get_model_weights(options.arch).DEFAULT
