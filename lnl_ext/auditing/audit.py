@@ -181,7 +181,7 @@ def audit(
 def _features(
     model: nn.Module | Tensor, inputs: Tensor | Iterable[Any] | None, batch_size: int
 ) -> Tensor:
-    """Return the features (N, D, *S), float32, where the model is."""
+    """Return the features (N, D, *S), float32 or float64, where the model is."""
     if isinstance(model, nn.Module):
         if inputs is None:
             raise ValueError("inputs is missing, expected the inputs of the module `model`")
@@ -206,7 +206,8 @@ def _features(
             f"features have shape {tuple(features.shape)} and dtype {features.dtype}, expected "
             "floating point (N, D) or (N, D, *S)"
         )
-    features = features.float()
+    if features.dtype != torch.float64:
+        features = features.float()
     if not features.isfinite().all():
         raise ValueError("features are not all finite")
     return features
@@ -232,9 +233,10 @@ def _predicted(
     if classifier is not None and predictions is not None:
         raise ValueError("classifier and predictions are both given, expected one of them")
     if classifier is not None:
+        dtype = next((p.dtype for p in classifier.parameters()), features.dtype)
         with evaluating(classifier):
             predictions = torch.cat(
-                [classifier(part) for part in torch.split(features, batch_size)]
+                [classifier(part.to(dtype)) for part in torch.split(features, batch_size)]
             )
     if predictions is None:
         return None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from lnl_ext.auditing.split import Split
+from lnl_ext.auditing.standardized import Standardized
 from lnl_ext.probe import fresh_copy, per_head
 
 IGNORED = -100
@@ -21,14 +22,11 @@ _REDUCTIONS = 3  # of the learning rate; a stall after the last is the end
 _MAX_EPOCHS = 500
 
 
-_FARTHEST = 10.0  # deviations
-
-
 class Task(NamedTuple):
     """What the probes have to predict, and from what."""
 
     features: Tensor
-    """(N, D) or (N, D, *S), float32."""
+    """(N, D) or (N, D, *S), float32 or float64."""
     target: Tensor
     """(N, heads, S) int64, -100 where ignored; S = 1 for one prediction per sample."""
     classes: int
@@ -82,30 +80,6 @@ def _vectors(features: Tensor, positional: bool) -> Tensor:
     return features.movedim(1, -1) if positional else features.flatten(1)
 
 
-class _Standardized(nn.Module):
-    """A probe behind the standardisation of its input by the training samples' statistics."""
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, probe: nn.Module, features: Tensor, per_channel: bool) -> None:
-        super().__init__()
-        dims = [0, *range(2, features.dim())] if per_channel else [0]
-        deviation, mean = torch.std_mean(features, dims, correction=0, keepdim=True)
-        self.register_buffer("mean", mean)
-        # A constant feature stays the constant 0 instead of becoming noise or infinite.
-        scale = torch.where(deviation > 1e-6 * mean.abs() + 1e-12, 1 / deviation, 0.0)
-        self.register_buffer("scale", scale)
-        self.probe = probe
-
-    def forward(self, features: Tensor) -> Tensor:
-        # A feature that was almost constant where the probe learned may be a thousand deviations
-        # off elsewhere, and would decide everything there.
-        standardized = ((features - self.mean) * self.scale).clamp(-_FARTHEST, _FARTHEST)
-        logits: Tensor = self.probe(standardized)
-        return logits
-
-
 def class_frequencies(target: Tensor, classes: int) -> Tensor:
     """Return (heads, C) frequencies, float32, with one added to each count: none is impossible."""
     rows = []
@@ -147,9 +121,8 @@ def fit_probe(
             classes.start_from(class_frequencies(task.target[split.train], task.classes))
             probe = classes
         per_channel = kind == "head" or task.positional
-        probe = _Standardized(probe, task.features[split.train], per_channel).to(
-            task.features.device
-        )
+        probe = Standardized(probe.float(), task.features[split.train], per_channel)
+        probe = probe.to(task.features.device)
         return _train(probe, task, split, batch_size, torch.Generator().manual_seed(seed))
 
 
