@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch
@@ -73,7 +74,7 @@ def fresh_probe(
         Images to features; run in evaluation mode and without gradients, and left as it was.
     head
         Features to logits ``(N, heads * C, *S)``. The module is copied, the copy's parameters
-        drawn anew (every submodule with ``reset_parameters``).
+        drawn anew (see `fresh_copy`).
     train, test
         Batches ``(images, labels, {name: bias target})``. The features of ``train`` are kept in
         memory.
@@ -95,7 +96,8 @@ def fresh_probe(
     Raises
     ------
     ValueError
-        ``train`` or ``test`` has no batch, or no target that is not ignored.
+        ``train`` or ``test`` has no batch, or no target that is not ignored; a parameter of
+        ``head`` cannot be drawn anew.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -124,16 +126,48 @@ def fresh_probe(
 def fresh_copy(head: nn.Module) -> nn.Module:
     """Copy ``head`` and draw the copy's parameters anew, from torch's global generator.
 
-    Every submodule with ``reset_parameters`` is reset; all parameters require a gradient.
+    Every submodule with ``reset_parameters`` (or ``_reset_parameters``, as attention has it) is
+    reset, after those inside it; all parameters require a gradient.
+
+    Raises
+    ------
+    ValueError
+        A parameter, or a persistent floating-point buffer, is not set by these methods: it would
+        keep what it has learned.
     """
     probe = copy.deepcopy(head)
-    for module in probe.modules():
-        reset = getattr(module, "reset_parameters", None)
-        if callable(reset):
-            reset()
+    values = {
+        name: value
+        for name, value in probe.state_dict(keep_vars=True).items()
+        if isinstance(value, Tensor)
+        and not nn.parameter.is_lazy(value)
+        and (value.is_floating_point() or value.is_complex())
+    }
+    with torch.no_grad():
+        for value in values.values():
+            value.fill_(math.nan)
+        _reset(probe)
+        kept = [name for name, value in values.items() if value.isnan().any()]
+    if kept:
+        raise ValueError(
+            f"head has {', '.join(kept)}, which no reset_parameters of its modules sets: a fresh "
+            "probe would not be fresh. Give their module such a method, or make constant buffers "
+            "persistent=False"
+        )
     for parameter in probe.parameters():
         parameter.requires_grad_(True)
     return probe
+
+
+def _reset(module: nn.Module) -> None:
+    """Reset the modules inside, then the module itself, which may have its own wishes for them."""
+    for child in module.children():
+        _reset(child)
+    for name in ("reset_parameters", "_reset_parameters"):
+        reset = getattr(module, name, None)
+        if callable(reset):
+            reset()
+            return
 
 
 def per_head(logits: Tensor, heads: int) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lnl_ext.probe import fresh_probe
+from lnl_ext.probe import fresh_copy, fresh_probe
 
 
 def batches(count: int, seed: int, heads: int = 2, size: int = 100):
@@ -149,3 +149,44 @@ def test_empty_sets_are_refused():
         fresh_probe(nn.Identity(), nn.Linear(8, 8), ignored, some, "bias", heads=2)
     with pytest.raises(ValueError, match="test has a head without a single target"):
         fresh_probe(nn.Identity(), nn.Linear(8, 8), some, ignored, "bias", heads=2)
+
+
+class BareParameter(nn.Module):
+    """A head whose only parameter belongs to no module that can be reset."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(4, 2))
+        self.register_buffer("centre", torch.zeros(4))
+        self.register_buffer("positions", torch.zeros(4), persistent=False)
+
+
+def test_what_cannot_be_drawn_anew_is_named():
+    with pytest.raises(
+        ValueError, match=r"head has 1\.weight, 1\.centre, which no reset_parameters"
+    ):
+        fresh_copy(nn.Sequential(nn.Linear(4, 4), BareParameter()))
+
+
+def test_a_parametrized_weight_is_not_fresh():
+    head = nn.utils.parametrizations.weight_norm(nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r"parametrizations\.weight\.original0"):
+        fresh_copy(head)
+
+
+def test_every_parameter_of_usual_heads_is_drawn_anew():
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, add_bias_kv=True)
+            self.layers = nn.Sequential(
+                nn.Linear(8, 8), nn.LayerNorm(8), nn.BatchNorm1d(8), nn.PReLU(), nn.GRU(8, 8)
+            )
+
+    head = Attention()
+    with torch.no_grad():
+        for value in head.state_dict().values():
+            value.fill_(7)
+    probe = fresh_copy(head)
+    for name, value in probe.state_dict().items():
+        assert not (value == 7).any(), name
