@@ -206,7 +206,12 @@ def test_every_stratum_is_divided_alike():
 def test_bootstrap_interval_of_a_mean():
     values = torch.randn(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     low, high = bootstrap_interval(
-        lambda times: times @ values / times.sum(1), 400, resamples=4000, confidence=0.9, seed=0
+        lambda times: times @ values / times.sum(1),
+        400,
+        estimate=values.mean().item(),
+        resamples=4000,
+        confidence=0.9,
+        seed=0,
     )
     half = 1.645 * values.std().item() / 20  # of the normal distribution
     mean = values.mean().item()

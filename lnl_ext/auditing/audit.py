@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lnl_ext.auditing.arguments import (
+    PROBES,
+    aligned_samples,
+    class_labels,
+    features_of,
+    predicted_classes,
+    probe_names,
+    task_of,
+)
 from lnl_ext.auditing.groups import group_audit
 from lnl_ext.auditing.probes import (
     IGNORED,
@@ -20,22 +31,24 @@ from lnl_ext.auditing.probes import (
 )
 from lnl_ext.auditing.report import AuditReport, BiasAudit, Interval, ProbeAudit
 from lnl_ext.auditing.split import Split, stratified_split
-from lnl_ext.auditing.statistics import bootstrap_interval, entropy_of_counts, permutation_test
-from lnl_ext.evaluation import evaluating
-
-_PROBES = ("linear", "mlp")
+from lnl_ext.auditing.statistics import (
+    bootstrap_interval,
+    entropy_of_counts,
+    permutation_test,
+    plug_in_entropy,
+)
 
 
 def audit(
-    model: nn.Module | Tensor,
-    labels: Tensor,
-    bias: Tensor | Mapping[str, Tensor],
+    model: nn.Module | Tensor | np.ndarray[Any, Any],
+    labels: Tensor | np.ndarray[Any, Any],
+    bias: Tensor | np.ndarray[Any, Any] | Mapping[str, Tensor | np.ndarray[Any, Any]],
     *,
-    inputs: Tensor | Iterable[Any] | None = None,
+    inputs: Tensor | np.ndarray[Any, Any] | Iterable[Any] | None = None,
     classifier: nn.Module | None = None,
-    predictions: Tensor | None = None,
-    aligned: Tensor | None = None,
-    probes: Sequence[str] = _PROBES,
+    predictions: Tensor | np.ndarray[Any, Any] | None = None,
+    aligned: Tensor | np.ndarray[Any, Any] | None = None,
+    probes: str | Sequence[str] = PROBES,
     head: nn.Module | None = None,
     heads: int = 1,
     validation: float = 0.2,
@@ -56,30 +69,35 @@ def audit(
     Use samples in which the bias does not follow the label: else the label alone predicts the
     bias. The p-value *within labels* holds the label fixed.
 
+    Tensors may as well be NumPy arrays.
+
     Parameters
     ----------
     model
-        Features ``(N, D)`` or ``(N, D, *S)``, or the module that makes them from `inputs`.
+        Features ``(N, D)`` or ``(N, D, *S)``, floating point, or the module that makes them from
+        `inputs`. Their unit and offset do not matter; probes see them on a robust scale.
     labels
-        Class labels, shape (N,), int64.
+        Class labels, shape (N,), integers.
     bias
-        The known bias, int64, or several by name: shape (N,), or (N, heads), or with a value for
+        The known bias, integers, or several by name: shape (N,), or (N, heads), or with a value for
         every position of the features (N, *S) or (N, heads, *S). Negative values are unknown and
-        left out.
+        left out; of the others, those that occur are the classes.
     inputs
         For a module: a tensor of N inputs, or batches, of which the first element is the input.
     classifier
         Module from features to class logits (N, K): for the accuracy per group.
     predictions
-        Instead of it: predicted classes (N,), or class logits (N, K).
+        Instead of it: predicted classes (N,), integers, or class logits (N, K), K >= 2.
     aligned
         Shape (N,), bool: which samples agree with the association of label and bias in the
         training set, for the bias-aligned and bias-conflicting accuracy.
     probes
-        Which of "linear" and "mlp" (one hidden layer of 256) to train.
+        Which of "linear" and "mlp" (one hidden layer of 256) to train; one or several.
     head
         An architecture to train as a probe as well, from features to logits
-        ``(N, heads * C, *S)``: that of the adversary. It is copied and its parameters drawn anew.
+        ``(N, heads * C, *S)``, C at least the number of classes: that of the adversary. It is
+        copied and its parameters drawn anew, which each of its modules with parameters of its own
+        must be able to (``reset_parameters``).
     heads
         Number of bias values per sample or position.
     validation, test
@@ -101,7 +119,7 @@ def audit(
     ------
     TypeError, ValueError
         An argument has the wrong type, shape or range; a split, or the known bias in one, is
-        empty; features are not finite.
+        empty; features or logits are not finite; a parameter of `head` cannot be drawn anew.
 
     Notes
     -----
@@ -115,9 +133,7 @@ def audit(
     >>> report = audit(features, labels, torch.randint(3, (600,)), permutations=99)
     >>> print(report.to_markdown())  # doctest: +SKIP
     """
-    unknown = [kind for kind in probes if kind not in _PROBES]
-    if unknown or not (probes or head is not None):
-        raise ValueError(f"probes is {tuple(probes)!r}, expected some of {_PROBES}")
+    kinds = probe_names(probes, head)
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence!r}, expected a number in (0, 1)")
     for name, count in (
@@ -129,44 +145,37 @@ def audit(
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ValueError(f"{name} is {count!r}, expected an int of at least 1")
     settings = _Settings(permutations, resamples, confidence, batch_size, seed)
-    features = _features(model, inputs, batch_size)
-    labels = _classes("labels", labels, len(features))
-    if labels.dim() != 1:
-        raise ValueError(f"labels has shape {tuple(labels.shape)}, expected (N,)")
-    if aligned is not None and (aligned.dtype != torch.bool or aligned.shape != labels.shape):
-        raise ValueError(
-            f"aligned has dtype {aligned.dtype} and shape {tuple(aligned.shape)}, expected bool "
-            f"and {tuple(labels.shape)}"
-        )
-    predicted = _predicted(features, classifier, predictions, batch_size)
+    features = features_of(model, inputs, batch_size)
+    labels = class_labels(labels, len(features))
+    aligned = aligned_samples(aligned, len(features))
+    predicted = predicted_classes(features, classifier, predictions, batch_size)
     named = dict(bias) if isinstance(bias, Mapping) else {"bias": bias}
     if not named:
         raise ValueError("bias is empty, expected a tensor or at least one by name")
     split = stratified_split(labels, validation, test, seed)
-    kinds = dict.fromkeys(probes) | ({} if head is None else {"head": head})
     found = {}
     for name, values in named.items():
-        task = _task(name, features, values, heads, split)
-        per_sample = task.target[:, 0, 0] if task.target[0].numel() == 1 else None
+        task = task_of(name, features, values, heads, split)
         groups = None
-        if predicted is not None and per_sample is not None:
-            groups = group_audit(predicted, labels, per_sample, aligned)
+        if predicted is not None and task.target[0].numel() == 1:
+            groups = group_audit(predicted, labels, task.given_target[:, 0, 0], aligned)
         majority, entropy = _without_features(task, split)
         found[name] = BiasAudit(
             classes=task.classes,
+            class_names=tuple(task.class_names.tolist()),
             heads=heads,
             chance=1 / task.classes,
             majority=majority,
             entropy=entropy,
             probes={
                 kind: _measure(
-                    fit_probe(kind, task, split, head=module, batch_size=batch_size, seed=seed),
+                    fit_probe(kind, task, split, head=head, batch_size=batch_size, seed=seed),
                     task,
                     split.test,
                     labels,
                     settings,
                 )
-                for kind, module in kinds.items()
+                for kind in kinds
             },
             groups=groups,
         )
@@ -178,97 +187,6 @@ def audit(
     )
 
 
-def _features(
-    model: nn.Module | Tensor, inputs: Tensor | Iterable[Any] | None, batch_size: int
-) -> Tensor:
-    """Return the features (N, D, *S), float32 or float64, where the model is."""
-    if isinstance(model, nn.Module):
-        if inputs is None:
-            raise ValueError("inputs is missing, expected the inputs of the module `model`")
-        batches = torch.split(inputs, batch_size) if isinstance(inputs, Tensor) else inputs
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        with evaluating(model):
-            parts = [
-                model((batch if isinstance(batch, Tensor) else batch[0]).to(device))
-                for batch in batches
-            ]
-        if not parts:
-            raise ValueError("inputs has no batch, expected at least one")
-        features = torch.cat(parts)
-    elif isinstance(model, Tensor):
-        if inputs is not None:
-            raise ValueError("inputs is given, and so are features: expected one of them")
-        features = model.detach()
-    else:
-        raise TypeError(f"model is a {type(model).__name__}, expected a Module or features")
-    if features.dim() < 2 or not features.is_floating_point():
-        raise ValueError(
-            f"features have shape {tuple(features.shape)} and dtype {features.dtype}, expected "
-            "floating point (N, D) or (N, D, *S)"
-        )
-    if features.dtype != torch.float64:
-        features = features.float()
-    if not features.isfinite().all():
-        raise ValueError("features are not all finite")
-    return features
-
-
-def _classes(name: str, values: Tensor, samples: int) -> Tensor:
-    """Check a tensor of class indices and return it on the CPU as int64."""
-    if not isinstance(values, Tensor):
-        raise TypeError(f"{name} is a {type(values).__name__}, expected a Tensor")
-    if values.is_floating_point() or values.is_complex():
-        raise TypeError(f"{name} has dtype {values.dtype}, expected integer classes")
-    if values.dim() == 0 or len(values) != samples:
-        raise ValueError(
-            f"{name} has shape {tuple(values.shape)}, expected {samples} rows as the features"
-        )
-    return values.detach().cpu().long()
-
-
-def _predicted(
-    features: Tensor, classifier: nn.Module | None, predictions: Tensor | None, batch_size: int
-) -> Tensor | None:
-    """Return the predicted classes (N,), or None where nothing says them."""
-    if classifier is not None and predictions is not None:
-        raise ValueError("classifier and predictions are both given, expected one of them")
-    if classifier is not None:
-        dtype = next((p.dtype for p in classifier.parameters()), features.dtype)
-        with evaluating(classifier):
-            predictions = torch.cat(
-                [classifier(part.to(dtype)) for part in torch.split(features, batch_size)]
-            )
-    if predictions is None:
-        return None
-    if predictions.is_floating_point():
-        if predictions.dim() != 2:
-            raise ValueError(
-                f"predictions has shape {tuple(predictions.shape)}, expected classes (N,) or "
-                "logits (N, K)"
-            )
-        predictions = predictions.argmax(1)
-    return _classes("predictions", predictions, len(features))
-
-
-def _task(name: str, features: Tensor, values: Tensor, heads: int, split: Split) -> Task:
-    name = f"bias[{name!r}]"
-    target = _classes(name, values, len(features))
-    target = torch.where(target < 0, IGNORED, target)
-    if heads == 1 and not (target.dim() > 1 and target.shape[1:] != features.shape[2:]):
-        target = target.unsqueeze(1)
-    positions = tuple(target.shape[2:])
-    if target.dim() < 2 or target.shape[1] != heads or positions not in ((), features.shape[2:]):
-        raise ValueError(
-            f"{name} has shape {tuple(values.shape)}, expected (N,), (N, heads), (N, *S) or "
-            f"(N, heads, *S) with heads={heads} for features of shape {tuple(features.shape)}"
-        )
-    target = target.flatten(2) if positions else target.unsqueeze(2)
-    for part, rows in split._asdict().items():
-        if (target[rows] == IGNORED).all(2).all(0).any():
-            raise ValueError(f"{name} has a head without any known value in the {part} samples")
-    return Task(features, target, int(target.max()) + 1, positional=bool(positions))
-
-
 def _without_features(task: Task, split: Split) -> tuple[float, float]:
     """Return the accuracy of the most frequent class, and H(b); means over the heads."""
     common = class_frequencies(task.target[split.train], task.classes).argmax(1)
@@ -276,8 +194,13 @@ def _without_features(task: Task, split: Split) -> tuple[float, float]:
     for head, target in enumerate(task.target[split.test].unbind(1)):
         known = target[target != IGNORED]
         accuracy.append((known == common[head]).double().mean())
-        entropy.append(entropy_of_counts(torch.bincount(known).double()))
+        entropy.append(_entropy(torch.bincount(known, minlength=task.classes).double()))
     return torch.stack(accuracy).mean().item(), torch.stack(entropy).mean().item()
+
+
+def _entropy(counts: Tensor) -> Tensor:
+    """Return H(b), to which the correction of the estimate adds no more than is possible."""
+    return entropy_of_counts(counts).clamp_max(math.log(counts.shape[-1]))
 
 
 class _Settings(NamedTuple):
@@ -294,33 +217,42 @@ def _measure(
     """Measure a probe on the test samples ``rows``; every figure is a mean over the heads."""
     target = task.target[rows]
     log_probability = log_probabilities(fitted.module, task, rows, settings.batch_size)
+    if log_probability.isnan().any():
+        raise ValueError("head gives logits that are NaN, expected finite ones")
     known = target != IGNORED
-    # What bootstrap draws are whole samples: sums over positions, (N, heads).
-    counts = known.sum(2).double()
-    right = ((log_probability.argmax(1) == target) & known).sum(2).double()
-    nats = -chosen(log_probability, target).double().sum(2)
+    right = (log_probability.argmax(1) == target) & known
+    nats = -chosen(log_probability, target).double()
     of_class = torch.stack([(target == c).sum(2) for c in range(task.classes)], 2).double()
+    # What bootstrap draws are whole samples: sums over positions, (n, heads). Those of which
+    # nothing is known are not drawn; a head of which nothing was drawn is left out of the mean.
+    told = known.any(2).any(1)
+    counts, right_sum = known.sum(2)[told].double(), right.sum(2)[told].double()
+    nats_sum, of_class = nats.sum(2)[told], of_class[told]
 
     def accuracy(times: Tensor) -> Tensor:
-        return (times @ right / (times @ counts)).mean(1)
+        return (times @ right_sum / (times @ counts)).nanmean(1)
 
-    def cross_entropy(times: Tensor) -> Tensor:
-        return (times @ nats / (times @ counts)).mean(1)
+    def each_cross_entropy(times: Tensor) -> Tensor:
+        return times @ nats_sum / (times @ counts)
+
+    def each_count(times: Tensor) -> Tensor:
+        return torch.einsum("rn,nhc->rhc", times, of_class)
 
     def information(times: Tensor) -> Tensor:
-        drawn = torch.einsum("rn,nhc->rhc", times, of_class)
-        return entropy_of_counts(drawn).mean(1) - cross_entropy(times)
+        return (plug_in_entropy(each_count(times)) - each_cross_entropy(times)).nanmean(1)
 
-    def interval(figure: Callable[[Tensor], Tensor]) -> Interval:
-        return Interval(
-            *bootstrap_interval(
-                figure,
-                len(rows),
-                resamples=settings.resamples,
-                confidence=settings.confidence,
-                seed=settings.seed,
-            )
+    def interval(
+        figure: Callable[[Tensor], Tensor], estimate: float, bounds: tuple[float, float]
+    ) -> Interval:
+        low, high = bootstrap_interval(
+            figure,
+            len(counts),
+            estimate=estimate,
+            resamples=settings.resamples,
+            confidence=settings.confidence,
+            seed=settings.seed,
         )
+        return Interval(max(low, bounds[0]), min(high, bounds[1]))
 
     def p_value(strata: Tensor | None) -> float:
         return permutation_test(
@@ -331,13 +263,16 @@ def _measure(
             seed=settings.seed,
         )
 
-    once = torch.ones(1, len(rows), dtype=torch.float64)
+    once = torch.ones(1, len(counts), dtype=torch.float64)
+    right_share = accuracy(once).item()
+    cross_entropy = each_cross_entropy(once).mean().item()
+    told_nats = _entropy(each_count(once)).mean().item() - cross_entropy
     return ProbeAudit(
-        accuracy=accuracy(once).item(),
-        accuracy_interval=interval(accuracy),
-        cross_entropy=cross_entropy(once).item(),
-        information=information(once).item(),
-        information_interval=interval(information),
+        accuracy=right_share,
+        accuracy_interval=interval(accuracy, right_share, (0, 1)),
+        cross_entropy=cross_entropy,
+        information=told_nats,
+        information_interval=interval(information, told_nats, (-math.inf, math.log(task.classes))),
         p_value=p_value(None),
         p_value_within_labels=p_value(labels[rows]),
         epochs=fitted.epochs,

@@ -29,9 +29,20 @@ class Task(NamedTuple):
     """(N, D) or (N, D, *S), float32 or float64."""
     target: Tensor
     """(N, heads, S) int64, -100 where ignored; S = 1 for one prediction per sample."""
-    classes: int
+    class_names: Tensor
+    """(C,) int64, ascending: what the classes of `target` were called."""
     positional: bool
     """Whether there is a prediction for every position of the features."""
+
+    @property
+    def classes(self) -> int:
+        """Number of classes that occur."""
+        return len(self.class_names)
+
+    @property
+    def given_target(self) -> Tensor:
+        """`target` with the classes' names."""
+        return torch.where(self.target < 0, self.target, self.class_names[self.target.clamp_min(0)])
 
     @property
     def heads(self) -> int:
@@ -138,9 +149,7 @@ def _train(
         for rows in torch.split(shuffled, batch_size):
             if len(rows) < min(batch_size, len(shuffled)):
                 continue  # batch norm in a head cannot take a batch of one
-            loss = F.cross_entropy(
-                per_head(probe(task.features[rows]), task.heads), task.target[rows]
-            )
+            loss = F.cross_entropy(_logits(probe, task, rows), task.target[rows])
             optimizer.zero_grad()
             torch.autograd.backward(loss.nan_to_num())  # NaN: every target was ignored
             optimizer.step()
@@ -160,6 +169,25 @@ def _train(
     return Fitted(probe.eval(), _MAX_EPOCHS, False)
 
 
+def _logits(probe: nn.Module, task: Task, rows: Tensor) -> Tensor:
+    """Return the logits (n, C, heads, S); C of a head may be more than the classes that occur."""
+    logits: Tensor = probe(task.features[rows])
+    positions = task.target.shape[2]
+    if (
+        logits.dim() < 2
+        or len(logits) != len(rows)
+        or logits.shape[1] % task.heads
+        or logits.shape[1] < task.heads * task.classes
+        or logits.shape[2:].numel() != positions
+    ):
+        raise ValueError(
+            f"head gives logits of shape {tuple(logits.shape)}, expected ({len(rows)}, heads * C, "
+            f"*S) with heads={task.heads}, at least {task.classes} classes C (those of bias) and "
+            f"{positions} position(s)"
+        )
+    return per_head(logits, task.heads)
+
+
 def _state(probe: nn.Module) -> dict[str, Tensor]:
     return copy.deepcopy(probe.state_dict())
 
@@ -176,7 +204,7 @@ def log_probabilities(probe: nn.Module, task: Task, rows: Tensor, batch_size: in
     with torch.no_grad():
         return torch.cat(
             [
-                F.log_softmax(per_head(probe(task.features[part]), task.heads).float(), 1).cpu()
+                F.log_softmax(_logits(probe, task, part).float(), 1).cpu()
                 for part in torch.split(rows, batch_size)
             ]
         )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from typing import Any, NamedTuple
+
+_NAMED = 12  # classes whose numbers are written out
 
 
 class Interval(NamedTuple):
@@ -79,14 +82,17 @@ class BiasAudit:
     Attributes
     ----------
     classes, heads
-        Number of bias classes, and of predictions per sample or position.
+        Number of bias classes that occur, and of predictions per sample or position.
+    class_names
+        Their numbers as given, ascending.
     chance
         ``1 / classes``.
     majority
         Accuracy on the test samples of always predicting the class most frequent in the training
         samples.
     entropy
-        H(b) on the test samples, in nats; the mean over the heads.
+        H(b) on the test samples, in nats, with the correction of Miller and Madow for the number
+        of samples, at most ``log(classes)``; the mean over the heads.
     probes
         By name.
     groups
@@ -94,6 +100,7 @@ class BiasAudit:
     """
 
     classes: int
+    class_names: tuple[int, ...]
     heads: int
     chance: float
     majority: float
@@ -130,11 +137,15 @@ class AuditReport:
     settings: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain containers, fit for JSON; groups are lists of objects."""
+        """Return plain containers, fit for JSON; groups are lists of objects.
+
+        A figure that is not finite is None.
+        """
         result = dataclasses.asdict(self)
         for name, bias in self.biases.items():
             entry = result["biases"][name]
             entry["strongest"] = bias.strongest
+            entry["class_names"] = list(bias.class_names)
             for probe in entry["probes"].values():
                 for field in ("accuracy_interval", "information_interval"):
                     probe[field] = list(probe[field])
@@ -154,7 +165,8 @@ class AuditReport:
                         for (label, group), accuracy in groups.accuracy.items()
                     ],
                 }
-        return result
+        plain: dict[str, Any] = _finite(result)
+        return plain
 
     def to_markdown(self) -> str:
         """Return the report as Markdown, with what each figure is to be read against."""
@@ -193,14 +205,27 @@ class AuditReport:
         draw(self, path)
 
 
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _probe_lines(bias: BiasAudit, confidence: float) -> list[str]:
     percent = f"{100 * confidence:g} %"
+    named = ""
+    if bias.class_names != tuple(range(bias.classes)):
+        shown = bias.class_names[:_NAMED]
+        named = f" ({', '.join(map(str, shown))}{', ...' if len(shown) < bias.classes else ''})"
     lines = [
-        f"{bias.classes} classes, H(b) = {bias.entropy:.3f} nats; chance {bias.chance:.3f}, "
+        f"{bias.classes} classes{named}, H(b) = {bias.entropy:.3f} nats (Miller-Madow); "
+        f"chance {bias.chance:.3f}, "
         f"always the most frequent class {bias.majority:.3f}.",
         "",
         f"| probe | accuracy ({percent}) | I(b; f) at least, nats ({percent}) | "
-        "p: not predictable | p: not beyond the label |",
+        "p-value of H0 'not predictable' | p-value of H0 'not beyond the label' |",
         "|---|---|---|---|---|",
     ]
     for name, probe in bias.probes.items():

@@ -47,7 +47,7 @@ class Standardized(nn.Module):
             shape[2:] = [1] * (features.dim() - 2)
             values = features.movedim(1, -1).flatten(0, -2)
         width = max(1, _AT_ONCE // len(values))
-        columns = [_columns(part) for part in values.split(width, 1)]
+        columns = [_columns(part) for part in torch.split(values, width, 1)]
         names = ("median", "scale", "excess", "mean", "deviation")
         for name, found in zip(names, zip(*columns, strict=True), strict=True):
             self.register_buffer(name, torch.cat(found).reshape(shape))

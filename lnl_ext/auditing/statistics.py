@@ -14,11 +14,18 @@ def bootstrap_interval(
     figure: Callable[[Tensor], Tensor],
     samples: int,
     *,
+    estimate: float,
     resamples: int,
     confidence: float,
     seed: int,
 ) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of a figure (Efron 1979).
+    """Return the bias-centred percentile bootstrap interval of a figure.
+
+    The quantiles of the resampled figures (Efron 1979), all shifted so that their median is the
+    estimate, which thus lies inside. Where the figure has a bias that grows smaller with the
+    number of samples, as an entropy has, that of a resample adds to that of the sample; an
+    interval without the shift may lie off the estimate altogether (Efron and Tibshirani,
+    *An Introduction to the Bootstrap*, 1993, chapter 10, on the bootstrap estimate of bias).
 
     Parameters
     ----------
@@ -27,6 +34,8 @@ def bootstrap_interval(
         R resamples, shape (R,). Whole samples are drawn: the positions of one belong together.
     samples
         N.
+    estimate
+        The figure of the samples themselves, corrected for its bias where it has one.
     resamples
         How many times N samples are drawn with replacement.
     confidence
@@ -44,22 +53,30 @@ def bootstrap_interval(
         times.scatter_add_(1, drawn, torch.ones_like(times))
         values.append(figure(times))
     tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
-    low, high = torch.quantile(torch.cat(values).double(), tails).tolist()
-    return low, high
+    drawn_figures = torch.cat(values).double()
+    low, middle, high = torch.quantile(
+        drawn_figures, torch.cat([tails, tails.new_tensor([0.5])]).sort().values
+    ).tolist()
+    return min(estimate, estimate + low - middle), max(estimate, estimate + high - middle)
+
+
+def plug_in_entropy(counts: Tensor) -> Tensor:
+    """Return the entropy, in nats, of the frequencies of classes along the last dimension."""
+    shares = counts / counts.sum(-1, keepdim=True).clamp_min(1e-300)
+    entropy: Tensor = -torch.special.xlogy(shares, shares).sum(-1)
+    return entropy
 
 
 def entropy_of_counts(counts: Tensor) -> Tensor:
     """Estimate the entropy, in nats, from counts of the classes along the last dimension.
 
     The entropy of the frequencies is too small by ``(classes seen - 1) / (2 * samples)`` in
-    expectation, which is added (Miller 1955). Without that every resample of a bootstrap, whose
-    own bias adds to that of the sample, would lie lower than the sample.
+    expectation, which is added (Miller 1955): the estimate is right on average, and may thus be
+    above the logarithm of the number of classes.
     """
-    total = counts.sum(-1, keepdim=True).clamp_min(1e-300)
-    shares = counts / total
-    bias: Tensor = ((counts > 0).sum(-1) - 1).clamp_min(0) / (2 * total.squeeze(-1))
-    entropy: Tensor = bias - torch.special.xlogy(shares, shares).sum(-1)
-    return entropy
+    seen = (counts > 0).sum(-1)
+    bias = (seen - 1).clamp_min(0) / (2 * counts.sum(-1).clamp_min(1e-300))
+    return plug_in_entropy(counts) + bias
 
 
 def permutation_test(
