@@ -10,6 +10,7 @@ import pytest
 import torch
 from cli_data import train_flags, write_images
 
+from lnl_ext.cli.files import replacing
 from lnl_ext.cli.main import main
 from lnl_ext.cli.options import ModelOptions, TrainOptions
 from lnl_ext.cli.run_data import training_batches
@@ -202,3 +203,11 @@ def test_fewer_than_two_training_images_a_process_are_refused(
             TrainOptions(batch_size=8, workers=0),
             Processes(0, processes),
         )
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"  # as /dev/stdout may be
+    os.mkfifo(pipe)
+    with replacing(pipe) as given:
+        assert given == pipe
+    assert pipe.is_fifo()

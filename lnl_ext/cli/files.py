@@ -16,11 +16,16 @@ __all__ = ["check_names", "replacing", "write_whole"]
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path, whose file takes the place of ``path`` if nothing is raised.
 
+    What is no file, as ``/dev/stdout``, is given itself.
+
     Raises
     ------
     OSError
         It cannot be written; the message names ``path``.
     """
+    if path.exists() and not path.is_file():
+        yield path
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
