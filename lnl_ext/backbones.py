@@ -269,7 +269,9 @@ def tap_shape(features: nn.Module, image_size: int) -> tuple[int, ...]:
     features.eval()
     try:
         with torch.no_grad():
-            tap = features(torch.zeros(2, 3, image_size, image_size, device=device))
+            images = torch.zeros(2, 3, image_size, image_size, device=device)
+            # A traced module that is called itself prints a trace beside the error.
+            tap = nn.Module.__call__(features, images)
     except (RuntimeError, AssertionError) as error:  # what torch and torchvision raise for sizes
         raise UserError(
             f"the network does not take images of {image_size} x {image_size} pixels "

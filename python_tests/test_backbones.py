@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from lnl_ext.backbones import (
@@ -85,6 +86,15 @@ def test_wrong_architecture_and_size_are_named() -> None:
     features = split_network(build_network("alexnet", 3)).features
     with pytest.raises(UserError, match="does not take images of 16 x 16 pixels"):
         tap_shape(features, 16)
+
+
+def test_a_wrong_size_is_said_without_the_trace_of_torch_fx(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    network = torchvision.models.VisionTransformer(32, 16, 1, 2, 8, 8)
+    with pytest.raises(UserError, match="does not take images of 64 x 64 pixels"):
+        tap_shape(split_network(network).features, 64)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("shape", [(16,), (5, 16), (16, 6, 6)])
