@@ -220,6 +220,7 @@ def test_evaluate_agrees_with_the_run(
     bias = ["--bias-column=hospital", "--bias-column=age:bins=0,30,60"]
     assert main(["evaluate", *plain, *common, *bias]) == 0
     assert json.loads(figures.read_text()) == by_run
+    assert "the outputs are taken for healthy, ill; --classes names" in capsys.readouterr().out
     assert main(["evaluate", *plain, *common, "--classes=ill,healthy"]) == 0
     swapped = json.loads(figures.read_text())
     assert swapped["accuracy"] == pytest.approx(1 - by_run["accuracy"])
@@ -383,7 +384,8 @@ def test_weights_of_another_network_are_named(
     assert "do not fit the network: the file lacks" in capsys.readouterr().err
     (tmp_path / "bad.pt").write_bytes(b"no weights")
     assert main(train_flags(table, tmp_path / "run", f"--weights={tmp_path}/bad.pt")) == 2
-    assert "cannot be loaded as a state_dict" in capsys.readouterr().err
+    message = f"{tmp_path}/bad.pt cannot be loaded as a state_dict: torch.save did not write it"
+    assert message in capsys.readouterr().err
 
 
 def test_weights_with_other_classes_keep_all_but_the_last_layer(

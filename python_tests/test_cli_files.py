@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from cli_data import train_flags, write_images
+from PIL import Image
 
 from lnl_ext.cli.files import replacing
 from lnl_ext.cli.main import main
@@ -18,6 +20,7 @@ from lnl_ext.cli.run_folder import SPLIT, ModelCard, split_text
 from lnl_ext.cli.samples import Samples
 from lnl_ext.cli.using import _held_out
 from lnl_ext.cli.weights import initial_network
+from lnl_ext.data.images import evaluation_transform
 from lnl_ext.data.table import Table
 from lnl_ext.distributed import Processes
 from lnl_ext.errors import UserError
@@ -68,6 +71,40 @@ def samples(folder: Path, labels: list[str]) -> Samples:
     names = tuple(path.name for path in paths)
     made = Table("images", tuple(paths), names, (0,) * len(paths), tuple(labels), {})
     return Samples(made, tuple(range(len(paths))), torch.zeros(len(paths), dtype=torch.int64), {})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "it lacks arch, classes, image_size, tap"),
+        ("[]", "expected names and values"),
+        ("{", "Expecting property name"),
+        ({"weight": 1}, "it has unknown weight"),
+        ({"classes": "a", "label_column": 3}, "of another type is classes, label_column"),
+    ],
+)
+def test_a_model_json_of_something_else_is_named(
+    tmp_path: Path, content: str | dict[str, object], message: str
+) -> None:
+    path = tmp_path / "model.json"
+    if isinstance(content, dict):
+        card().save(tmp_path)
+        assert ModelCard.load(tmp_path) == card()
+        content = json.dumps(json.loads(path.read_text()) | content)
+    path.write_text(content)
+    with pytest.raises(UserError, match=f"model.json is damaged: {message}"):
+        ModelCard.load(tmp_path)
+
+
+def test_a_model_json_says_how_inputs_are_normalised(tmp_path: Path) -> None:
+    card().save(tmp_path)
+    values = json.loads((tmp_path / "model.json").read_text())
+    means, deviations = torch.tensor(values.pop("mean")), torch.tensor(values.pop("std"))
+    image = evaluation_transform(8)(Image.new("RGB", (8, 8), (255, 0, 51)))
+    seen = torch.tensor([1.0, 0.0, 0.2])
+    torch.testing.assert_close(image[:, 0, 0], (seen - means) / deviations)
+    (tmp_path / "model.json").write_text(json.dumps(values))  # of a run before they were written
+    assert ModelCard.load(tmp_path) == card()
 
 
 # ------------------------------------------------------------------ names

@@ -6,6 +6,9 @@ import csv
 import dataclasses
 import io
 import json
+import types
+import typing
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import write_state
+from ..data.images import IMAGENET_MEAN, IMAGENET_STD
 from ..errors import UserError
 from ..trainer import CHECKPOINT
 from .files import replacing, write_whole
@@ -45,6 +49,9 @@ class ModelCard:
     bias_columns: list[str]
     """As given, with bins."""
     bias_classes: dict[str, list[str]]
+    mean: list[float] = dataclasses.field(default_factory=lambda: list(IMAGENET_MEAN))
+    """Of red, green and blue: an input is (value in [0, 1] - mean) / std."""
+    std: list[float] = dataclasses.field(default_factory=lambda: list(IMAGENET_STD))
 
     def save(self, folder: Path) -> None:
         """Write it."""
@@ -61,11 +68,40 @@ class ModelCard:
             The folder has none, or another file of this name.
         """
         try:
-            return cls(**json.loads((folder / CARD).read_text(encoding="utf-8")))
+            values = json.loads((folder / CARD).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{folder} is no folder of a run: it has no {CARD}") from None
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise UserError(f"{folder / CARD} is damaged: {error}") from None
+        wrong = cls._wrong(values)
+        if wrong:
+            raise UserError(f"{folder / CARD} is damaged: {wrong}")
+        return cls(**values)
+
+    @classmethod
+    def _wrong(cls, values: Any) -> str:
+        """Say what keeps ``values`` from being a card; nothing where they are one."""
+        if not isinstance(values, dict):
+            return "expected names and values"
+        hints = typing.get_type_hints(cls)
+        fields = dataclasses.fields(cls)
+        needed = [field.name for field in fields if field.default_factory is dataclasses.MISSING]
+        for what, names in (
+            ("it lacks", [name for name in needed if name not in values]),
+            ("it has unknown", [name for name in values if name not in hints]),
+            (
+                "of another type is",
+                [n for n, v in values.items() if n in hints and not _is(v, hints[n])],
+            ),
+        ):
+            if names:
+                return f"{what} {', '.join(names)}"
+        return ""
+
+
+def _is(value: Any, hint: Any) -> bool:
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return isinstance(value, tuple(typing.get_origin(kind) or kind for kind in kinds))
 
 
 def run_files(folder: Path) -> list[Path]:
@@ -126,7 +162,12 @@ def load_weights(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises almost anything
-        reason = str(error).splitlines()[0]
+        # torch's own words tell how to run the code in the file.
+        reason = "it is damaged, or holds something else than names and tensors"
+        if isinstance(error, OSError) and error.strerror:
+            reason = error.strerror
+        elif not zipfile.is_zipfile(path):
+            reason = "torch.save did not write it, or long ago"
         raise UserError(f"{path} cannot be loaded as a state_dict: {reason}") from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(

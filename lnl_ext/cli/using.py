@@ -205,6 +205,7 @@ def evaluate(flags: Mapping[str, Any], processes: Processes) -> None:
         labels = options.classes.split(",")
     else:
         labels = class_names(table.labels, options.label_column or "folder")
+        print(f"Note: the outputs are taken for {', '.join(labels)}; --classes names another order")
     if options.run is not None:
         seen = len(table) - len(_unseen(table, options.run))
         if seen:
