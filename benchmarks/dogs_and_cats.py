@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from image_runs import (
@@ -32,6 +32,7 @@ from lnl_ext.image_models import GlobalHead, MapHead, SplitNetwork, build_networ
 
 BENCHMARK = "dogs_and_cats"
 METHODS = ("baseline", "gray", "blindeye", "grl", "lnl")
+MapTarget = Callable[[int, Tensor, Tensor], Tensor]
 HEADS = ("map_and_label", "map", "global", "tone")
 
 
@@ -74,31 +75,25 @@ def adversaries(options: argparse.Namespace) -> list[Adversary]:
     def global_head(network: SplitNetwork) -> GlobalHead:
         return GlobalHead(network.channels, COLOR_BINS, heads=9)
 
-    def map_head(heads: int, network: SplitNetwork) -> MapHead:
-        return MapHead(network.channels, COLOR_BINS, heads=heads)
-
     def tone_head(network: SplitNetwork) -> GlobalHead:
         return GlobalHead(network.channels, 2)
 
+    def map_of(name: str, heads: int, weight: float, target: MapTarget) -> Adversary:
+        # One target a position of the features: the tap's stride apart. Summed over positions;
+        # per position and channel a part of a prediction's weight.
+        reversal, entropy_weight = (
+            weight * whole / 3 / positions(options, stride) for whole in (1.0, 0.1)
+        )
+
+        def head(network: SplitNetwork) -> MapHead:
+            return MapHead(network.channels, COLOR_BINS, heads=heads)
+
+        seen = functools.partial(target, stride)
+        return Adversary(name, head, heads, reversal, entropy_weight, seen)
+
     known = {
-        # The targets of a map are one a position of the features: the tap's stride apart.
-        # Summed over positions; per position and channel a part of a prediction's weight.
-        "map_and_label": Adversary(
-            "map_and_label",
-            functools.partial(map_head, 9),
-            9,
-            0.5 / 3 / positions(options, stride),
-            0.05 / 3 / positions(options, stride),
-            functools.partial(colors_and_label, stride),
-        ),
-        "map": Adversary(
-            "map",
-            functools.partial(map_head, 3),
-            3,
-            1 / 3 / positions(options, stride),
-            0.1 / 3 / positions(options, stride),
-            functools.partial(colors, stride),
-        ),
+        "map_and_label": map_of("map_and_label", 9, 0.5, colors_and_label),
+        "map": map_of("map", 3, 1.0, colors),
         "global": Adversary("global", global_head, 9, 1 / 3, 0.1 / 3, mean_color_and_label),
         "tone": Adversary("tone", tone_head, 1, 1.0, 0.1),
     }

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from backends import BACKENDS, Backend, cuda_missing
@@ -58,3 +60,11 @@ def cuda_device() -> torch.device:
     if reason := cuda_missing():
         pytest.skip(reason)
     return torch.device("cuda")
+
+
+@pytest.fixture(scope="module")
+def threads_kept() -> Iterator[None]:
+    """Put back the number of threads that the command sets."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,7 @@ from lnl_ext.cli.run_options import train_options
 from lnl_ext.data.images import evaluation_transform, load_image
 from lnl_ext.errors import UserError
 
-
-@pytest.fixture(scope="module", autouse=True)
-def threads() -> Iterator[None]:
-    """Put back the number of threads that the command sets."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("threads_kept")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import pickle
 import shutil
 import struct
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +18,7 @@ from PIL import Image
 
 from lnl_ext.cli.main import main
 
-
-@pytest.fixture(scope="module", autouse=True)
-def threads() -> Iterator[None]:
-    """Put back the number of threads that the command sets."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("threads_kept")
 
 
 @pytest.fixture(scope="module")

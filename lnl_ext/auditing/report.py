@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from typing import Any, NamedTuple
+
+from lnl_ext.json_values import finite_or_none
 
 _NAMED = 12  # classes whose numbers are written out
 
@@ -165,7 +166,7 @@ class AuditReport:
                         for (label, group), accuracy in groups.accuracy.items()
                     ],
                 }
-        plain: dict[str, Any] = _finite(result)
+        plain: dict[str, Any] = finite_or_none(result)
         return plain
 
     def to_markdown(self) -> str:
@@ -203,14 +204,6 @@ class AuditReport:
         from lnl_ext.auditing.figure import draw
 
         draw(self, path)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _probe_lines(bias: BiasAudit, confidence: float) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..evaluation import Predictions, group_accuracy
+from ..json_values import finite_or_none
 from .files import write_whole
 from .leakage import Leakage
 
@@ -189,12 +190,4 @@ def leakage_text(stages: Mapping[str, Mapping[str, Leakage]]) -> str:
 
 def write_json(path: Path, figures: Any) -> None:
     """Write figures; NaN, which JSON lacks, as null."""
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: clean(item) for name, item in value.items()}
-        if isinstance(value, list):
-            return [clean(item) for item in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    write_whole(path, json.dumps(clean(figures), indent=2) + "\n")
+    write_whole(path, json.dumps(finite_or_none(figures), indent=2) + "\n")
