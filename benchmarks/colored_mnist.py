@@ -3,7 +3,8 @@
     python benchmarks/colored_mnist.py --variance 0.02 --method lnl
 
 prints a table with the paper's figure beside the measured one and appends a line to
-``benchmarks/results/colored_mnist.jsonl``.
+``benchmarks/results/colored_mnist.jsonl``. With ``--output`` the run also gets a page,
+``METHOD/report.html`` in that folder.
 """
 
 from __future__ import annotations
@@ -12,21 +13,26 @@ import argparse
 import dataclasses
 import functools
 import json
+import shlex
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from colored_mnist_page import summary
 from torch import nn
 
 from lnl_ext.batches import TensorBatches
 from lnl_ext.data import ColoredMNIST
 from lnl_ext.data.colored_mnist import IMAGE_MEAN, IMAGE_STD, VARIANCES, normalize
-from lnl_ext.evaluation import predict
+from lnl_ext.evaluation import Predictions, predict
 from lnl_ext.methods import METHODS, Method, get_method
 from lnl_ext.models import DigitNetwork, GlobalColorHead
 from lnl_ext.probe import ProbeResult, fresh_probe
 from lnl_ext.recipes import RECIPES, Recipe
+from lnl_ext.reporting import PAGE, write_run_page
 from lnl_ext.trainer import Evaluate, Trainer
 
 HERE = Path(__file__).resolve().parent
@@ -102,6 +108,16 @@ class Run:
     train_samples: int
     threads: int
     paper_accuracy: float | None
+
+
+class Measured(NamedTuple):
+    """A run, and what it was measured on."""
+
+    run: Run
+    trainers: list[Trainer]
+    """One for every stage."""
+    predictions: Predictions
+    """On the test set."""
 
 
 def probe_color(features: nn.Module, data: Data, seed: int) -> ProbeResult:
@@ -218,10 +234,15 @@ def _stage(
 
 def accuracy(trainer: Trainer, dataset: ColoredMNIST) -> float:
     """Measure the accuracy of what was trained (its averaged weights, where it keeps them)."""
-    return predict(nn.Sequential(*trainer.inference_modules()), dataset.batches(500)).accuracy
+    return predictions(trainer, dataset).accuracy
 
 
-def run(
+def predictions(trainer: Trainer, dataset: ColoredMNIST) -> Predictions:
+    """Run what was trained over a set."""
+    return predict(nn.Sequential(*trainer.inference_modules()), dataset.batches(500))
+
+
+def measure(
     method: str,
     recipe: str,
     data: Data,
@@ -231,7 +252,7 @@ def run(
     output: Path | None = None,
     progress: bool = True,
     before: bool = True,
-) -> Run:
+) -> Measured:
     """Train and measure one method.
 
     Parameters
@@ -260,14 +281,15 @@ def run(
     last = trainers[-1]
     after = probe_color(last.inference_modules()[0], data, seed)
     configs = [trainer.config for trainer in trainers]
-    return Run(
+    predicted = predictions(last, data.test)
+    result = Run(
         benchmark="colored_mnist",
         method=method,
         recipe=recipe,
         variance=data.train.variance,
         seed=seed,
         epoch=sum(config.epochs + config.pretrain_epochs for config in configs),
-        test_accuracy=round(accuracy(last, data.test), 4),
+        test_accuracy=round(predicted.accuracy, 4),
         leakage=round(after.accuracy, 4),
         leakage_before=probed[0] if probed else None,
         leakage_chance=round(after.majority, 4),
@@ -277,6 +299,12 @@ def run(
         threads=torch.get_num_threads(),
         paper_accuracy=PAPER.get(method, {}).get(data.train.variance),
     )
+    return Measured(result, trainers, predicted)
+
+
+def run(method: str, recipe: str, data: Data, seed: int, **options: Any) -> Run:
+    """Return the figures alone of `measure`, which takes the same options."""
+    return measure(method, recipe, data, seed, **options).run
 
 
 def table(runs: Sequence[Run]) -> str:
@@ -340,7 +368,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--data-root", type=Path, default=MNIST, help="a folder with MNIST's IDX files"
     )
-    parser.add_argument("--output", type=Path, help="folder for checkpoints; goes on from them")
+    parser.add_argument(
+        "--output", type=Path, help="folder for checkpoints, from which it goes on, and the page"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="file to append the run to")
     parser.add_argument("--threads", type=int, help="CPU threads; torch's choice by default")
     parser.add_argument("--no-progress", action="store_true")
@@ -354,7 +384,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(options.threads)
     started = time.monotonic()
     data = Data.load(options.data_root, options.variance, options.seed)
-    result = run(
+    measured = measure(
         options.method,
         options.recipe,
         data,
@@ -363,9 +393,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         output=options.output,
         progress=not options.no_progress,
     )
-    append(options.results, result)
-    print(table([result]))
+    append(options.results, measured.run)
+    print(table([measured.run]))
     print(f"{(time.monotonic() - started) / 60:.1f} minutes in all; appended to {options.results}")
+    if options.output is not None:
+        given = sys.argv[1:] if arguments is None else arguments
+        command = shlex.join(["python", "benchmarks/colored_mnist.py", *given])
+        page = options.output / options.method / PAGE
+        print(write_run_page(page, summary(measured, data, options, command)) or f"page: {page}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python benchmarks/dogs_and_cats.py --data FOLDER --train-split TB1 --method lnl
 
 FOLDER holds Kaggle's ``train/`` and the authors' ``list_bright.txt`` and ``list_dark.txt``. Prints
-a table and appends a line to ``benchmarks/results/dogs_and_cats.jsonl``.
+a table and appends a line to ``benchmarks/results/dogs_and_cats.jsonl``; with ``--output`` it
+writes a page, ``report.html``, in that folder.
 """
 
 from __future__ import annotations
@@ -14,16 +15,15 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
+from image_report import Names, report
 from image_runs import (
     Adversary,
     Images,
     Probe,
     Sets,
-    append,
     choose,
     measure,
     parser,
-    table,
 )
 from torch import Tensor
 
@@ -34,6 +34,7 @@ BENCHMARK = "dogs_and_cats"
 METHODS = ("baseline", "gray", "blindeye", "grl", "lnl")
 MapTarget = Callable[[int, Tensor, Tensor], Tensor]
 HEADS = ("map_and_label", "map", "global", "tone")
+NAMES = Names(("cat", "dog"), {"tone": ("dark", "bright")}, "mean colour (8 bins a channel)")
 
 
 def mean_color(images: Tensor, labels: Tensor) -> Tensor:
@@ -139,9 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(choose(options, sets, heads))
         return
     probe = Probe("mean_color", COLOR_BINS, heads=3, image_target=mean_color)
-    run = measure(BENCHMARK, "species", options, sets, heads, probe)
-    append(options.results, run)
-    print(table([run]))
+    measured = measure(BENCHMARK, "species", options, sets, heads, probe)
+    report(measured, sets, NAMES, options, arguments)
     print(f"{(time.monotonic() - started) / 60:.1f} minutes in all; appended to {options.results}")
 
 

@@ -1,12 +1,12 @@
-"""What the benchmarks on photographs share: a run's training, its measurement and its table."""
+"""What the benchmarks on photographs share: a run's options, its training and its measurement."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from lnl_ext import BiasAdversary, OptimizerConfig, Trainer, TrainerConfig
 from lnl_ext.batches import Batch
 from lnl_ext.data.images import IMAGENET_MEAN, IMAGENET_STD, read_images
 from lnl_ext.data.memory import AugmentedBatches, ImageTarget
-from lnl_ext.evaluation import predict
+from lnl_ext.evaluation import Predictions, predict
 from lnl_ext.image_models import ARCHITECTURES, GlobalHead, SplitNetwork, build_network
 from lnl_ext.methods import Method, get_method
 from lnl_ext.probe import ProbeResult, fresh_probe
@@ -160,6 +160,18 @@ class Run:
     threads: int
 
 
+class Measured(NamedTuple):
+    """A run, and what it was measured on."""
+
+    run: Run
+    trainer: Trainer
+    test: Predictions
+    """On `Sets.test`."""
+    opposite: Predictions
+    """On `Sets.opposite`."""
+    probe_samples: int
+
+
 def config(seed: int, epochs: float, batch_size: int, samples: int) -> TrainerConfig:
     """Return how all methods train; what the adversaries add is in `Adversary`."""
     steps = max(1, samples // batch_size)
@@ -224,8 +236,13 @@ def crop_of(size: int, network: SplitNetwork) -> int:
 
 def accuracy(trainer: Trainer, images: Images, crop: int) -> float:
     """Return the accuracy of what was trained on the centres of the images."""
+    return predictions(trainer, images, crop).accuracy
+
+
+def predictions(trainer: Trainer, images: Images, crop: int) -> Predictions:
+    """Run what was trained over the centres of the images."""
     batches = AugmentedBatches(images.images, images.labels, batch_size=250, crop=crop)
-    return predict(nn.Sequential(*trainer.inference_modules()), batches).accuracy
+    return predict(nn.Sequential(*trainer.inference_modules()), batches)
 
 
 def leakage(trainer: Trainer, sets: Sets, probe: Probe, crop: int, seed: int) -> ProbeResult:
@@ -266,11 +283,13 @@ def measure(
     sets: Sets,
     adversaries: Sequence[Adversary],
     probe: Probe,
-) -> Run:
+) -> Measured:
     """Train one method and measure it."""
     trainer, crop = train(options, sets, adversaries, classes=2)
     probed = leakage(trainer, sets, probe, crop, options.seed)
-    return Run(
+    test = predictions(trainer, sets.test, crop)
+    opposite = predictions(trainer, sets.opposite, crop)
+    run = Run(
         benchmark=benchmark,
         method=options.method,
         recipe="default",
@@ -278,8 +297,8 @@ def measure(
         label=label,
         seed=options.seed,
         epoch=options.epochs,
-        test_accuracy=round(accuracy(trainer, sets.test, crop), 4),
-        opposite_accuracy=round(accuracy(trainer, sets.opposite, crop), 4),
+        test_accuracy=round(test.accuracy, 4),
+        opposite_accuracy=round(opposite.accuracy, 4),
         test_validation_accuracy=round(accuracy(trainer, sets.test_validation, crop), 4),
         opposite_validation_accuracy=round(accuracy(trainer, sets.opposite_validation, crop), 4),
         leakage=round(probed.accuracy, 4),
@@ -296,6 +315,7 @@ def measure(
         heads=options.heads if get_method(options.method).adversarial else [],
         threads=torch.get_num_threads(),
     )
+    return Measured(run, trainer, test, opposite, len(sets.test.labels))
 
 
 def choose(options: argparse.Namespace, sets: Sets, adversaries: Sequence[Adversary]) -> str:
@@ -307,50 +327,6 @@ def choose(options: argparse.Namespace, sets: Sets, adversaries: Sequence[Advers
         f"{options.method}, seed {options.seed}: validation halves: {test:.4f} unbiased, "
         f"{opposite:.4f} of the opposite bias; {trainer.seconds / 60:.1f} minutes"
     )
-
-
-def table(runs: Sequence[Run]) -> str:
-    """Set runs out as text."""
-    header = (
-        "method",
-        "trained on",
-        "label",
-        "seed",
-        "epochs",
-        "test acc.",
-        "opposite",
-        "leakage",
-        "chance",
-        "minutes",
-    )
-    rows = [
-        (
-            run.method,
-            run.train_split,
-            run.label,
-            str(run.seed),
-            f"{run.epoch:g}",
-            f"{run.test_accuracy:.4f}",
-            f"{run.opposite_accuracy:.4f}",
-            f"{run.leakage:.4f}",
-            f"{run.leakage_chance:.4f}",
-            f"{run.minutes:.1f}",
-        )
-        for run in runs
-    ]
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [header, tuple("-" * width for width in widths), *rows]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        for line in lines
-    )
-
-
-def append(path: Path, run: Run) -> None:
-    """Add a run to a results file, one JSON object a line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(dataclasses.asdict(run)) + "\n")
 
 
 def parser(
@@ -388,7 +364,7 @@ def parser(
         "no figure is reported of, append nothing",
     )
     made.add_argument("--workers", type=int, default=2, help="processes that decode the images")
-    made.add_argument("--output", type=Path, help="folder for metrics and the checkpoint")
+    made.add_argument("--output", type=Path, help="folder for metrics, the checkpoint and the page")
     made.add_argument("--results", type=Path, default=RESULTS / results)
     made.add_argument("--threads", type=int, help="CPU threads; torch's choice by default")
     made.add_argument("--no-progress", action="store_true")

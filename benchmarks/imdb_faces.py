@@ -3,28 +3,29 @@
     python benchmarks/imdb_faces.py --data FOLDER --train-split EB1 --label gender --method lnl
 
 FOLDER holds IMDB (``imdb_crop/`` and ``imdb.mat`` or the authors' ``.npy`` files) or UTKFace.
-Prints a table and appends a line to ``benchmarks/results/imdb_faces.jsonl``.
+Prints a table and appends a line to ``benchmarks/results/imdb_faces.jsonl``; with ``--output`` it
+writes a page, ``report.html``, in that folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import time
 from collections.abc import Sequence
 
 import torch
+from image_report import Names, report
 from image_runs import (
     Adversary,
     Images,
     Probe,
     Sets,
-    append,
     choose,
     crop_of,
     measure,
     parser,
-    table,
 )
 from torch import Tensor
 
@@ -42,6 +43,12 @@ BENCHMARK = "imdb_faces"
 METHODS = ("baseline", "blindeye", "grl", "lnl")
 BINS = len(AGE_EDGES) - 1
 HEADS = ("map", "linear", "global", "by_label")
+GENDERS = ("female", "male")
+AGES = tuple(f"[{low}, {high})" for low, high in itertools.pairwise(AGE_EDGES))
+NAMES = {
+    "gender": Names(GENDERS, {"bias": AGES}, "age (12 bins)"),
+    "age": Names(("young", "old"), {"bias": GENDERS}, "gender"),
+}
 
 
 def by_label(bias: Tensor, labels: Tensor) -> Tensor:
@@ -131,9 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(choose(options, sets, heads))
         return
     probe = Probe("bias", BINS if options.label == "gender" else 2)
-    run = measure(BENCHMARK, options.label, options, sets, heads, probe)
-    append(options.results, run)
-    print(table([run]))
+    measured = measure(BENCHMARK, options.label, options, sets, heads, probe)
+    report(measured, sets, NAMES[options.label], options, arguments)
     print(f"{(time.monotonic() - started) / 60:.1f} minutes in all; appended to {options.results}")
 
 

@@ -18,9 +18,10 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import matplotlib.style  # noqa: F401 - once, before the forks, as all that follows
 import torch
 
-import lnl_ext.cli.commands  # noqa: F401 - once, before the forks
+import lnl_ext.cli.commands  # noqa: F401
 from lnl_ext import checkpoint
 from lnl_ext.cli import training
 from lnl_ext.cli.main import main
@@ -80,6 +81,9 @@ TROUBLES: dict[str, Callable[[int], None]] = {
     ),
     "full disk at the weights": lambda n: _at_call(
         training, "save_weights", n, lambda *_: _full_disk(1_000_000)
+    ),
+    "full disk at the page": lambda n: _at_call(
+        training, "write_run_page", n, lambda *_: _full_disk(50_000)
     ),
     "full disk from the start": lambda n: _full_disk(n),
     # At a moment, in milliseconds.

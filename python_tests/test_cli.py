@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,8 +17,8 @@ import torch
 import torchvision
 from cli_data import IMAGES, SIZE, train_flags, write_images
 
-from lnl_ext.cli.arguments import build, read_toml, write_toml
-from lnl_ext.cli.main import main
+from lnl_ext.cli.arguments import build, command_line, read_toml, write_toml
+from lnl_ext.cli.main import main, parser
 from lnl_ext.cli.options import TrainOptions
 from lnl_ext.cli.run_options import train_options
 from lnl_ext.data.images import evaluation_transform, load_image
@@ -81,6 +82,20 @@ def test_a_run_reports_groups_and_leakage(
         assert report[stage].keys() == {"hospital", "age"}
         for leakage in report[stage].values():
             assert 0 <= leakage["accuracy"] <= 1
+
+
+def test_a_run_has_a_page(table: Path, run: Path) -> None:
+    page = (run / "report.html").read_text()
+    figures = json.loads((run / "report.json").read_text())
+    assert f'<td class="number">{figures["accuracy"]:.4f}</td>' in page
+    for leakage in figures["leakage_after"].values():
+        assert f'<td class="number">{leakage["accuracy"]:.4f}</td>' in page
+    for heading in ("disease and hospital", "disease and age"):
+        assert f"<h2>Accuracy by {heading}</h2>" in page
+    assert f"lnl train --csv={table} --label-column=disease --bias-column=hospital" in page
+    assert "<td>checkpoint_every</td>" in page
+    assert "<td>trainer.bias heads.hospital</td>" in page
+    assert page.count("<img ") == 6
 
 
 def test_the_same_configuration_gives_the_same_weights(run: Path, tmp_path: Path) -> None:
@@ -171,6 +186,15 @@ def test_a_folder_of_classes_and_a_table_of_bias(
     assert main(["evaluate", f"{tmp_path}/run"]) == 0
     assert main(["evaluate", f"{tmp_path}/run", f"--images={tmp_path}/images", "--workers=0"]) == 2
     assert "bias and split columns need a CSV" in capsys.readouterr().err
+
+
+def test_the_command_line_of_a_page_gives_the_same_flags() -> None:
+    given = ["train", "--csv=my data.csv", "--bias-column=a", "--bias-column=b:bins=0,1"]
+    flags = vars(parser().parse_args([*given, "--output=it's", "--no-compile", "--epochs=0.5"]))
+    command = flags.pop("command")
+    program, *words = shlex.split(command_line(command, flags))
+    assert program == "lnl"
+    assert vars(parser().parse_args(words)) == {"command": command, **flags}
 
 
 # ------------------------------------------------------------------ what a run is used for

@@ -11,7 +11,6 @@ import torch
 from cli_data import train_flags, write_images
 from PIL import Image
 
-from lnl_ext.cli.files import replacing
 from lnl_ext.cli.main import main
 from lnl_ext.cli.options import ModelOptions, TrainOptions
 from lnl_ext.cli.run_data import training_batches
@@ -23,6 +22,7 @@ from lnl_ext.data.images import evaluation_transform
 from lnl_ext.data.table import Table
 from lnl_ext.distributed import Processes
 from lnl_ext.errors import UserError
+from lnl_ext.files import replacing
 
 pytestmark = pytest.mark.usefixtures("threads_kept")
 

@@ -168,6 +168,20 @@ def test_a_full_disk_at_the_end_leaves_the_weights_before(
     assert results(output) == expected
 
 
+def test_a_full_disk_at_the_page_loses_nothing_else(
+    table: Path, tmp_path: Path, run: Run, expected: dict[str, Any]
+) -> None:
+    output = tmp_path / "run"
+    code, text = run(flags(table, output), ("full disk at the page", 1))
+    assert code == 0, text
+    assert f"lnl: warning: {output}/report.html was not written: File too large\n" in text
+    assert "Traceback" not in text
+    assert text.splitlines()[-1].endswith("config.toml, report.json, split.csv")
+    files = [name for name in expected["files"] if name != "report.html"]
+    assert results(output) == {**expected, "files": files}
+    resume(run, output, expected)
+
+
 def test_a_killed_reader_of_images_is_one_line(table: Path, tmp_path: Path, run: Run) -> None:
     more = ["--workers=1", "--epochs=20"]
     code, text = run(flags(table, tmp_path / "run", *more), ("kill a worker", 3))

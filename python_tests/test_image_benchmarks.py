@@ -46,6 +46,15 @@ def run(main, data: Path, folder: Path, *options: str) -> dict[str, object]:
     return json.loads(line)
 
 
+def page(folder: Path, result: dict[str, object]) -> str:
+    """Return the page of a run, which tells what its line of results does."""
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    for name in ("test_accuracy", "opposite_accuracy", "leakage", "leakage_chance"):
+        assert f'<td class="number">{result[name]:.4f}</td>' in text
+    assert f"python benchmarks/{result['benchmark']}.py --data" in text
+    return text
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -57,7 +66,8 @@ def run(main, data: Path, folder: Path, *options: str) -> dict[str, object]:
     ids=" ".join,
 )
 def test_dogs_and_cats(pets, tmp_path, capsys, options):
-    result = run(dogs_and_cats.main, pets, tmp_path, *options)
+    result = run(dogs_and_cats.main, pets, tmp_path, *options, f"--output={tmp_path}/run")
+    assert "<h2>Accuracy by species and tone: opposite bias</h2>" in page(tmp_path / "run", result)
     assert all(field in result for field in FIELDS)
     assert result["method"] == options[1]
     assert result["train_samples"] == 24
@@ -76,7 +86,9 @@ def test_dogs_and_cats(pets, tmp_path, capsys, options):
     ids=" ".join,
 )
 def test_faces(faces, tmp_path, options):
-    result = run(imdb_faces.main, faces, tmp_path, *options)
+    result = run(imdb_faces.main, faces, tmp_path, *options, f"--output={tmp_path}/run")
+    heading = f"<h2>Accuracy by {result['label']} and bias: unbiased set</h2>"
+    assert heading in page(tmp_path / "run", result)
     assert all(field in result for field in FIELDS)
     assert result["benchmark"] == "imdb_faces"
     assert result["label"] == ("age" if "age" in options else "gender")
@@ -105,8 +117,9 @@ def test_settings_are_chosen_without_the_sets_a_run_is_judged_by(
     results = tmp_path / "results.jsonl"
     given = ["--data", str(pets), "--results", str(results), "--image-size", "40", "--choose"]
     given += ["--epochs", "1", "--batch-size", "4", "--workers", "0", "--no-progress"]
-    dogs_and_cats.main(given)
+    dogs_and_cats.main([*given, f"--output={tmp_path}/run"])
     assert not results.exists()
+    assert not (tmp_path / "run" / "report.html").exists()
     assert "0.5000 unbiased" in capsys.readouterr().out
 
     def keys(images):

@@ -164,6 +164,24 @@ def test_the_demo_draws_and_reports_both_methods(tmp_path, data):
     assert (tmp_path / "folder" / "demo.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_run_with_an_output_folder_has_a_page(tmp_path, data, monkeypatch, capsys):
+    monkeypatch.setattr(colored_mnist.Data, "load", lambda *arguments: data)
+    results = tmp_path / "results.jsonl"
+    given = [f"--results={results}", "--epochs=0.5", "--recipe=paper", "--no-progress"]
+    colored_mnist.main(given)
+    assert "page" not in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == [results]
+    colored_mnist.main([*given, f"--output={tmp_path}/run"])
+    assert f"page: {tmp_path}/run/lnl/report.html" in capsys.readouterr().out
+    page = (tmp_path / "run" / "lnl" / "report.html").read_text(encoding="utf-8")
+    result = json.loads(results.read_text().splitlines()[-1])
+    for name in ("test_accuracy", "leakage", "leakage_before", "leakage_chance"):
+        assert f'<td class="number">{result[name]:.4f}</td>' in page
+    assert "python benchmarks/colored_mnist.py --results=" in page
+    assert "<td>trainer of baseline.optimizer.learning_rate</td>" in page
+    assert page.count("<img ") == 7
+
+
 def test_a_trial_trains_on_other_digits_than_it_measures_on(tmp_path, monkeypatch):
     seen = {}
 

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import shlex
 import sys
 import types
 import typing
@@ -14,14 +15,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import UserError
-from .files import write_whole
+from ..files import write_whole
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-__all__ = ["add_arguments", "build", "option", "read_toml", "write_toml"]
+__all__ = ["add_arguments", "build", "command_line", "option", "read_toml", "write_toml"]
 
 _Options = TypeVar("_Options")
 
@@ -114,6 +115,19 @@ def _path(text: str) -> Path:
     if not text:  # an unset variable of a script, which Path takes for the current folder
         raise argparse.ArgumentTypeError("is empty, expected a path")
     return Path(text)
+
+
+def command_line(command: str, flags: Mapping[str, Any]) -> str:
+    """Return what gives these flags, as a shell reads it."""
+    words = ["lnl", command]
+    for name, value in flags.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+            continue
+        values = value if isinstance(value, (list, tuple)) else [value]
+        words += [f"--{flag}={item}" for item in values]
+    return shlex.join(words)
 
 
 def build(options: type[_Options], *layers: Mapping[str, Any]) -> _Options:

@@ -4,121 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ..evaluation import Predictions, group_accuracy
+from ..evaluation import Predictions
+from ..files import write_whole
 from ..json_values import finite_or_none
-from .files import write_whole
+from ..reporting import ColumnReport, Leak, groups_of
+from ..reporting.tables import align
 from .leakage import Leakage
 
-__all__ = ["ColumnReport", "Report", "groups_of", "write_json"]
-
-_WIDE = 8  # label classes up to which a table has a column for each
-
-
-@dataclasses.dataclass(frozen=True)
-class ColumnReport:
-    """Accuracy by one bias column."""
-
-    name: str
-    classes: tuple[str, ...]
-    labels: tuple[str, ...]
-    accuracy: dict[tuple[int, int], float]
-    """By label and bias class, where there are samples."""
-    samples: dict[tuple[int, int], int]
-
-    def of_class(self, bias: int) -> tuple[float, int]:
-        """Return accuracy and samples of a bias class, all labels together."""
-        groups = [group for group in self.samples if group[1] == bias]
-        total = sum(self.samples[group] for group in groups)
-        right = sum(self.accuracy[group] * self.samples[group] for group in groups)
-        return (right / total if total else math.nan), total
-
-    @property
-    def worst(self) -> tuple[int, int]:
-        """The group of label and bias class with the lowest accuracy."""
-        return min(self.accuracy, key=lambda group: self.accuracy[group])
-
-    @property
-    def empty(self) -> int:
-        """Number of groups without a sample."""
-        return len(self.classes) * len(self.labels) - len(self.samples)
-
-    def text(self) -> list[str]:
-        """Return the lines of a table."""
-        shown = self.labels if len(self.labels) <= _WIDE else ()
-        rows = [[self.name, *shown, "all"]]
-        for number, name in enumerate(self.classes):
-            groups = [(label, number) for label in range(len(shown))]
-            cells = [_cell(self.accuracy.get(g), self.samples.get(g, 0)) for g in groups]
-            rows.append([name, *cells, _cell(*self.of_class(number))])
-        label, bias = self.worst
-        lines = align(rows)
-        lines.append(
-            f"worst group: label {self.labels[label]}, {self.name} {self.classes[bias]}: "
-            f"{_cell(self.accuracy[self.worst], self.samples[self.worst])}"
-            + (f"; groups without an image: {self.empty}" if self.empty else "")
-        )
-        return lines
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain containers."""
-        return {
-            "groups": [
-                {
-                    "label": self.labels[label],
-                    "bias": self.classes[bias],
-                    "accuracy": self.accuracy[label, bias],
-                    "samples": self.samples[label, bias],
-                }
-                for label, bias in sorted(self.accuracy)
-            ],
-            "worst_group_accuracy": self.accuracy[self.worst],
-        }
-
-
-def _cell(accuracy: float | None, samples: int) -> str:
-    return f"{accuracy:.3f} ({samples})" if accuracy is not None and samples else "-"
-
-
-def align(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table, the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  "
-        + "  ".join(
-            cell.rjust(width) if position else cell.ljust(width)
-            for position, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-
-
-def groups_of(
-    predictions: Predictions,
-    target: Tensor,
-    name: str,
-    classes: Sequence[str],
-    labels: Sequence[str],
-) -> ColumnReport | None:
-    """Return the accuracy in every group of label and bias class; None where all are missing."""
-    if not (target >= 0).any():
-        return None
-    size = len(classes)
-    groups = (predictions.labels * size + target).where(target >= 0, -1)
-    found = group_accuracy(predictions, groups)
-    return ColumnReport(
-        name=name,
-        classes=tuple(classes),
-        labels=tuple(labels),
-        accuracy={divmod(group, size): value for group, value in found.accuracy.items()},
-        samples={divmod(group, size): count for group, count in found.samples.items()},
-    )
+__all__ = ["Report", "leakage_text", "leaks", "write_json"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +85,25 @@ def leakage_text(stages: Mapping[str, Mapping[str, Leakage]]) -> str:
     return "\n".join(
         ["Leakage: how often a fresh probe on the frozen features names the bias", *align(rows)]
     )
+
+
+def leaks(
+    before: Mapping[str, Leakage], after: Mapping[str, Leakage], before_step: int
+) -> list[Leak]:
+    """Return the same for the page of a run."""
+    return [
+        Leak(
+            name,
+            accuracy=leakage.accuracy,
+            majority=leakage.majority,
+            before=before[name].accuracy if name in before else None,
+            before_step=before_step,
+            label_only=leakage.label_only,
+            information=leakage.information,
+            samples=leakage.samples,
+        )
+        for name, leakage in after.items()
+    ]
 
 
 def write_json(path: Path, figures: Any) -> None:

@@ -15,7 +15,7 @@ from ..data.split import stratified_split
 from ..data.table import IGNORE, BiasColumn, class_names
 from ..distributed import Processes
 from ..errors import UserError
-from .files import check_names
+from ..files import check_names
 from .options import TrainOptions
 from .run_folder import split_text
 from .samples import Samples, bias_classes, counts, encoded, read_samples

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from ..checkpoint import write_state
 from ..data.images import IMAGENET_MEAN, IMAGENET_STD
 from ..errors import UserError
+from ..files import replacing, write_whole
+from ..reporting import PAGE
 from ..trainer import CHECKPOINT
-from .files import replacing, write_whole
 from .samples import Samples
 
 __all__ = ["CONFIG", "MODEL", "ModelCard", "check_output", "save_weights", "split_text"]
@@ -106,7 +107,7 @@ def _is(value: Any, hint: Any) -> bool:
 
 def run_files(folder: Path) -> list[Path]:
     """Return the files of a run, there or not."""
-    return [folder / name for name in (CONFIG, CARD, SPLIT, MODEL, REPORT, CHECKPOINT)]
+    return [folder / name for name in (CONFIG, CARD, SPLIT, MODEL, REPORT, PAGE, CHECKPOINT)]
 
 
 def check_output(folder: Path, *, resume: bool) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ from ..data.table import IGNORE
 from ..distributed import Processes, gather_predictions, on_main
 from ..errors import UserError
 from ..evaluation import Predictions, predict
+from ..files import write_whole
 from ..heads import bias_head
 from ..methods import get_method
 from ..optimizers import OptimizerConfig
+from ..reporting import PAGE, write_run_page
 from ..schedules import Linear
 from ..trainer import CHECKPOINT, Trainer
-from .arguments import write_toml
-from .files import write_whole
+from .arguments import command_line, write_toml
 from .interruption import Interrupted, StoppableBatches, StopSignals
 from .leakage import Leakage, collect_features, measure
 from .options import TrainOptions
@@ -34,6 +36,7 @@ from .report import Report, leakage_text, write_json
 from .run_data import RunData, training_batches
 from .run_folder import CONFIG, MODEL, REPORT, SPLIT, ModelCard, check_output, save_weights
 from .run_options import train_options
+from .run_summary import Found, run_summary
 from .samples import evaluation_batches
 from .weights import initial_network
 
@@ -96,10 +99,8 @@ class _Run:
         batches = evaluation_batches(self.data.validation, self.options.image_size, self.options)
         return gather_predictions(predict(model, batches))
 
-    def report(self, trainer: Trainer) -> Report:
-        return Report.of(
-            self.predictions(trainer), self.data.validation.bias, self.data.bias, self.data.labels
-        )
+    def report(self, predictions: Predictions) -> Report:
+        return Report.of(predictions, self.data.validation.bias, self.data.bias, self.data.labels)
 
     def leakage(self, trainer: Trainer) -> dict[str, Leakage]:
         if not self.data.bias:
@@ -119,7 +120,7 @@ class _Run:
 
     def evaluate(self, trainer: Trainer) -> dict[str, float]:
         """Evaluate an epoch; at the end of pretraining the leakage as well."""
-        report = self.report(trainer)
+        report = self.report(self.predictions(trainer))
         figures = {
             "validation_accuracy": report.accuracy,
             "worst_group_accuracy": report.worst,
@@ -200,7 +201,7 @@ def train(flags: Mapping[str, Any], processes: Processes) -> None:
         )
     run = _Run(options, data, processes)
     _fit(run, trainer, batches, folder)
-    _finish(run, trainer, network, folder)
+    _finish(run, trainer, network, folder, command_line("train", flags))
 
 
 def _fit(run: _Run, trainer: Trainer, batches: DataLoader[Sample], folder: Path) -> None:
@@ -257,8 +258,9 @@ def _prepare(folder: Path, options: TrainOptions, data: RunData, halves: Halves)
     write_toml(folder / CONFIG, options)  # last: with it there is a run to go on with
 
 
-def _finish(run: _Run, trainer: Trainer, network: nn.Module, folder: Path) -> None:
-    report = run.report(trainer)
+def _finish(run: _Run, trainer: Trainer, network: nn.Module, folder: Path, command: str) -> None:
+    predictions = run.predictions(trainer)
+    report = run.report(predictions)
     before, after = run.before(trainer), run.leakage(trainer)
     if not run.processes.is_main:
         return
@@ -278,4 +280,12 @@ def _finish(run: _Run, trainer: Trainer, network: nn.Module, folder: Path) -> No
             "seconds": trainer.seconds,
         },
     )
-    print(f"\nWrote {folder}: {MODEL} (weights of {run.options.arch}), {CONFIG}, {REPORT}, {SPLIT}")
+    found = Found(predictions, report, before, after)
+    told = write_run_page(
+        folder / PAGE,
+        run_summary(run.options, run.data, trainer, found, command, run.processes),
+    )
+    if told:
+        warnings.warn(told, stacklevel=1)
+    names = ", ".join(name for name in (CONFIG, REPORT, PAGE, SPLIT) if (folder / name).exists())
+    print(f"\nWrote {folder}: {MODEL} (weights of {run.options.arch}), {names}")

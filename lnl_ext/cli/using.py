@@ -20,9 +20,9 @@ from ..errors import UserError
 from ..evaluation import Predictions
 from ..evaluation import predict as run_model
 from ..exported import ExportedModel
+from ..files import check_names, replacing
 from ..methods import Grey
 from .arguments import build
-from .files import check_names, replacing
 from .leakage import collect_features, measure
 from .options import EvaluateOptions, ModelOptions, PredictOptions, ProbeOptions
 from .report import Report, leakage_text, write_json

@@ -12,6 +12,9 @@ from torch import Tensor
 
 __all__ = ["confusion_figure", "embedding_figure", "history_figure", "png"]
 
+_LONG = 18  # letters of a class's name
+_ABREAST = 40  # letters that the names along an axis may have together
+
 
 def _figure(width: float, height: float) -> Any:
     # Not through pyplot: no display, no state, no figure that stays open.
@@ -36,6 +39,7 @@ def confusion_figure(
     classes: int,
     colors: Sequence[Sequence[float]] | None = None,
     row_name: str = "true class",
+    names: Sequence[str] | None = None,
 ) -> Any:
     """Draw confusion matrices side by side, each row adding up to 1.
 
@@ -50,12 +54,15 @@ def confusion_figure(
         A colour (red, green, blue in 0 to 1) per class, shown as squares along the axes.
     row_name
         What a row stands for.
+    names
+        Of the classes, instead of their numbers.
 
     Returns
     -------
     matplotlib.figure.Figure
     """
-    figure = _figure(4.6 * len(panels), 4.4)
+    side = max(4.4, 0.3 * classes)
+    figure = _figure((side + 0.2) * len(panels), side)
     for axes, (title, (rows, predicted)) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
@@ -73,10 +80,16 @@ def confusion_figure(
             if share >= 0.005:
                 ink = "white" if share > 0.5 else "black"
                 text = f"{share:.2f}".lstrip("0")
-                axes.text(column, row, text, ha="center", va="center", fontsize=6, color=ink)
+                style = {"ha": "center", "va": "center", "color": ink}
+                axes.text(column, row, text, fontsize=max(5, min(9, 60 / classes)), **style)
         axes.set(title=title, xlabel="predicted", ylabel=row_name)
         axes.set_xticks(range(classes))
         axes.set_yticks(range(classes))
+        if names is not None:
+            shown = [name if len(name) <= _LONG else name[: _LONG - 1] + "…" for name in names]
+            turned = {"rotation": 90} if max(map(len, shown)) * classes > _ABREAST else {}
+            axes.set_xticklabels(shown, **turned)
+            axes.set_yticklabels(shown)
         if colors is not None:
             _squares(axes, colors)
     return figure
@@ -95,7 +108,7 @@ def _squares(axes: Any, colors: Sequence[Sequence[float]]) -> None:
         style: dict[str, Any] = {"marker": "s", "markersize": 8, "clip_on": False, "zorder": 5}
         axes.plot(-0.85, number, color=tuple(color), transform=axes.transData, **style)
         axes.plot(number, len(colors) - 0.15, color=tuple(color), transform=axes.transData, **style)
-    axes.tick_params(pad=13, length=0)
+    axes.tick_params(pad=17, length=0)
     axes.set_xlim(-0.5, len(colors) - 0.5)
     axes.set_ylim(len(colors) - 0.5, -0.5)
 
@@ -114,7 +127,7 @@ def history_figure(
     histories
         By run: the records, as `Trainer.fit` returns and logs them.
     panels
-        By title: the fields to draw. A record without a field gives no point.
+        By title: the fields to draw. A record without a field, or with None, gives no point.
     levels
         By title: a height to draw a dotted line at (chance).
     x
@@ -131,16 +144,21 @@ def history_figure(
     for axes, (title, fields) in zip(grid, panels.items(), strict=False):
         for name, records in histories.items():
             for field in fields:
-                points = [(r[x], r[field]) for r in records if field in r and x in r]
+                points = [(r[x], r[field]) for r in records if r.get(field) is not None and x in r]
                 if points:
                     marker = "o" if len(points) < 20 else None
                     label = name if len(fields) == 1 else f"{name}, {field}"
+                    if len(histories) == 1 and len(fields) > 1:
+                        label = field
+                    if label.startswith("_"):
+                        label = f" {label}"  # else matplotlib's legend leaves it out
                     axes.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=4)
         if levels and title in levels:
             axes.axhline(levels[title], color="black", linewidth=1, linestyle=":", label="chance")
         axes.set(title=title, xlabel=x)
-        if axes.lines:
-            axes.legend(fontsize=7)
+        axes.xaxis.get_major_locator().set_params(integer=x in ("step", "epoch"))
+        if len(axes.lines) > 1 or len(histories) > 1:
+            axes.legend(fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     for unused in list(grid):
         unused.axis("off")

@@ -1,0 +1,105 @@
+"""What the page of a training run shows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torchvision
+
+from ..distributed import Processes
+from ..evaluation import Predictions
+from ..reporting import Confusion, RunSummary, Table, trainer_settings
+from ..trainer import Trainer
+from .arguments import saved_value
+from .leakage import Leakage
+from .options import TrainOptions
+from .report import Report, leaks
+from .run_data import RunData
+
+__all__ = ["Found", "run_summary"]
+
+_LEAKAGE = (
+    "How often a new head names the bias of validation images, after it learned from the features "
+    "of training images: before (at the end of pretraining) and after (at the end of training). "
+    "Label alone: naming the most frequent bias of the image's label, which features that are good "
+    "for the label give away. Majority: always naming the most frequent bias. Information: what "
+    "the head knows of the bias at the end."
+)
+
+
+class Found(NamedTuple):
+    """What a run found."""
+
+    predictions: Predictions
+    """Of the validation images."""
+    report: Report
+    before: Mapping[str, Leakage]
+    after: Mapping[str, Leakage]
+
+
+def run_summary(
+    options: TrainOptions,
+    data: RunData,
+    trainer: Trainer,
+    found: Found,
+    command: str,
+    processes: Processes,
+) -> RunSummary:
+    """Return what the page of a run is to show."""
+    assert options.output is not None
+    report = found.report
+    figures = {
+        "method": options.method,
+        "network": options.arch,
+        "validation accuracy": report.accuracy,
+        "worst group": report.worst if report.columns else None,
+        "validation images": report.samples,
+        "steps": trainer.step,
+        "minutes of training": f"{trainer.seconds / 60:.1f}",
+    }
+    settings = {
+        field.name: saved_value(getattr(options, field.name))
+        for field in dataclasses.fields(options)
+        if field.metadata["saved"]
+    }
+    label = options.label_column or "folder"
+    return RunSummary(
+        title=f"{options.output.absolute().name}: {options.method}, label {label}",
+        about=[
+            *data.describe().splitlines(),
+            "Accuracy is that of the last epoch on the validation images.",
+        ],
+        results=Table(
+            [name for name, value in figures.items() if value is not None],
+            [[value for value in figures.values() if value is not None]],
+        ),
+        command=command,
+        configuration={**settings, "trainer": trainer_settings(trainer)},
+        histories={options.method: trainer.history},
+        groups={
+            f"Accuracy by {label} and {column.name}": column.table() for column in report.columns
+        },
+        leaks=leaks(found.before, found.after, _end_of_pretraining(trainer)),
+        leakage_note=_LEAKAGE,
+        confusions=[
+            Confusion(
+                "validation images",
+                found.predictions.labels,
+                found.predictions.logits.argmax(1),
+                data.labels,
+                row_name=label,
+            )
+        ],
+        environment={
+            "torchvision": torchvision.__version__,
+            "device": str(trainer.device),
+            "processes": processes.world_size,
+        },
+    )
+
+
+def _end_of_pretraining(trainer: Trainer) -> int:
+    steps = [record["step"] for record in trainer.history if record["stage"] == "pretrain"]
+    return max(steps, default=0)
