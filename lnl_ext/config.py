@@ -48,6 +48,8 @@ class TrainerConfig:
         None: the whole stage.
     optimizer : OptimizerConfig
         For the features and the classifier.
+    classifier_rate : float
+        The classifier's learning rate at the start, as a multiple of the features', > 0.
     head_optimizer : OptimizerConfig
         For the heads of the adversaries.
     average_decay : float or None
@@ -69,6 +71,7 @@ class TrainerConfig:
     update: Literal["joint", "two_step"] = "joint"
     ramp_steps: int | None = None
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    classifier_rate: float = 1.0
     head_optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     average_decay: float | None = None
     seed: int = 0
@@ -92,6 +95,7 @@ class TrainerConfig:
             check_number("average_decay", self.average_decay, 0)
             if self.average_decay >= 1:
                 raise ValueError(f"average_decay must be < 1, got {self.average_decay!r}")
+        check_number("classifier_rate", self.classifier_rate, 0, strictly=True)
         check_whole("seed", self.seed, 0)
         if self.seed >= 2**32:  # numpy.random.seed takes no more
             raise ValueError(f"seed must be < 2**32, got {self.seed}")

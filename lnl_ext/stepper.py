@@ -19,7 +19,7 @@ class Stepper:
     Parameters
     ----------
     network
-        Features and classifier.
+        Features and classifier, one after the other.
     heads
         The parameters of the adversaries.
     config
@@ -42,7 +42,7 @@ class Stepper:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: nn.Sequential,
         heads: Iterable[nn.Parameter],
         config: TrainerConfig,
         device_type: str,
@@ -52,10 +52,14 @@ class Stepper:
         self._amp = None if config.amp is None else cast(torch.dtype, getattr(torch, config.amp))
         self._configs = {"model": config.optimizer, "heads": config.head_optimizer}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        for name, parameters in (("model", network.parameters()), ("heads", heads)):
-            learning = [p for p in dict.fromkeys(parameters) if p.requires_grad]
-            if learning:
-                self.optimizers[name] = self._configs[name].build(learning)
+        features, classifier = (_learning(module.parameters()) for module in network)
+        classifier = [p for p in classifier if not any(p is shared for shared in features)]
+        if features or classifier:
+            self.optimizers["model"] = config.optimizer.build(
+                features, classifier, rates=(1.0, config.classifier_rate)
+            )
+        if of_heads := _learning(heads):
+            self.optimizers["heads"] = config.head_optimizer.build(of_heads)
         if "model" not in self.optimizers:
             raise ValueError("features and classifier have no parameter that requires a gradient")
         self._schedulers: dict[str, LRScheduler] = {}
@@ -112,3 +116,7 @@ class Stepper:
         if self._scaler.is_enabled():
             parts["scaler"] = self._scaler
         return parts
+
+
+def _learning(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    return [p for p in dict.fromkeys(parameters) if p.requires_grad]

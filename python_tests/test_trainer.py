@@ -124,6 +124,31 @@ def test_learning_rates_follow_their_schedule_in_the_training_stage() -> None:
     )
 
 
+def test_the_classifier_has_a_rate_of_its_own() -> None:
+    sgd = OptimizerConfig("sgd", learning_rate=0.1)
+    steps: list[list[Tensor]] = []
+    for factor in (1.0, 5.0):
+        one_step = {"epochs": 1 / 6, "pretrain_epochs": 0}
+        trainer = tiny_trainer(optimizer=sgd, classifier_rate=factor, **one_step)
+        modules = (trainer.features, trainer.classifier)
+        before = [torch.cat([p.detach().flatten() for p in m.parameters()]) for m in modules]
+        trainer.fit(tiny_batches(), progress=False)
+        assert trainer.step == 1
+        after = [torch.cat([p.detach().flatten() for p in m.parameters()]) for m in modules]
+        steps.append([new - old for new, old in zip(after, before, strict=True)])
+    (features, classifier), (same_features, faster_classifier) = steps
+    torch.testing.assert_close(same_features, features)
+    torch.testing.assert_close(faster_classifier, 5 * classifier, rtol=1e-4, atol=1e-6)
+
+
+def test_a_layer_of_features_and_classifier_learns_at_the_rate_of_the_features() -> None:
+    layer = nn.Linear(4, 4)
+    trainer = Trainer(layer, nn.Sequential(layer, nn.Linear(4, 2)), {})
+    features, classifier = trainer.stepper.optimizers["model"].param_groups
+    assert [id(p) for p in features["params"]] == [id(p) for p in layer.parameters()]
+    assert [p.shape for p in classifier["params"]] == [(2, 4), (2,)]
+
+
 def test_averages_are_those_of_the_weights_and_buffers_of_the_training_stage() -> None:
     trainer = tiny_trainer()
     snapshots: list[dict[str, Tensor]] = []

@@ -160,6 +160,8 @@ def test_an_adversary_must_reduce_to_a_number() -> None:
         (TrainerConfig, {"optimizer": "adam"}, TypeError, "optimizer must be an OptimizerConfig"),
         (TrainerConfig, {"average_decay": 1.0}, ValueError, "average_decay must be < 1, got 1.0"),
         (TrainerConfig, {"average_decay": np.nan}, ValueError, "average_decay must be finite"),
+        (TrainerConfig, {"classifier_rate": 0.0}, ValueError, "classifier_rate must be .* > 0"),
+        (TrainerConfig, {"classifier_rate": "5"}, TypeError, "classifier_rate must be a number"),
         (TrainerConfig, {"seed": 2**32}, ValueError, r"seed must be < 2\*\*32"),
         (TrainerConfig, {"seed": True}, TypeError, "seed must be an integer, got True"),
         (TrainerConfig, {"amp": "float64"}, ValueError, "amp must be one of None, 'bfloat16'"),

@@ -122,6 +122,7 @@ def test_resume_is_exact_with_any_source_of_batches(
         {"channels_last": True},
         {"amp": "bfloat16"},
         {"average_decay": None},
+        {"classifier_rate": 5.0},
         {"optimizer": OptimizerConfig("adamw", weight_decay=0.1, schedule="cosine")},
     ],
     ids=lambda changes: next(iter(changes)),
