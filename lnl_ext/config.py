@@ -49,7 +49,7 @@ class TrainerConfig:
     optimizer : OptimizerConfig
         For the features and the classifier.
     classifier_rate : float
-        The classifier's learning rate at the start, as a multiple of the features', > 0.
+        The classifier's learning rate as a multiple of the features', > 0.
     head_optimizer : OptimizerConfig
         For the heads of the adversaries.
     average_decay : float or None

@@ -63,8 +63,8 @@ class OptimizerConfig:
         For ``"adam"`` and ``"adamw"``, each in [0, 1).
     schedule : {"constant", "cosine", "step"}
         The learning rate over the steps of the training stage (it stays at its initial value in
-        the pretraining stage): unchanged, ``CosineAnnealingLR`` down to ``final_rate`` at the
-        last step, or ``StepLR``.
+        the pretraining stage): unchanged, half a cosine down to ``final_rate`` at the last step,
+        or ``StepLR``.
     final_rate : float
         ``"cosine"`` only: the learning rate at the end, >= 0.
     decay_epochs : float
@@ -114,8 +114,7 @@ class OptimizerConfig:
         *groups
             The parameters; an empty group is left out.
         rates
-            For every group the multiple of ``learning_rate`` with which it starts. A cosine takes
-            all groups to the same ``final_rate``.
+            For every group its multiple of ``learning_rate``, and so of ``final_rate``.
         """
         rate, decay = self.learning_rate, self.weight_decay
         given: list[dict[str, Any]] = [
@@ -138,7 +137,13 @@ class OptimizerConfig:
     ) -> lr_scheduler.LRScheduler:
         """Return the schedule, to be stepped once per step of a stage of ``steps`` steps."""
         if self.schedule == "cosine":
-            return lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=self.final_rate)
+            # Not CosineAnnealingLR, which takes groups of different rates to one final rate.
+            final = self.final_rate / self.learning_rate
+
+            def part(step: int) -> float:
+                return final + (1 - final) * (1 + math.cos(math.pi * step / steps)) / 2
+
+            return lr_scheduler.LambdaLR(optimizer, part)
         if self.schedule == "step":
             every = max(1, round(self.decay_epochs * steps_per_epoch))
             return lr_scheduler.StepLR(optimizer, every, gamma=self.decay_factor)
