@@ -31,7 +31,7 @@ from lnl_ext.evaluation import Predictions, predict
 from lnl_ext.methods import METHODS, Method, get_method
 from lnl_ext.models import DigitNetwork, GlobalColorHead
 from lnl_ext.probe import ProbeResult, fresh_probe
-from lnl_ext.recipes import RECIPES, Recipe
+from lnl_ext.recipes import RECIPES, Recipe, get_recipe
 from lnl_ext.reporting import PAGE, write_run_page
 from lnl_ext.trainer import Evaluate, Trainer
 
@@ -270,7 +270,7 @@ def measure(
 
     trainers = train_method(
         method,
-        RECIPES[recipe],
+        get_recipe(recipe, get_method(method), data.train.variance),
         data,
         seed,
         epochs=epochs,

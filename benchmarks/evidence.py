@@ -24,7 +24,7 @@ from lnl_ext.data.colored_mnist import MEAN_COLORS, VARIANCES
 from lnl_ext.evaluation import evaluating, predict
 from lnl_ext.methods import METHODS
 from lnl_ext.models import GlobalColorHead
-from lnl_ext.recipes import RECIPES
+from lnl_ext.recipes import RECIPES, get_recipe
 from lnl_ext.reporting import (
     Page,
     confusion_figure,
@@ -67,7 +67,7 @@ def outcome(method: str, data: Data, options: argparse.Namespace) -> Outcome:
 
     trainer = train_method(
         method,
-        RECIPES[options.recipe],
+        get_recipe(options.recipe, METHODS[method], data.train.variance),
         data,
         options.seed,
         epochs=options.epochs,

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from lnl_ext.data import ColoredMNIST
+from lnl_ext.data.colored_mnist import VARIANCES
 from lnl_ext.methods import METHODS, get_method
-from lnl_ext.recipes import RECIPES
+from lnl_ext.recipes import RECIPES, get_recipe
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -47,13 +48,28 @@ def test_paper_recipe_is_the_authors():
     assert head.entropy_weight == pytest.approx(0.01 / 3)
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+WIDE = get_recipe("default", get_method("lnl"), 0.05)
+EVERY = {**RECIPES, "wide": WIDE}
+
+
+def test_only_lnl_on_widely_spread_colours_has_less_pressure_and_a_fast_classifier():
+    for name in METHODS:
+        for variance in VARIANCES:
+            recipe = get_recipe("default", get_method(name), variance)
+            assert (recipe is WIDE) == (name == "lnl" and variance > 0.026)
+            assert get_recipe("paper", get_method(name), variance) is RECIPES["paper"]
+    assert WIDE.baseline == RECIPES["default"].baseline
+    (wide,), (narrow,) = WIDE.heads, RECIPES["default"].heads
+    assert wide.reversal + wide.entropy_weight < narrow.reversal + narrow.entropy_weight
+
+
+@pytest.mark.parametrize("recipe", EVERY.values(), ids=EVERY)
 def test_the_baseline_is_not_trained_for_less(recipe):
     assert recipe.baseline.epochs >= recipe.unlearning.epochs
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize("recipe", EVERY.values(), ids=EVERY)
 def test_adversaries_take_the_batches_of_the_data(recipe, name):
     dataset = ColoredMNIST(colored_mnist.MNIST, split="test", indices=range(4))
     _, _, bias = dataset.batch(range(4))

@@ -35,7 +35,7 @@ def test_the_table_has_28_cells_and_more_seeds_where_asked():
     methods, variances = list(reproduce_table.PAPER), list(reproduce_table.VARIANCES)
     assert len(reproduce_table.cells(methods, variances, more_seeds=False)) == 28
     more = reproduce_table.cells(methods, variances, more_seeds=True)
-    assert len(set(more)) == len(more) == 28 + 2 * 2 * 4
+    assert len(set(more)) == len(more) == 28 + 3 * 2 * 4
     assert all(cell.seed == 0 for cell in more[:28])
 
 
