@@ -153,7 +153,7 @@ _DEFAULT_WIDE = dataclasses.replace(
     ),
     heads=(dataclasses.replace(_DEFAULT.heads[0], reversal=0.2, entropy_weight=0.02),),
 )
-WIDE_VARIANCE = 0.0275
+WIDE_VARIANCE = 0.0325
 """The variance of the colours from which `get_recipe` takes the recipe for wide ones."""
 
 
