@@ -334,9 +334,10 @@ def missing_wide_accesses(kernels: list[Kernel]) -> list[str]:
     return problems
 
 
-def check(architecture: str, bounds: dict[str, dict[str, Any]]) -> tuple[list[Facts], list[str]]:
-    """Compile for one architecture; return the rows and what breaks a rule or a bound."""
-    kernels = cuda_static.compile_kernels(architecture, KERNELS)
+def check(
+    architecture: str, kernels: list[Kernel], bounds: dict[str, dict[str, Any]]
+) -> tuple[list[Facts], list[str]]:
+    """Return the rows of compiled kernels and what breaks a rule or a bound."""
     facts = [judge(kernel, architecture) for kernel in kernels]
     problems = cuda_static.broken_bounds(facts, bounds) + missing_wide_accesses(kernels)
     return facts, problems
@@ -354,7 +355,8 @@ def main(arguments: list[str] | None = None) -> int:
     bounds = json.loads(BOUNDS.read_text()) if BOUNDS.exists() else {}
     all_problems = []
     for architecture in options.architectures:
-        facts, problems = check(architecture, bounds.get(architecture, {}))
+        kernels = cuda_static.compile_kernels(architecture, KERNELS)
+        facts, problems = check(architecture, kernels, bounds.get(architecture, {}))
         print(table(architecture, facts), flush=True)
         if options.write_bounds:
             bounds[architecture] = cuda_static.new_bounds(facts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import cuda_static_code
 import cuda_static_cost
 import emulated_cuda
 import torch
+from compiled_kernels import Compiled, compile_all
 from cuda_static_cost import Shape
 
 # As sites_small: a turn is four sites. Inside, loops that read, sum and write; blocks that the hot
@@ -167,11 +169,17 @@ def test_shapes_are_what_the_launcher_makes_of_them(name: str, dtype: torch.dtyp
             assert launched == (kernel.base, threads, shared), (kernel.name, shape)
 
 
+@pytest.fixture(scope="module")
+def compiled() -> Iterator[Compiled]:
+    with compile_all(cuda_static.KERNELS) as running:
+        yield running
+
+
 @pytest.mark.skipif(cuda_static_code.missing() is not None, reason=str(cuda_static_code.missing()))
 @pytest.mark.parametrize("architecture", cuda_static.ARCHITECTURES)
-def test_machine_code_stays_within_its_bounds(architecture: str):
+def test_machine_code_stays_within_its_bounds(architecture: str, compiled: Compiled):
     bounds = json.loads(cuda_static.BOUNDS.read_text())[architecture]
-    facts = [cuda_static.judge(k, architecture) for k in cuda_static.compile_kernels(architecture)]
+    facts = [cuda_static.judge(k, architecture) for k in compiled[architecture].result()]
     problems = cuda_static.broken_bounds(facts, bounds)
     assert not problems, "\n".join(problems)
     for row in facts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import cuda_static_code
 import cuda_static_linear as linear
 import emulated_cuda
 import torch
+from compiled_kernels import Compiled, compile_all
 
 SIZES = {torch.float32: 4, torch.float64: 8, torch.float16: 2, torch.bfloat16: 2}
 
@@ -40,11 +42,17 @@ def test_plans_are_the_launchers(dtype: torch.dtype, kibibytes: int):
     assert fitted > 20
 
 
+@pytest.fixture(scope="module")
+def compiled() -> Iterator[Compiled]:
+    with compile_all(linear.KERNELS) as running:
+        yield running
+
+
 @pytest.mark.skipif(cuda_static_code.missing() is not None, reason=str(cuda_static_code.missing()))
 @pytest.mark.parametrize("architecture", cuda_static.ARCHITECTURES)
-def test_machine_code_stays_within_its_bounds(architecture: str):
+def test_machine_code_stays_within_its_bounds(architecture: str, compiled: Compiled):
     bounds = json.loads(linear.BOUNDS.read_text())[architecture]
-    facts, problems = linear.check(architecture, bounds)
+    facts, problems = linear.check(architecture, compiled[architecture].result(), bounds)
     assert not problems, "\n".join(problems)
     main = [row for row in facts if row.kernel.startswith("linear_on_chip")]
     assert len(main) == 11  # tiles of 4, 8 and 12 columns, float64 of 4 and 6
