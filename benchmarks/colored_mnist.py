@@ -210,6 +210,8 @@ def _stage(
         config = dataclasses.replace(config, update="joint")
     adversaries = recipe.adversaries(method)
     weights = recipe.sample_weights(method)
+    adjustment = recipe.adjustment(method)
+    targets = [*adversaries, *weights.values(), *([adjustment] if adjustment else [])]
     trainer = Trainer(
         network.features,
         network.classifier,
@@ -217,11 +219,12 @@ def _stage(
         config,
         image_transform=method.image_transform(IMAGE_MEAN, IMAGE_STD),
         sample_weights=weights,
+        logit_adjustment=adjustment,
     )
     batches = TensorBatches(
         data.train.colored,
         data.train.labels,
-        {name: data.train.bias[name] for name in (*adversaries, *weights.values())},
+        {name: data.train.bias[name] for name in targets},
         batch_size=recipe.batch_size,
         drop_last=True,
         prepare=normalize,
@@ -270,7 +273,7 @@ def measure(
 
     trainers = train_method(
         method,
-        get_recipe(recipe, get_method(method), data.train.variance),
+        get_recipe(recipe, get_method(method)),
         data,
         seed,
         epochs=epochs,

@@ -1,6 +1,6 @@
 """Try a recipe for coloured MNIST on held-out training digits; the test set stays unseen.
 
-    python benchmarks/colored_mnist_trial.py --variance 0.05 --head color:0.3:1:weighed --rate 2e-3
+    python benchmarks/colored_mnist_trial.py --head color_within_digit:0.1:0.01 --adjust
 
 trains on the first 55,000 training digits and measures on the last 5,000, coloured like the test
 set. Appends a line with the settings to ``benchmarks/results/colored_mnist_trials.jsonl``.
@@ -64,6 +64,9 @@ def recipe(options: argparse.Namespace) -> Recipe:
     heads = dataclasses.replace(unlearning.head_optimizer, learning_rate=options.head_rate)
     return dataclasses.replace(
         default,
+        baseline=dataclasses.replace(
+            default.baseline, optimizer=optimizer, average_decay=options.average
+        ),
         unlearning=dataclasses.replace(
             unlearning,
             update=options.update,
@@ -74,6 +77,7 @@ def recipe(options: argparse.Namespace) -> Recipe:
             ramp_steps=None,
         ),
         heads=tuple(options.head),
+        logit_adjustment=default.logit_adjustment if options.adjust else None,
         pressure=Piecewise(((0.0, 0.0), (RAMP, 1.0), (1.0, options.ease))),
     )
 
@@ -89,10 +93,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--head",
         type=head,
         action="append",
-        required=True,
+        default=[],
         help="TARGET:REVERSAL:ENTROPY_WEIGHT[:weighed], once per adversary; TARGET is "
         + ", ".join(TARGETS),
     )
+    add("--adjust", action="store_true", help="adjust the logits by what the colour tells")
     add("--update", choices=("joint", "two_step"), default="joint", help="two_step: the authors'")
     add("--samples", type=int, default=100_000, help="training samples seen")
     add("--rate", type=float, default=1e-3, help="of features and classifier, at first")
@@ -119,8 +124,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     held_out = load(indices=range(digits - HELD_OUT, digits), biased=False)
     data = Data(load(indices=rows), held_out, held_out, held_out)
+    without_heads = "adjusted" if options.adjust else "baseline"
     trainer = train_method(
-        "lnl",
+        "lnl" if options.head else without_heads,
         recipe(options),
         data,
         options.seed,
@@ -135,6 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             [h.target, h.reversal, h.entropy_weight, h.sample_weight is not None]
             for h in options.head
         ],
+        "adjusted": options.adjust,
         "update": options.update,
         "samples": options.samples,
         "rate": options.rate,

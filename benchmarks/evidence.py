@@ -67,7 +67,7 @@ def outcome(method: str, data: Data, options: argparse.Namespace) -> Outcome:
 
     trainer = train_method(
         method,
-        get_recipe(options.recipe, METHODS[method], data.train.variance),
+        get_recipe(options.recipe, METHODS[method]),
         data,
         options.seed,
         epochs=options.epochs,

@@ -12,6 +12,7 @@ from .auditing import AuditReport, audit
 from .config import TrainerConfig
 from .functional import fused_bias_loss, fused_linear_bias_loss
 from .gradient_reversal import GradientReversal, grad_reverse
+from .logit_adjustment import logit_adjustment
 from .memory import release_memory
 from .optimizers import OptimizerConfig
 from .sample_weights import independence_weights
@@ -33,6 +34,7 @@ __all__ = [
     "fused_linear_bias_loss",
     "grad_reverse",
     "independence_weights",
+    "logit_adjustment",
     "reference",
     "release_memory",
 ]

@@ -28,6 +28,9 @@ class Method:
         Whether the method has the term; where not, its coefficient is 0.
     grey : bool
         Whether the network sees grey images.
+    adjusted : bool
+        Whether the label loss is adjusted by what the bias tells about the label, and nothing else
+        is done (`lnl_ext.logit_adjustment`).
     """
 
     name: str
@@ -36,6 +39,7 @@ class Method:
     entropy_weight: bool = False
     confusion_weight: bool = False
     grey: bool = False
+    adjusted: bool = False
 
     @property
     def adversarial(self) -> bool:
@@ -90,6 +94,7 @@ METHODS = {
     for method in (
         Method("baseline", "task loss only"),
         Method("gray", "task loss on grey images", grey=True),
+        Method("adjusted", "logit adjustment by bias (Hong and Yang 2021)", adjusted=True),
         Method("blindeye", "confusion loss (Alvi et al. 2018)", confusion_weight=True),
         Method("grl", "gradient reversal (Ganin and Lempitsky 2015)", reversal=True),
         Method("entropy", "entropy of the bias prediction", entropy_weight=True),

@@ -52,12 +52,13 @@ def build_update(
     config: TrainerConfig,
     stepper: Stepper,
     sample_weights: Mapping[str, str],
+    logit_adjustment: str | None,
 ) -> JointUpdate | TwoStepUpdate:
     """Return the update of `config`, over all connected processes.
 
     With several processes each must call it, and the networks of process 0 become everybody's.
     """
-    parts = (features, classifier, adversaries, task_loss, sample_weights)
+    parts = (features, classifier, adversaries, task_loss, sample_weights, logit_adjustment)
     objectives: dict[str, Objective] = {"joint": JointObjective(*parts)}
     two_step = config.update == "two_step" and bool(adversaries)
     if two_step:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lnl_ext.logit_adjustment import log_label_given_bias
 from lnl_ext.types import BiasLoss
 
 __all__ = ["check_sample_weight", "independence_weights", "weigh_samples"]
@@ -41,31 +42,12 @@ def independence_weights(labels: Tensor, bias: Tensor, *, maximum: float = 10.0)
     TypeError, ValueError
         Not integers, a negative class, the wrong shape, or `maximum` not above 0.
     """
-    columns = bias[:, None] if bias.dim() == 1 else bias
-    for name, given in (("labels", labels), ("bias", columns)):
-        if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
-            raise TypeError(f"{name} has dtype {given.dtype}, expected integers")
-    if labels.dim() != 1 or columns.dim() != 2 or len(columns) != len(labels):
-        raise ValueError(
-            f"labels have shape {tuple(labels.shape)} and bias {tuple(bias.shape)}, expected (N,) "
-            "and (N,) or (N, K)"
-        )
     if not maximum > 0:
         raise ValueError(f"maximum is {maximum}, expected a number above 0")
-    if not len(labels):
-        return torch.empty(0, device=labels.device)
-    if int(labels.min()) < 0 or int(columns.min()) < 0:
-        raise ValueError("labels and bias must be classes from 0: leave out samples without one")
-    labels, columns = labels.long(), columns.long()
+    log_given_bias = log_label_given_bias(labels, bias)
+    labels = labels.long()
     count = torch.bincount(labels).double()
-    joint = count.log().expand(len(labels), -1)
-    for column in columns.unbind(1):
-        classes = int(column.max()) + 1
-        pairs = torch.bincount(column * len(count) + labels, minlength=classes * len(count))
-        # Half a sample more for every pair: no probability is 0.
-        smoothed = pairs.double().view(classes, -1) + 0.5
-        joint = joint + (smoothed / smoothed.sum(0)).log()[column]
-    given_bias = joint.softmax(1).gather(1, labels[:, None]).squeeze(1)
+    given_bias = log_given_bias.exp().gather(1, labels[:, None]).squeeze(1)
     return (count[labels] / len(labels) / given_bias).clamp(max=maximum).float()
 
 

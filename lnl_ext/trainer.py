@@ -72,6 +72,9 @@ class Trainer:
     sample_weights : mapping of str to str, optional
         For adversaries with ``reduction="sum"``: under which name their weights of the samples
         stand among the batches' bias targets (`lnl_ext.independence_weights`).
+    logit_adjustment : str, optional
+        Under which name the batches' bias targets have what is added to the class logits in the
+        task loss, and in it only: ``(N, C)`` floating point (`lnl_ext.logit_adjustment`).
 
     Examples
     --------
@@ -99,6 +102,7 @@ class Trainer:
         task_loss: TaskLoss = F.cross_entropy,
         image_transform: Callable[[Tensor], Tensor] | None = None,
         sample_weights: Mapping[str, str] | None = None,
+        logit_adjustment: str | None = None,
     ) -> None:
         self.config = config = TrainerConfig() if config is None else config
         self.features = features
@@ -111,6 +115,8 @@ class Trainer:
             raise ValueError(f"sample_weights: there is no adversary {sorted(unknown)[0]!r}")
         self.image_transform = image_transform
         self._bias_names = [*self.adversaries, *sample_weights.values()]
+        if logit_adjustment is not None:
+            self._bias_names.append(logit_adjustment)
         self.device = next((p.device for p in features.parameters()), torch.device("cpu"))
         self.step = 0
         self.steps_per_epoch: int | None = None
@@ -132,6 +138,7 @@ class Trainer:
             config,
             self.stepper,
             sample_weights,
+            logit_adjustment,
         )
         self._counter = BatchCounter(self.adversaries)
         self._meter = LossMeter()

@@ -44,6 +44,8 @@ class Objective(nn.Module):
     sample_weights : mapping of str to str
         For the adversaries whose samples do not all weigh alike: under which name their weights
         stand among the bias targets.
+    logit_adjustment : str, optional
+        Under which name the bias targets have what is added to the class logits in the task loss.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Objective(nn.Module):
         adversaries: Mapping[str, BiasAdversary],
         task_loss: TaskLoss,
         sample_weights: Mapping[str, str] | None = None,
+        logit_adjustment: str | None = None,
     ) -> None:
         super().__init__()
         sample_weights = {} if sample_weights is None else sample_weights
@@ -75,6 +78,7 @@ class Objective(nn.Module):
         self.names = list(adversaries)
         self.task_loss = task_loss
         self.sample_weights = dict(sample_weights)
+        self.logit_adjustment = logit_adjustment
 
     def named_adversaries(self) -> Iterator[tuple[str, BiasAdversary]]:
         """Pairs of name and adversary."""
@@ -93,9 +97,24 @@ class Objective(nn.Module):
         # Of a sum all denominators are the same number.
         return {"sample_weight": weight if given is None else weight / given[0, 0]}
 
-    def _task(self, tap: Tensor, labels: Tensor, shares: Shares | None) -> tuple[Tensor, Terms]:
+    def _task(
+        self,
+        tap: Tensor,
+        labels: Tensor,
+        bias: Mapping[str, Tensor],
+        shares: Shares | None,
+    ) -> tuple[Tensor, Terms]:
         logits = self.classifier(tap)
-        loss = self.task_loss(logits, labels)
+        adjusted = logits
+        if self.logit_adjustment is not None:
+            added = bias[self.logit_adjustment]
+            if added.shape != logits.shape:
+                raise ValueError(
+                    f"logit adjustment {self.logit_adjustment!r} has shape {tuple(added.shape)}, "
+                    f"expected {tuple(logits.shape)}, the shape of the class logits"
+                )
+            adjusted = logits + added
+        loss = self.task_loss(adjusted, labels)
         accuracy = (logits.detach().argmax(1) == labels).float().mean()
         terms = {"label_loss": loss.detach(), "label_accuracy": accuracy}
         return loss if shares is None else loss * shares.task.to(loss.dtype), terms
@@ -125,7 +144,7 @@ class JointObjective(Objective):
         their gradients 0. So the value of the loss may be NaN: nobody reads it.
         """
         tap = self.features(images)
-        total, terms = self._task(tap, labels, shares)
+        total, terms = self._task(tap, labels, bias, shares)
         seen = tap.detach() if detached else tap
         for name, adversary in self.named_adversaries():
             reduction = self._reduction(name, bias, shares)
@@ -164,7 +183,7 @@ class FoolObjective(Objective):
     ) -> tuple[Tensor, Terms]:
         """Return ``Lc - sum of entropy_weight * H`` (its gradient, at least) and the terms."""
         tap = self.features(images)
-        total, terms = self._task(tap, labels, shares)
+        total, terms = self._task(tap, labels, bias, shares)
         for name, adversary in self.named_adversaries():
             # reversal=0 leaves the entropy as the only part with a gradient.
             result = _head_loss(

@@ -99,7 +99,11 @@ class TrainOptions(DataOptions):
         "training images: crop (random part, mirrored), flip (mirrored), none",
         choices=("crop", "flip", "none"),
     )
-    method: str = option("lnl", "what to train", choices=tuple(METHODS))
+    method: str = option(
+        "lnl",
+        "what to train",
+        choices=tuple(name for name, method in METHODS.items() if not method.adjusted),
+    )
     update: str = option(
         "joint",
         "a step for the network and the heads together (joint), or the paper's authors' two steps",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..logit_adjustment import logit_adjustment
 from ..sample_weights import independence_weights
 from .idx import read_mnist_split
 from .safe_npy import load_npy
@@ -94,7 +95,8 @@ class ColoredMNIST(Dataset[Batch]):
         ``IGNORE_INDEX`` for those of the other digits. ``"color_within_digit"``: ``(N, 30)``, those
         three of every digit alone. ``"color_weight"``: ``(N,)`` float32, the
         sample weights under which ``"color"`` tells nothing about the digit
-        (`lnl_ext.independence_weights`).
+        (`lnl_ext.independence_weights`). ``"color_adjustment"``: ``(N, 10)`` float32, what
+        ``"color"`` tells about the digit (`lnl_ext.logit_adjustment`).
     source : pathlib.Path
         The file or folder that was read.
 
@@ -155,6 +157,7 @@ class ColoredMNIST(Dataset[Batch]):
             "color_and_digit": both,
             "color_within_digit": both[:, 3:],
             "color_weight": independence_weights(self.labels, color),
+            "color_adjustment": logit_adjustment(self.labels, color, classes=len(MEAN_COLORS)),
         }
 
     def __len__(self) -> int:

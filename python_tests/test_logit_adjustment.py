@@ -1,0 +1,147 @@
+"""The label loss whose logits are adjusted by what the bias tells about the label."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from lnl_ext import OptimizerConfig, Trainer, TrainerConfig, independence_weights, logit_adjustment
+from lnl_ext.batches import TensorBatches
+
+
+def biased_set(samples: int = 20_000) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels, a bias that agrees with nine in ten, and images: a weak sign of the label, the bias.
+
+    The sign agrees with eight in ten whatever the bias, so that the bias is the better one.
+    """
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(2, (samples,), generator=generator)
+    agree = torch.rand(2, samples, generator=generator)
+    bias = torch.where(agree[0] < 0.9, labels, 1 - labels)
+    sign = torch.where(agree[1] < 0.8, labels, 1 - labels)
+    return labels, bias, 2.0 * torch.stack([sign, bias], 1) - 1
+
+
+def test_it_is_the_logarithm_of_the_share_of_each_label() -> None:
+    labels = torch.tensor([0, 0, 0, 1, 1, 0, 1, 1, 1, 1]).repeat(1000)
+    bias = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 1, 1]).repeat(1000)
+    found = logit_adjustment(labels, bias)
+    assert found.dtype == torch.float32
+    share = torch.tensor([[3 / 4, 1 / 4], [1 / 6, 5 / 6]])
+    torch.testing.assert_close(found.exp(), share[bias], rtol=2e-3, atol=0)
+    torch.testing.assert_close(found.exp().sum(1), torch.ones(10_000))
+
+
+def test_columns_are_independent_given_the_label() -> None:
+    torch.manual_seed(0)
+    labels = torch.randint(3, (50_000,))
+    noise = torch.randint(3, (50_000, 2))
+    bias = torch.where(torch.rand(50_000, 2) < 0.5, labels[:, None], noise)
+    found = logit_adjustment(labels, bias).exp()
+    for first, second in ((0, 0), (0, 1)):
+        rows = (bias[:, 0] == first) & (bias[:, 1] == second)
+        share = torch.bincount(labels[rows], minlength=3) / rows.sum()
+        torch.testing.assert_close(found[rows][0], share, rtol=0, atol=0.02)
+
+
+def test_the_weights_of_independence_are_its_inverse() -> None:
+    labels, bias, _ = biased_set(2000)
+    chosen = logit_adjustment(labels, bias).gather(1, labels[:, None]).squeeze(1)
+    share = torch.bincount(labels)[labels] / 2000
+    torch.testing.assert_close(independence_weights(labels, bias), share / chosen.exp())
+
+
+def test_a_class_without_samples_is_not_adjusted() -> None:
+    labels = torch.tensor([0, 2, 2, 0])
+    found = logit_adjustment(labels, torch.tensor([0, 0, 1, 1]), classes=4)
+    assert found.shape == (4, 4)
+    assert (found[:, [1, 3]] == 0).all()
+    assert found.isfinite().all()
+
+
+def test_odd_sizes() -> None:
+    none = torch.empty(0, dtype=torch.long)
+    assert logit_adjustment(none, none, classes=3).shape == (0, 3)
+    labels = torch.tensor([0, 1, 1])
+    without = logit_adjustment(labels, torch.empty(3, 0, dtype=torch.long))
+    torch.testing.assert_close(without.exp(), torch.tensor([[1 / 3, 2 / 3]]).expand(3, -1))
+    torch.testing.assert_close(
+        logit_adjustment(labels.to(torch.uint8), labels.to(torch.int32)),
+        logit_adjustment(labels, labels),
+    )
+
+
+def test_what_cannot_be_counted_is_refused() -> None:
+    labels = torch.tensor([0, 1, 2])
+    with pytest.raises(TypeError, match=r"labels has dtype torch\.float32, expected integers"):
+        logit_adjustment(labels.float(), labels)
+    with pytest.raises(ValueError, match=r"labels have shape \(3,\) and bias \(2,\)"):
+        logit_adjustment(labels, labels[:2])
+    with pytest.raises(ValueError, match="leave out samples without one"):
+        logit_adjustment(torch.tensor([0, -1, 1]), labels)
+    with pytest.raises(ValueError, match="labels has class 2, expected less than 2"):
+        logit_adjustment(labels, labels, classes=2)
+
+
+@pytest.mark.parametrize("update", ["joint", "two_step"])
+def test_a_classifier_that_is_told_the_bias_does_not_learn_it(update: str) -> None:
+    """Its weights come to those of the log-odds of a sign that is right in eight of ten."""
+    labels, bias, images = biased_set()
+
+    def train(adjusted: bool) -> Tensor:
+        torch.manual_seed(0)
+        classifier = nn.Linear(2, 2)
+        optimizer = OptimizerConfig(learning_rate=1e-2)
+        config = TrainerConfig(epochs=4, update=update, optimizer=optimizer)
+        trainer = Trainer(
+            nn.Identity(),
+            classifier,
+            {},
+            config,
+            logit_adjustment="adjustment" if adjusted else None,
+        )
+        targets = {"adjustment": logit_adjustment(labels, bias)}
+        trainer.fit(TensorBatches(images, labels, targets, batch_size=100), progress=False)
+        weight = classifier.weight.detach()
+        return weight[1] - weight[0]  # the log-odds of a sign of 1 against none
+
+    sign = torch.tensor(4.0).log()  # 2 w = 2 log(.8 / .2)
+    told, untold = train(True), train(False)
+    torch.testing.assert_close(told, torch.stack([sign, torch.tensor(0.0)]), rtol=0, atol=0.15)
+    torch.testing.assert_close(
+        untold, torch.stack([sign, torch.tensor(9.0).log()]), rtol=0, atol=0.15
+    )
+
+
+def test_accuracy_is_that_of_the_logits_as_they_are() -> None:
+    labels = torch.tensor([0, 1, 0, 1])
+    images = torch.eye(2)[labels]
+    classifier = nn.Linear(2, 2, bias=False)
+    classifier.weight.data.copy_(torch.eye(2))
+    trainer = Trainer(
+        nn.Identity(),
+        classifier,
+        config=TrainerConfig(epochs=1),
+        logit_adjustment="wrong",
+        task_loss=lambda logits, labels: F.cross_entropy(logits, labels) * 0,
+    )
+    wrong = 9.0 * torch.eye(2)[1 - labels]
+    history = trainer.fit(
+        TensorBatches(images, labels, {"wrong": wrong}, batch_size=4), progress=False
+    )
+    assert history[0]["label_accuracy"] == 1
+
+
+def test_an_adjustment_that_does_not_fit_is_refused() -> None:
+    labels = torch.tensor([0, 1])
+    trainer = Trainer(nn.Linear(3, 4), nn.Linear(4, 2), logit_adjustment="adjustment")
+    images = torch.randn(2, 3)
+    with pytest.raises(ValueError, match=r"'adjustment' has shape \(2, 1\), expected \(2, 2\)"):
+        trainer.fit(
+            TensorBatches(images, labels, {"adjustment": torch.zeros(2, 1)}, batch_size=2),
+            progress=False,
+        )
+    with pytest.raises(KeyError, match="no bias target for 'adjustment'"):
+        trainer.fit(TensorBatches(images, labels, {}, batch_size=2), progress=False)
