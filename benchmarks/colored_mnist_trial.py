@@ -2,8 +2,9 @@
 
     python benchmarks/colored_mnist_trial.py --head color_within_digit:0.1:0.01 --adjust
 
-trains on the first 55,000 training digits and measures on the last 5,000, coloured like the test
-set. Appends a line with the settings to ``benchmarks/results/colored_mnist_trials.jsonl``.
+trains on the first 55,000 training digits and measures accuracy and leakage on the last 5,000,
+coloured like the test set. Appends a line with the settings to
+``benchmarks/results/colored_mnist_trials.jsonl``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from colored_mnist import MNIST, RESULTS, Data, accuracy, train_method
+from colored_mnist import (
+    MNIST,
+    PROBE_SAMPLES,
+    RESULTS,
+    Data,
+    accuracy,
+    probe_color,
+    train_method,
+)
 from torch import nn
 
 from lnl_ext.data import ColoredMNIST
@@ -123,7 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ColoredMNIST, options.data_root, variance=options.variance, seed=options.seed
     )
     held_out = load(indices=range(digits - HELD_OUT, digits), biased=False)
-    data = Data(load(indices=rows), held_out, held_out, held_out)
+    probed = load(indices=rows[:PROBE_SAMPLES], biased=False)
+    data = Data(load(indices=rows), held_out, probed, held_out)
     without_heads = "adjusted" if options.adjust else "baseline"
     trainer = train_method(
         "lnl" if options.head else without_heads,
@@ -135,6 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         evaluate=lambda trainer: {},
     )[-1]
     last = nn.Sequential(trainer.features, trainer.classifier)
+    leaks = probe_color(trainer.inference_modules()[0], data, options.seed)
     settings = {
         "variance": options.variance,
         "heads": [
@@ -153,6 +164,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "seed": options.seed,
         "held_out_last": round(predict(last, held_out.batches(500)).accuracy, 4),
         "held_out_averaged": round(accuracy(trainer, held_out), 4),
+        "leakage": round(leaks.accuracy, 4),
+        "leakage_chance": round(leaks.majority, 4),
+        "information": round(leaks.information, 4),
         "minutes": round(trainer.seconds / 60, 2),
     }
     line = json.dumps(settings)

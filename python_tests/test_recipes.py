@@ -213,6 +213,7 @@ def test_a_trial_trains_on_other_digits_than_it_measures_on(tmp_path, monkeypatc
             "--head=color:0.3:1:weighed",
             "--head=color_within_digit:0.1:0.2",
             "--samples=64",
+            "--adjust",
             "--train-samples=64",
             f"--results={results}",
         ]
@@ -227,7 +228,12 @@ def test_a_trial_trains_on_other_digits_than_it_measures_on(tmp_path, monkeypatc
     assert seen["recipe"].sample_weights(get_method("lnl")) == {"color": "color_weight"}
     (line,) = map(json.loads, results.read_text().splitlines())
     assert line["heads"] == [["color", 0.3, 1.0, True], ["color_within_digit", 0.1, 0.2, False]]
-    assert 0 <= line["held_out_last"] <= 1
+    assert line["adjusted"]
+    assert seen["recipe"].adjustment(get_method("lnl")) == "color_adjustment"
+    assert seen["data"].probe_train.labels.tolist() == train.labels.tolist()
+    assert not seen["data"].probe_train.biased
+    for name in ("held_out_last", "held_out_averaged", "leakage"):
+        assert 0 <= line[name] <= 1
 
 
 def test_a_trial_refuses_a_head_that_does_not_exist(capsys):
