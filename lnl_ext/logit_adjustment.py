@@ -8,7 +8,9 @@ from torch import Tensor
 __all__ = ["log_label_given_bias", "logit_adjustment"]
 
 
-def logit_adjustment(labels: Tensor, bias: Tensor, *, classes: int | None = None) -> Tensor:
+def logit_adjustment(
+    labels: Tensor, bias: Tensor, *, classes: int | None = None, ignore_index: int = -100
+) -> Tensor:
     """Logits of every label given the bias, to be added to a network's in its training loss.
 
     ``F.cross_entropy(logits + adjustment, labels)`` has its minimum where ``softmax(logits +
@@ -29,6 +31,8 @@ def logit_adjustment(labels: Tensor, bias: Tensor, *, classes: int | None = None
         ``(N,)`` or ``(N, K)`` integers from 0: the classes of one or of K biases.
     classes
         C, the number of classes; by default the largest label plus 1.
+    ignore_index
+        In `bias`: not known, which tells nothing.
 
     Returns
     -------
@@ -46,11 +50,13 @@ def logit_adjustment(labels: Tensor, bias: Tensor, *, classes: int | None = None
     >>> adjustment = lnl_ext.logit_adjustment(labels, bias)  # once, for the whole training set
     >>> loss = F.cross_entropy(classifier(tap) + adjustment[rows], labels[rows])
     """
-    given_bias = log_label_given_bias(labels, bias, classes=classes)
+    given_bias = log_label_given_bias(labels, bias, classes=classes, ignore_index=ignore_index)
     return given_bias.masked_fill(given_bias.isneginf(), 0.0).float()
 
 
-def log_label_given_bias(labels: Tensor, bias: Tensor, *, classes: int | None = None) -> Tensor:
+def log_label_given_bias(
+    labels: Tensor, bias: Tensor, *, classes: int | None = None, ignore_index: int | None = None
+) -> Tensor:
     """Return ``log p(label | bias)``, ``(N, C)`` float64, by Bayes' rule from counts.
 
     The bias columns are taken as independent given the label. Arguments and errors are those of
@@ -67,17 +73,24 @@ def log_label_given_bias(labels: Tensor, bias: Tensor, *, classes: int | None = 
         )
     if not len(labels):
         return torch.empty(0, classes or 0, dtype=torch.float64, device=labels.device)
-    if int(labels.min()) < 0 or (columns.numel() and int(columns.min()) < 0):
-        raise ValueError("labels and bias must be classes from 0: leave out samples without one")
     labels, columns = labels.long(), columns.long()
+    known = torch.ones_like(columns, dtype=torch.bool)
+    if ignore_index is not None:
+        known = columns != ignore_index
+    if int(labels.min()) < 0 or bool((columns[known] < 0).any()):
+        raise ValueError("labels and bias must be classes from 0: leave out samples without one")
     if classes is not None and int(labels.max()) >= classes:
         raise ValueError(f"labels has class {int(labels.max())}, expected less than {classes}")
     count = torch.bincount(labels, minlength=classes or 0).double()
     joint = count.log().expand(len(labels), -1)
-    for column in columns.unbind(1):
+    for column, is_known in zip(columns.unbind(1), known.unbind(1), strict=True):
+        rows = is_known.nonzero().squeeze(1)
+        if not len(rows):
+            continue
+        column = column[rows]
         values = int(column.max()) + 1
-        pairs = torch.bincount(column * len(count) + labels, minlength=values * len(count))
+        pairs = torch.bincount(column * len(count) + labels[rows], minlength=values * len(count))
         # Half a sample more for every pair: no probability is 0.
         smoothed = pairs.double().view(values, -1) + 0.5
-        joint = joint + (smoothed / smoothed.sum(0)).log()[column]
+        joint = joint.index_add(0, rows, (smoothed / smoothed.sum(0)).log()[column])
     return joint.log_softmax(1)

@@ -149,6 +149,37 @@ def test_augmentation_in_workers_repeats(table: Path, tmp_path: Path) -> None:
     assert same(weights(tmp_path / "one"), weights(tmp_path / "two"))
 
 
+def test_the_label_loss_is_told_the_bias(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = ["--pretrain-epochs=0", "--epochs=0.5", "--reversal=0", "--entropy-weight=0"]
+    trained = {}
+    for name, more in (
+        ("lnl", []),
+        ("told", ["--logit-adjustment"]),
+        ("baseline", ["--method=baseline"]),
+        ("adjusted", ["--method=adjusted"]),
+    ):
+        assert main(train_flags(table, tmp_path / name, *short, *more)) == 0
+        said = "the bias alone would name the label of" in capsys.readouterr().out
+        assert said == (name in ("told", "adjusted"))
+        trained[name] = weights(tmp_path / name)
+    assert not same(trained["told"], trained["lnl"])
+    assert not same(trained["adjusted"], trained["baseline"])
+
+
+def test_an_adjustment_without_a_bias_is_refused(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", f"--csv={table}", "--label-column=disease", f"--output={tmp_path}/run"]
+    for more in (["--method=adjusted"], ["--method=baseline", "--logit-adjustment"]):
+        assert main([*command, *more]) == 2
+        assert "adjusted by a bias: give --bias-column NAME" in capsys.readouterr().err
+    named = ["--method=adjusted", "--bias-column=logit_adjustment"]
+    assert main([*command, *named]) == 2
+    assert "give the column another name" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("method", ["baseline", "gray", "blindeye", "grl"])
 def test_every_method_trains(table: Path, tmp_path: Path, method: str) -> None:
     more = [f"--method={method}", "--pretrain-epochs=0", "--epochs=0.5"]

@@ -61,6 +61,24 @@ def test_a_class_without_samples_is_not_adjusted() -> None:
     assert found.isfinite().all()
 
 
+def test_a_bias_that_is_not_known_tells_nothing() -> None:
+    torch.manual_seed(0)
+    labels, bias = torch.randint(3, (500,)), torch.randint(4, (500,))
+    known = logit_adjustment(labels, bias)
+    unknown = torch.full_like(bias, -100)
+    torch.testing.assert_close(logit_adjustment(labels, torch.stack([bias, unknown], 1)), known)
+    # Twice the samples, half of them without a bias: they count as labels only.
+    twice = logit_adjustment(labels.repeat(2), torch.cat([bias, unknown]))
+    torch.testing.assert_close(twice[:500], known)
+    share = (torch.bincount(labels) / 500).log()
+    torch.testing.assert_close(twice[500:], share.expand(500, -1))
+    other = torch.where(bias == 1, -1, bias)
+    torch.testing.assert_close(
+        logit_adjustment(labels, other, ignore_index=-1)[bias == 1],
+        share.expand(int((bias == 1).sum()), -1),
+    )
+
+
 def test_odd_sizes() -> None:
     none = torch.empty(0, dtype=torch.long)
     assert logit_adjustment(none, none, classes=3).shape == (0, 3)
@@ -79,8 +97,11 @@ def test_what_cannot_be_counted_is_refused() -> None:
         logit_adjustment(labels.float(), labels)
     with pytest.raises(ValueError, match=r"labels have shape \(3,\) and bias \(2,\)"):
         logit_adjustment(labels, labels[:2])
+    for wrong in (labels - 1, labels - 100):
+        with pytest.raises(ValueError, match="leave out samples without one"):
+            logit_adjustment(wrong, labels)
     with pytest.raises(ValueError, match="leave out samples without one"):
-        logit_adjustment(torch.tensor([0, -1, 1]), labels)
+        logit_adjustment(labels, labels - 1)
     with pytest.raises(ValueError, match="labels has class 2, expected less than 2"):
         logit_adjustment(labels, labels, classes=2)
 

@@ -10,7 +10,17 @@ from ..errors import UserError
 from ..methods import METHODS
 from .arguments import option
 
-__all__ = ["EvaluateOptions", "ModelOptions", "PredictOptions", "ProbeOptions", "TrainOptions"]
+__all__ = [
+    "ADJUSTMENT",
+    "EvaluateOptions",
+    "ModelOptions",
+    "PredictOptions",
+    "ProbeOptions",
+    "TrainOptions",
+]
+
+ADJUSTMENT = "logit_adjustment"
+"""What the adjustment of the label loss is called among the bias targets of the batches."""
 
 _LARGEST_SEED = 2**32 - 1  # NumPy's
 
@@ -99,10 +109,9 @@ class TrainOptions(DataOptions):
         "training images: crop (random part, mirrored), flip (mirrored), none",
         choices=("crop", "flip", "none"),
     )
-    method: str = option(
-        "lnl",
-        "what to train",
-        choices=tuple(name for name, method in METHODS.items() if not method.adjusted),
+    method: str = option("lnl", "what to train", choices=tuple(METHODS))
+    logit_adjustment: bool = option(
+        False, "tell the label loss how labels follow the bias, so that it does not ask for it"
     )
     update: str = option(
         "joint",
@@ -130,6 +139,11 @@ class TrainOptions(DataOptions):
         None, "steps between checkpoints, beside those at the end of epochs", minimum=1
     )
 
+    @property
+    def adjusts(self) -> bool:
+        """Whether the label loss is told the bias."""
+        return self.logit_adjustment or METHODS[self.method].adjusted
+
     def check(self) -> None:
         """Refuse options that do not go together.
 
@@ -150,7 +164,14 @@ class TrainOptions(DataOptions):
                 f"method {self.method} unlearns a bias: give --bias-column NAME, or "
                 "--method baseline"
             )
+        if self.adjusts and not self.bias_column:
+            raise UserError("the label loss is adjusted by a bias: give --bias-column NAME")
         names = [BiasColumn.parse(text).name for text in self.bias_column]
+        if self.adjusts and ADJUSTMENT in names:
+            raise UserError(
+                f"bias-column is {ADJUSTMENT!r}, which the adjustment is called: give the column "
+                "another name"
+            )
         if METHODS[self.method].adversarial and "label" in names:
             raise UserError(
                 "bias-column is 'label', which the figures of a run call the task: give the "

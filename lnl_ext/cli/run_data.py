@@ -16,11 +16,12 @@ from ..data.table import IGNORE, BiasColumn, class_names
 from ..distributed import Processes
 from ..errors import UserError
 from ..files import check_names
-from .options import TrainOptions
+from ..logit_adjustment import logit_adjustment
+from .options import ADJUSTMENT, TrainOptions
 from .run_folder import split_text
 from .samples import Samples, bias_classes, counts, encoded, read_samples
 
-__all__ = ["RunData", "training_batches"]
+__all__ = ["RunData", "label_adjustment", "training_batches"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,10 +130,23 @@ def _split(samples: Samples, options: TrainOptions) -> tuple[Samples, Samples, l
     return samples.part(chosen["train"]), samples.part(chosen["validation"]), parts
 
 
+def label_adjustment(data: RunData) -> Tensor:
+    """Return what the bias tells about the label of every training image, ``(N, C)``."""
+    columns = torch.stack(list(data.train.bias.values()), 1)
+    return logit_adjustment(
+        data.train.labels, columns, classes=len(data.labels), ignore_index=IGNORE
+    )
+
+
 def training_batches(
-    samples: Samples, options: TrainOptions, processes: Processes
+    samples: Samples,
+    options: TrainOptions,
+    processes: Processes,
+    adjustment: Tensor | None = None,
 ) -> DataLoader[Sample]:
     """Return this process's share of shuffled batches, varied as the options say.
+
+    With the rows of an adjustment of the label loss, if there is one, as a bias target.
 
     Raises
     ------
@@ -156,8 +170,9 @@ def training_batches(
         drop_last=len(samples) >= options.batch_size,  # batch norm cannot take a batch of one
         processes=processes,
     )
+    more = {} if adjustment is None else {ADJUSTMENT: adjustment}
     return DataLoader(
-        samples.dataset(transform),
+        samples.dataset(transform, more),
         batch_sampler=sampler,
         num_workers=options.workers,
         generator=sampler.generator,

@@ -50,9 +50,11 @@ class Samples:
         """Of the images."""
         return [self.table.paths[row] for row in self.rows]
 
-    def dataset(self, transform: Transform) -> ImageDataset:
-        """Return a data set of the images."""
-        return ImageDataset(self.paths, self.labels, self.bias, transform)
+    def dataset(
+        self, transform: Transform, more: Mapping[str, Tensor] | None = None
+    ) -> ImageDataset:
+        """Return a data set of the images, with more bias targets if there are any."""
+        return ImageDataset(self.paths, self.labels, self.bias | dict(more or {}), transform)
 
 
 def read_samples(
