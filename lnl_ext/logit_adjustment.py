@@ -5,40 +5,50 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["log_label_given_bias", "logit_adjustment"]
+__all__ = ["label_given_bias", "logit_adjustment"]
+
+_PRIOR_SAMPLES = 10.0
+"""So many samples more, of the labels' own shares, has every value of a bias.
+
+Without them a rare value would tell each of its few samples its own label.
+"""
 
 
 def logit_adjustment(
     labels: Tensor, bias: Tensor, *, classes: int | None = None, ignore_index: int = -100
 ) -> Tensor:
-    """Logits of every label given the bias, to be added to a network's in its training loss.
+    """Return what the bias tells about the label, to be added to the logits in the training loss.
 
-    ``F.cross_entropy(logits + adjustment, labels)`` has its minimum where ``softmax(logits +
-    adjustment)`` is ``p(label | image, bias)``: what the bias alone tells of the label is in the
-    adjustment, and the network has nothing to gain from telling it as well. In prediction the
-    logits are used as they are. The bias-balanced loss of Hong and Yang (NeurIPS 2021), which is
-    the logit adjustment of Menon et al. (ICLR 2021) by bias.
+    ``log p(label | bias) - log p(label)``. The minimum of ``F.cross_entropy(logits + adjustment,
+    labels)`` is where ``softmax(logits + adjustment)`` is ``p(label | image, bias)``: what the bias
+    alone tells of the label is in the adjustment, and the network has nothing to gain from telling
+    it as well. In prediction the logits are used as they are, and are those of a world with the
+    same shares of labels in which the bias tells nothing about them. The bias-balanced loss of
+    Hong and Yang (NeurIPS 2021), the logit adjustment of Menon et al. (ICLR 2021) by bias, but
+    for the shares of the labels, which are left as they are.
 
     It takes away the reason to use the bias, as far as the training set has exceptions to learn
     from, and leaves the bias in the features; a `BiasAdversary` removes it from there. Where the
-    bias gives every label away there are no exceptions, and nothing is left to learn.
+    bias gives every label away there are no exceptions, and nothing is left to learn. With label
+    smoothing the loss has its minimum elsewhere, at features that tell the opposite of the bias.
 
     Parameters
     ----------
     labels
         ``(N,)`` int64, classes from 0: those of the training set.
     bias
-        ``(N,)`` or ``(N, K)`` integers from 0: the classes of one or of K biases.
+        ``(N,)`` or ``(N, K)`` integers from 0: the classes of one bias, or of K that tell nothing
+        about each other where the label is known. Of others their sum is too much: give one column
+        with a class for every combination.
     classes
         C, the number of classes; by default the largest label plus 1.
     ignore_index
-        In `bias`: not known, which tells nothing.
+        In `bias`: not known, which is taken to tell nothing.
 
     Returns
     -------
     Tensor
-        ``(N, C)`` float32: ``log p(label = c | bias of the sample)``. 0 for a class that no sample
-        has: the loss then pushes its logits down as it would without the adjustment.
+        ``(N, C)`` float32. 0 for a class that no sample has.
 
     Raises
     ------
@@ -50,17 +60,20 @@ def logit_adjustment(
     >>> adjustment = lnl_ext.logit_adjustment(labels, bias)  # once, for the whole training set
     >>> loss = F.cross_entropy(classifier(tap) + adjustment[rows], labels[rows])
     """
-    given_bias = log_label_given_bias(labels, bias, classes=classes, ignore_index=ignore_index)
-    return given_bias.masked_fill(given_bias.isneginf(), 0.0).float()
+    log_label, log_given_bias = label_given_bias(
+        labels, bias, classes=classes, ignore_index=ignore_index
+    )
+    told = log_given_bias - log_label
+    return told.masked_fill_(log_label.isneginf(), 0.0)
 
 
-def log_label_given_bias(
+def label_given_bias(
     labels: Tensor, bias: Tensor, *, classes: int | None = None, ignore_index: int | None = None
-) -> Tensor:
-    """Return ``log p(label | bias)``, ``(N, C)`` float64, by Bayes' rule from counts.
+) -> tuple[Tensor, Tensor]:
+    """Return ``log p(label)``, ``(C,)``, and ``log p(label | bias)``, ``(N, C)``, both float32.
 
-    The bias columns are taken as independent given the label. Arguments and errors are those of
-    `logit_adjustment`.
+    From counts; of several bias columns by Bayes' rule, as if they were independent given the
+    label. Arguments and errors are those of `logit_adjustment`.
     """
     columns = bias[:, None] if bias.dim() == 1 else bias
     for name, given in (("labels", labels), ("bias", columns)):
@@ -72,7 +85,8 @@ def log_label_given_bias(
             "and (N,) or (N, K)"
         )
     if not len(labels):
-        return torch.empty(0, classes or 0, dtype=torch.float64, device=labels.device)
+        none = torch.empty(0, classes or 0, device=labels.device)
+        return torch.full((none.shape[1],), -torch.inf, device=labels.device), none
     labels, columns = labels.long(), columns.long()
     known = torch.ones_like(columns, dtype=torch.bool)
     if ignore_index is not None:
@@ -82,15 +96,16 @@ def log_label_given_bias(
     if classes is not None and int(labels.max()) >= classes:
         raise ValueError(f"labels has class {int(labels.max())}, expected less than {classes}")
     count = torch.bincount(labels, minlength=classes or 0).double()
-    joint = count.log().expand(len(labels), -1)
+    share = count / len(labels)
+    log_share = share.log().float()
+    given_bias = log_share.repeat(len(labels), 1)
     for column, is_known in zip(columns.unbind(1), known.unbind(1), strict=True):
         rows = is_known.nonzero().squeeze(1)
-        if not len(rows):
-            continue
-        column = column[rows]
-        values = int(column.max()) + 1
-        pairs = torch.bincount(column * len(count) + labels[rows], minlength=values * len(count))
-        # Half a sample more for every pair: no probability is 0.
-        smoothed = pairs.double().view(values, -1) + 0.5
-        joint = joint.index_add(0, rows, (smoothed / smoothed.sum(0)).log()[column])
-    return joint.log_softmax(1)
+        values, column = torch.unique(column[rows], return_inverse=True)
+        pairs = torch.bincount(
+            column * len(count) + labels[rows], minlength=len(values) * len(count)
+        )
+        pairs = pairs.double().view(len(values), len(count)) + _PRIOR_SAMPLES * share
+        told = (pairs / pairs.sum(1, keepdim=True) / share).log().nan_to_num(nan=0.0)
+        given_bias.index_add_(0, rows, told.float()[column])
+    return log_share, given_bias.log_softmax(1)

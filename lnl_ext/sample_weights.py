@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from lnl_ext.logit_adjustment import log_label_given_bias
+from lnl_ext.logit_adjustment import label_given_bias
 from lnl_ext.types import BiasLoss
 
 __all__ = ["check_sample_weight", "independence_weights", "weigh_samples"]
@@ -44,11 +43,10 @@ def independence_weights(labels: Tensor, bias: Tensor, *, maximum: float = 10.0)
     """
     if not maximum > 0:
         raise ValueError(f"maximum is {maximum}, expected a number above 0")
-    log_given_bias = log_label_given_bias(labels, bias)
+    log_label, log_given_bias = label_given_bias(labels, bias)
     labels = labels.long()
-    count = torch.bincount(labels).double()
-    given_bias = log_given_bias.exp().gather(1, labels[:, None]).squeeze(1)
-    return (count[labels] / len(labels) / given_bias).clamp(max=maximum).float()
+    own = log_given_bias.gather(1, labels[:, None]).squeeze(1)
+    return (log_label[labels] - own).exp().clamp(max=maximum)
 
 
 def check_sample_weight(
