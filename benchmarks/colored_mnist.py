@@ -377,7 +377,18 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=RESULTS, help="file to append the run to")
     parser.add_argument("--threads", type=int, help="CPU threads; torch's choice by default")
     parser.add_argument("--no-progress", action="store_true")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    check_recipe(parser, options.recipe, [options.method])
+    return options
+
+
+def check_recipe(parser: argparse.ArgumentParser, recipe: str, methods: Sequence[str]) -> None:
+    """Exit with a message where a method cannot have the recipe."""
+    try:
+        for method in map(get_method, methods):
+            get_recipe(recipe, method).adjustment(method)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

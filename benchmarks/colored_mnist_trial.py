@@ -74,7 +74,10 @@ def recipe(options: argparse.Namespace) -> Recipe:
     return dataclasses.replace(
         default,
         baseline=dataclasses.replace(
-            default.baseline, optimizer=optimizer, average_decay=options.average
+            default.baseline,
+            classifier_rate=options.classifier_rate,
+            optimizer=optimizer,
+            average_decay=options.average,
         ),
         unlearning=dataclasses.replace(
             unlearning,

@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from colored_mnist import MNIST, PAPER, Data, accuracy, probe_color, train_method
+from colored_mnist import (
+    MNIST,
+    PAPER,
+    Data,
+    accuracy,
+    check_recipe,
+    probe_color,
+    train_method,
+)
 from torch import Tensor, nn
 
 from lnl_ext import AuditReport, audit
@@ -239,7 +247,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("evidence_output"))
     parser.add_argument("--threads", type=int)
     parser.add_argument("--no-progress", action="store_true")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    check_recipe(parser, options.recipe, options.methods)
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from colored_mnist import MNIST, PAPER, RESULTS
+from colored_mnist import MNIST, PAPER, RESULTS, check_recipe
 
 from lnl_ext.data.colored_mnist import VARIANCES
 from lnl_ext.methods import METHODS
@@ -207,7 +207,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(ROWS))
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS))
     parser.add_argument("--variances", nargs="+", type=float, default=list(VARIANCES))
     parser.add_argument("--recipe", choices=list(RECIPES), default="default")
     parser.add_argument(
@@ -230,6 +230,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--figure", type=Path, help="draw accuracy against variance into this file")
     parser.add_argument("--table", action="store_true", help="print what there is, run nothing")
     options = parser.parse_args(arguments)
+    adjusts = RECIPES[options.recipe].logit_adjustment is not None
+    if options.methods is None:
+        options.methods = [name for name in ROWS if adjusts or not METHODS[name].adjusted]
+    check_recipe(parser, options.recipe, options.methods)
     if options.epochs is None and options.recipe != "paper":
         options.epochs = EPOCHS
     return options

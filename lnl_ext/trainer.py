@@ -37,6 +37,7 @@ Evaluate = Callable[["Trainer"], Mapping[str, float]]
 CHECKPOINT = "checkpoint.pt"
 """Name of the checkpoint in a run's output folder."""
 
+_NOTHING: dict[str, Any] = {"logit_adjustment": None, "sample_weights": {}}
 _CUDA_FLUSH = 50  # steps between transfers of the losses to the host, which wait for the device
 
 
@@ -74,7 +75,8 @@ class Trainer:
         stand among the batches' bias targets (`lnl_ext.independence_weights`).
     logit_adjustment : str, optional
         Under which name the batches' bias targets have what is added to the class logits in the
-        task loss, and in it only: ``(N, C)`` floating point (`lnl_ext.logit_adjustment`).
+        task loss, and in it only: ``(N, C)`` floating point (`lnl_ext.logit_adjustment`). The task
+        loss is then to be without label smoothing.
 
     Examples
     --------
@@ -114,6 +116,9 @@ class Trainer:
         if unknown := sample_weights.keys() - self.adversaries.keys():
             raise ValueError(f"sample_weights: there is no adversary {sorted(unknown)[0]!r}")
         self.image_transform = image_transform
+        self.logit_adjustment = logit_adjustment
+        # What the losses take from the batches, beside the targets of the adversaries.
+        self._taken = {"logit_adjustment": logit_adjustment, "sample_weights": sample_weights}
         self._bias_names = [*self.adversaries, *sample_weights.values()]
         if logit_adjustment is not None:
             self._bias_names.append(logit_adjustment)
@@ -220,6 +225,7 @@ class Trainer:
             stream = BatchStream(batches)
             check_alike(
                 config=self.config.to_dict(),
+                taken=self._taken,
                 adversaries=list(self.adversaries),
                 step=self.step,
                 batches=stream.steps,
@@ -381,6 +387,7 @@ class Trainer:
         broadcast_buffers(self._state.modules())
         state: dict[str, Any] = {
             "config": self.config.to_dict(),
+            "taken": self._taken,
             "step": self.step,
             "steps_per_epoch": self.steps_per_epoch,
             "seconds": self.seconds,
@@ -408,6 +415,7 @@ class Trainer:
         state = load_checkpoint(path)
         try:
             changes = changed_fields(state["config"], self.config.to_dict())
+            changes += changed_fields(state.get("taken", _NOTHING), self._taken)
             if changes:
                 raise ValueError(
                     f"it was written with another configuration ({'; '.join(changes)})"

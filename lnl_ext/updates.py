@@ -108,10 +108,11 @@ class Objective(nn.Module):
         adjusted = logits
         if self.logit_adjustment is not None:
             added = bias[self.logit_adjustment]
-            if added.shape != logits.shape:
+            if added.shape != logits.shape or not added.is_floating_point():
                 raise ValueError(
-                    f"logit adjustment {self.logit_adjustment!r} has shape {tuple(added.shape)}, "
-                    f"expected {tuple(logits.shape)}, the shape of the class logits"
+                    f"logit adjustment {self.logit_adjustment!r} is {tuple(added.shape)} "
+                    f"{added.dtype}, expected floating point {tuple(logits.shape)}, the shape of "
+                    "the class logits"
                 )
             adjusted = logits + added
         loss = self.task_loss(adjusted, labels)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from lnl_ext import OptimizerConfig, Trainer, TrainerConfig, independence_weights, logit_adjustment
 from lnl_ext.batches import TensorBatches
+from lnl_ext.checkpoint import CheckpointError
+from lnl_ext.trainer import CHECKPOINT
 
 
 def biased_set(samples: int = 20_000) -> tuple[Tensor, Tensor, Tensor]:
@@ -176,10 +180,28 @@ def test_an_adjustment_that_does_not_fit_is_refused() -> None:
     labels = torch.tensor([0, 1])
     trainer = Trainer(nn.Linear(3, 4), nn.Linear(4, 2), logit_adjustment="adjustment")
     images = torch.randn(2, 3)
-    with pytest.raises(ValueError, match=r"'adjustment' has shape \(2, 1\), expected \(2, 2\)"):
-        trainer.fit(
-            TensorBatches(images, labels, {"adjustment": torch.zeros(2, 1)}, batch_size=2),
-            progress=False,
-        )
+    for wrong, told in (
+        (torch.zeros(2, 1), r"\(2, 1\) torch.float32"),
+        (labels.expand(2, 2), "int64"),
+    ):
+        batches = TensorBatches(images, labels, {"adjustment": wrong}, batch_size=2)
+        with pytest.raises(ValueError, match=rf"'adjustment' is .*{told}, expected .* \(2, 2\)"):
+            trainer.fit(batches, progress=False)
     with pytest.raises(KeyError, match="no bias target for 'adjustment'"):
         trainer.fit(TensorBatches(images, labels, {}, batch_size=2), progress=False)
+
+
+def test_a_checkpoint_of_another_label_loss_is_refused(tmp_path: Path) -> None:
+    def trainer(name: str | None) -> Trainer:
+        torch.manual_seed(0)
+        return Trainer(nn.Linear(3, 4), nn.Linear(4, 2), logit_adjustment=name)
+
+    labels = torch.tensor([0, 1])
+    targets = {"adjustment": torch.zeros(2, 2)}
+    batches = TensorBatches(torch.randn(2, 3), labels, targets, batch_size=2)
+    for name, other in (("adjustment", None), (None, "adjustment")):
+        folder = tmp_path / str(name)
+        trainer(name).fit(batches, output=folder, progress=False)
+        trainer(name).load(folder / CHECKPOINT)
+        with pytest.raises(CheckpointError, match=f"logit_adjustment: {name!r}, now {other!r}"):
+            trainer(other).load(folder / CHECKPOINT)

@@ -72,6 +72,15 @@ def test_the_table_sets_means_beside_the_papers_figures():
     assert text[4] == "| grl | - | - |"
 
 
+def test_the_adjustment_has_a_row_where_the_recipe_has_one(capsys):
+    assert reproduce_table.parse([]).methods == list(reproduce_table.ROWS)
+    for recipe in ("paper", "unadjusted"):
+        assert reproduce_table.parse([f"--recipe={recipe}"]).methods == list(reproduce_table.PAPER)
+        with pytest.raises(SystemExit):
+            reproduce_table.parse([f"--recipe={recipe}", "--methods", "lnl", "adjusted"])
+        assert "'adjusted' needs a recipe with a logit adjustment" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def few_digits(tmp_path_factory):
     """A folder with the first digits of both of MNIST's splits."""

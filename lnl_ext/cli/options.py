@@ -111,7 +111,9 @@ class TrainOptions(DataOptions):
     )
     method: str = option("lnl", "what to train", choices=tuple(METHODS))
     logit_adjustment: bool = option(
-        False, "tell the label loss how labels follow the bias, so that it does not ask for it"
+        False,
+        "tell the label loss how labels follow the bias columns, so that it does not ask the "
+        "features for the bias",
     )
     update: str = option(
         "joint",
@@ -139,11 +141,6 @@ class TrainOptions(DataOptions):
         None, "steps between checkpoints, beside those at the end of epochs", minimum=1
     )
 
-    @property
-    def adjusts(self) -> bool:
-        """Whether the label loss is told the bias."""
-        return self.logit_adjustment or METHODS[self.method].adjusted
-
     def check(self) -> None:
         """Refuse options that do not go together.
 
@@ -164,10 +161,10 @@ class TrainOptions(DataOptions):
                 f"method {self.method} unlearns a bias: give --bias-column NAME, or "
                 "--method baseline"
             )
-        if self.adjusts and not self.bias_column:
+        if self.logit_adjustment and not self.bias_column:
             raise UserError("the label loss is adjusted by a bias: give --bias-column NAME")
         names = [BiasColumn.parse(text).name for text in self.bias_column]
-        if self.adjusts and ADJUSTMENT in names:
+        if self.logit_adjustment and ADJUSTMENT in names:
             raise UserError(
                 f"bias-column is {ADJUSTMENT!r}, which the adjustment is called: give the column "
                 "another name"

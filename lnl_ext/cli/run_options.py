@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import UserError
+from ..methods import METHODS
 from .arguments import build, read_toml, saved_value
 from .options import TrainOptions
 from .run_folder import CONFIG
@@ -43,6 +44,8 @@ def train_options(flags: Mapping[str, Any]) -> TrainOptions:
         layers.append(_from_file(Path(flags["config"])))
     # Sums over another number of threads round differently: it is part of what repeats a run.
     options = build(TrainOptions, {"threads": torch.get_num_threads()}, *layers, flags)
+    if METHODS[options.method].adjusted:  # and so says the run's configuration
+        options = dataclasses.replace(options, logit_adjustment=True)
     options.check()
     if options.weights not in ("none", "imagenet"):
         options = dataclasses.replace(options, weights=os.path.abspath(options.weights))

@@ -33,7 +33,7 @@ from .interruption import Interrupted, StoppableBatches, StopSignals
 from .leakage import Leakage, collect_features, measure
 from .options import ADJUSTMENT, TrainOptions
 from .report import Report, leakage_text, write_json
-from .run_data import RunData, label_adjustment, training_batches
+from .run_data import RunData, label_adjustment, told_by_the_bias, training_batches
 from .run_folder import CONFIG, MODEL, REPORT, SPLIT, ModelCard, check_output, save_weights
 from .run_options import train_options
 from .run_summary import Found, run_summary
@@ -85,7 +85,7 @@ def _trainer(
         adversaries,
         config,
         image_transform=method.image_transform(IMAGENET_MEAN, IMAGENET_STD),
-        logit_adjustment=ADJUSTMENT if options.adjusts else None,
+        logit_adjustment=ADJUSTMENT if options.logit_adjustment else None,
     )
 
 
@@ -181,7 +181,7 @@ def train(flags: Mapping[str, Any], processes: Processes) -> None:
     network = initial_network(options, len(data.labels), read=not goes_on)
     halves = split_network(network, options.tap)
     trainer = _trainer(options, data, network, halves, device)
-    adjustment = label_adjustment(data) if options.adjusts else None
+    adjustment = label_adjustment(data) if options.logit_adjustment else None
     batches = training_batches(data.train, options, processes, adjustment)
     if goes_on:
         if (folder / SPLIT).read_text(encoding="utf-8") != data.split:
@@ -195,11 +195,7 @@ def train(flags: Mapping[str, Any], processes: Processes) -> None:
     if processes.is_main:
         print(data.describe())
         if adjustment is not None:
-            likeliest = int((adjustment.argmax(1) == data.train.labels).sum())
-            print(
-                f"the bias alone would name the label of {likeliest} of {len(data.train)} training "
-                "images: the adjusted label loss learns from the others, mostly"
-            )
+            print(told_by_the_bias(data, adjustment))
         print(
             f"{options.arch}, bias heads at {halves.tap} "
             f"{tap_shape(halves.features, options.image_size)}, method {options.method}, {device}"

@@ -141,7 +141,10 @@ def trainer_settings(trainer: Trainer) -> dict[str, Any]:
         name: f"{type(adversary.head).__name__}; {adversary.extra_repr()}"
         for name, adversary in trainer.adversaries.items()
     }
-    return {**trainer.config.to_dict(), "bias heads": heads}
+    settings = {**trainer.config.to_dict(), "bias heads": heads}
+    if trainer.logit_adjustment is not None:
+        settings["logit adjustment"] = trainer.logit_adjustment
+    return settings
 
 
 def _page(summary: RunSummary) -> tuple[Page, str]:
