@@ -1,6 +1,6 @@
 """Try a recipe for coloured MNIST on held-out training digits; the test set stays unseen.
 
-    python benchmarks/colored_mnist_trial.py --head color_within_digit:0.1:0.01 --adjust
+    python benchmarks/colored_mnist_trial.py --adjust --head color_and_digit:0.03:0.003
 
 trains on the first 55,000 training digits and measures accuracy and leakage on the last 5,000,
 coloured like the test set. Appends a line with the settings to
