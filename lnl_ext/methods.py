@@ -94,11 +94,11 @@ METHODS = {
     for method in (
         Method("baseline", "task loss only"),
         Method("gray", "task loss on grey images", grey=True),
-        Method("adjusted", "logit adjustment by bias (Hong and Yang 2021)", adjusted=True),
         Method("blindeye", "confusion loss (Alvi et al. 2018)", confusion_weight=True),
         Method("grl", "gradient reversal (Ganin and Lempitsky 2015)", reversal=True),
         Method("entropy", "entropy of the bias prediction", entropy_weight=True),
         Method("lnl", "both (Kim et al. 2019, eq. 9)", reversal=True, entropy_weight=True),
+        Method("adjusted", "logit adjustment by bias (Hong and Yang 2021)", adjusted=True),
     )
 }
 """The methods by name."""
