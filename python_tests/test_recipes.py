@@ -82,9 +82,10 @@ def test_adversaries_take_the_batches_of_the_data(recipe, name):
         assert features.grad.abs().sum() > 0
 
 
-def test_heads_of_single_digits_count_per_sample_of_the_batch():
+@pytest.mark.parametrize("name", ["default", "unadjusted"])
+def test_heads_of_single_digits_count_per_sample_of_the_batch(name):
     """Their sums over the batch are those of 3 + 3 predictions a sample, absent digits included."""
-    recipe = RECIPES["unadjusted"]
+    recipe = RECIPES[name]
     (adversary,) = recipe.adversaries(get_method("lnl")).values()
     adversary.set_progress(1.0)
     dataset = ColoredMNIST(colored_mnist.MNIST, split="test", indices=range(recipe.batch_size))
