@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from .build import build_info  # first: says what is wrong when torch is missing or does not fit
+from lnl_ext.build import (
+    build_info,  # first: says what is wrong when torch is missing or does not fit
+)
 
 # isort: split
-from . import reference
-from ._version import __version__
-from .adversary import BiasAdversary
-from .auditing import AuditReport, audit
-from .config import TrainerConfig
-from .functional import fused_bias_loss, fused_linear_bias_loss
-from .gradient_reversal import GradientReversal, grad_reverse
-from .logit_adjustment import logit_adjustment
-from .memory import release_memory
-from .optimizers import OptimizerConfig
-from .sample_weights import independence_weights
-from .trainer import Trainer
-from .types import BiasLoss
+from lnl_ext import reference
+from lnl_ext._version import __version__
+from lnl_ext.adversary import BiasAdversary
+from lnl_ext.auditing import AuditReport, audit
+from lnl_ext.config import TrainerConfig
+from lnl_ext.functional import fused_bias_loss, fused_linear_bias_loss
+from lnl_ext.gradient_reversal import GradientReversal, grad_reverse
+from lnl_ext.logit_adjustment import logit_adjustment
+from lnl_ext.memory import release_memory
+from lnl_ext.optimizers import OptimizerConfig
+from lnl_ext.sample_weights import independence_weights
+from lnl_ext.trainer import Trainer
+from lnl_ext.types import BiasLoss
 
 __all__ = [
     "AuditReport",

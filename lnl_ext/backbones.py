@@ -18,7 +18,7 @@ import torchvision
 from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import DualGraphModule, NodePathTracer
 
-from .errors import UserError
+from lnl_ext.errors import UserError
 
 __all__ = ["Halves", "build_network", "default_tap", "output_layer", "split_network", "tap_names"]
 

@@ -12,7 +12,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import TypedDict
 
-from ._version import __version__
+from lnl_ext._version import __version__
 
 try:
     import torch
@@ -92,7 +92,7 @@ _facts = _read_facts(_compiled_file())
 _check_torch(_facts, torch.__version__, torch.version.cuda)
 
 try:
-    from . import _C
+    from lnl_ext import _C
 except ImportError as error:
     raise ImportError(
         f"lnl_ext was built for torch {_facts['torch']} and does not load with the installed torch "

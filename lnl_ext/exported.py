@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .errors import UserError
+from lnl_ext.errors import UserError
 
 __all__ = ["ExportedModel"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import UserError
+from lnl_ext.errors import UserError
 
 __all__ = ["check_names", "replacing", "write_whole"]
 

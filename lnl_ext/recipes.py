@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 from torch import nn
 
-from .adversary import BiasAdversary
-from .config import TrainerConfig
-from .methods import Method
-from .models import GlobalColorHead, SeparatePixelColorHeads
-from .optimizers import OptimizerConfig
-from .schedules import Piecewise, Schedule
+from lnl_ext.adversary import BiasAdversary
+from lnl_ext.config import TrainerConfig
+from lnl_ext.methods import Method
+from lnl_ext.models import GlobalColorHead, SeparatePixelColorHeads
+from lnl_ext.optimizers import OptimizerConfig
+from lnl_ext.schedules import Piecewise, Schedule
 
 __all__ = ["RECIPES", "HeadRecipe", "Recipe", "get_recipe"]
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import UserError
-from ..files import write_whole
+from lnl_ext.errors import UserError
+from lnl_ext.files import write_whole
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .training import train
-from .using import evaluate, predict, probe
+from lnl_ext.cli.training import train
+from lnl_ext.cli.using import evaluate, predict, probe
 
 __all__ = ["evaluate", "predict", "probe", "train"]

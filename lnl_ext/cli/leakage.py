@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batches import TensorBatches
-from ..data.table import IGNORE
-from ..distributed import gather_rows
-from ..evaluation import evaluating
-from ..heads import bias_head
-from ..probe import fresh_probe
+from lnl_ext.batches import TensorBatches
+from lnl_ext.data.table import IGNORE
+from lnl_ext.distributed import gather_rows
+from lnl_ext.evaluation import evaluating
+from lnl_ext.heads import bias_head
+from lnl_ext.probe import fresh_probe
 
 __all__ = ["Features", "Leakage", "collect_features", "measure"]
 

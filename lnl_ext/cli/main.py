@@ -14,19 +14,19 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .. import __version__
-from ..checkpoint import CheckpointError
-from ..distributed import (
+from lnl_ext import __version__
+from lnl_ext.checkpoint import CheckpointError
+from lnl_ext.cli.arguments import add_arguments
+from lnl_ext.cli.interruption import Interrupted, LostWorkerError, naming_lost_workers
+from lnl_ext.cli.options import EvaluateOptions, PredictOptions, ProbeOptions, TrainOptions
+from lnl_ext.distributed import (
     LostProcessError,
     Processes,
     from_environment,
     naming_lost_processes,
 )
-from ..errors import UserError
-from ..metrics import NonFiniteError
-from .arguments import add_arguments
-from .interruption import Interrupted, LostWorkerError, naming_lost_workers
-from .options import EvaluateOptions, PredictOptions, ProbeOptions, TrainOptions
+from lnl_ext.errors import UserError
+from lnl_ext.metrics import NonFiniteError
 
 __all__ = ["main"]
 
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = {name: value for name, value in flags.items() if value is not None}
     try:
         # Here, as they need torchvision and Pillow, which importing lnl_ext must not.
-        from ..data.images import TooManyUnreadableError, UnreadableImageError
+        from lnl_ext.data.images import TooManyUnreadableError, UnreadableImageError
 
         commands = importlib.import_module("lnl_ext.cli.commands")
     except ImportError as error:

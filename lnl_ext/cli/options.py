@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from ..data.bias_column import BiasColumn
-from ..errors import UserError
-from ..methods import METHODS
-from .arguments import option
+from lnl_ext.cli.arguments import option
+from lnl_ext.data.bias_column import BiasColumn
+from lnl_ext.errors import UserError
+from lnl_ext.methods import METHODS
 
 __all__ = [
     "ADJUSTMENT",

@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..evaluation import Predictions
-from ..files import write_whole
-from ..json_values import finite_or_none
-from ..reporting import ColumnReport, Leak, groups_of
-from ..reporting.tables import align
-from .leakage import Leakage
+from lnl_ext.cli.leakage import Leakage
+from lnl_ext.evaluation import Predictions
+from lnl_ext.files import write_whole
+from lnl_ext.json_values import finite_or_none
+from lnl_ext.reporting import ColumnReport, Leak, groups_of
+from lnl_ext.reporting.tables import align
 
 __all__ = ["Report", "leakage_text", "leaks", "write_json"]
 

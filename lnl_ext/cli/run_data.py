@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..batch_sampler import ShardedBatchSampler
-from ..data.images import Sample, evaluation_transform, training_transform
-from ..data.split import stratified_split
-from ..data.table import IGNORE, BiasColumn, class_names
-from ..distributed import Processes
-from ..errors import UserError
-from ..files import check_names
-from ..logit_adjustment import logit_adjustment
-from .options import ADJUSTMENT, TrainOptions
-from .run_folder import split_text
-from .samples import Samples, bias_classes, counts, encoded, read_samples
+from lnl_ext.batch_sampler import ShardedBatchSampler
+from lnl_ext.cli.options import ADJUSTMENT, TrainOptions
+from lnl_ext.cli.run_folder import split_text
+from lnl_ext.cli.samples import Samples, bias_classes, counts, encoded, read_samples
+from lnl_ext.data.images import Sample, evaluation_transform, training_transform
+from lnl_ext.data.split import stratified_split
+from lnl_ext.data.table import IGNORE, BiasColumn, class_names
+from lnl_ext.distributed import Processes
+from lnl_ext.errors import UserError
+from lnl_ext.files import check_names
+from lnl_ext.logit_adjustment import logit_adjustment
 
 __all__ = ["RunData", "label_adjustment", "training_batches"]
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from ..errors import UserError
-from ..methods import METHODS
-from .arguments import build, read_toml, saved_value
-from .options import TrainOptions
-from .run_folder import CONFIG
+from lnl_ext.cli.arguments import build, read_toml, saved_value
+from lnl_ext.cli.options import TrainOptions
+from lnl_ext.cli.run_folder import CONFIG
+from lnl_ext.errors import UserError
+from lnl_ext.methods import METHODS
 
 __all__ = ["train_options"]
 

@@ -8,15 +8,15 @@ from typing import NamedTuple
 
 import torchvision
 
-from ..distributed import Processes
-from ..evaluation import Predictions
-from ..reporting import Confusion, RunSummary, Table, trainer_settings
-from ..trainer import Trainer
-from .arguments import saved_value
-from .leakage import Leakage
-from .options import TrainOptions
-from .report import Report, leaks
-from .run_data import RunData
+from lnl_ext.cli.arguments import saved_value
+from lnl_ext.cli.leakage import Leakage
+from lnl_ext.cli.options import TrainOptions
+from lnl_ext.cli.report import Report, leaks
+from lnl_ext.cli.run_data import RunData
+from lnl_ext.distributed import Processes
+from lnl_ext.evaluation import Predictions
+from lnl_ext.reporting import Confusion, RunSummary, Table, trainer_settings
+from lnl_ext.trainer import Trainer
 
 __all__ = ["Found", "run_summary"]
 

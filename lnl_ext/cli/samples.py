@@ -10,11 +10,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..data.images import ImageDataset, Sample, Transform, evaluation_transform, readable
-from ..data.table import IGNORE, BiasColumn, Table, class_names, encode, read_folder, read_table
-from ..distributed import shard
-from ..errors import UserError
-from .options import DataOptions
+from lnl_ext.cli.options import DataOptions
+from lnl_ext.data.images import ImageDataset, Sample, Transform, evaluation_transform, readable
+from lnl_ext.data.table import (
+    IGNORE,
+    BiasColumn,
+    Table,
+    class_names,
+    encode,
+    read_folder,
+    read_table,
+)
+from lnl_ext.distributed import shard
+from lnl_ext.errors import UserError
 
 __all__ = ["Samples", "encoded", "evaluation_batches", "read_samples"]
 

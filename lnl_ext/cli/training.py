@@ -13,32 +13,40 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..adversary import BiasAdversary
-from ..backbones import Halves, split_network, tap_shape
-from ..config import TrainerConfig
-from ..data.images import IMAGENET_MEAN, IMAGENET_STD, Sample
-from ..data.table import IGNORE
-from ..distributed import Processes, gather_predictions, on_main
-from ..errors import UserError
-from ..evaluation import Predictions, predict
-from ..files import write_whole
-from ..heads import bias_head
-from ..methods import get_method
-from ..optimizers import OptimizerConfig
-from ..reporting import PAGE, write_run_page
-from ..schedules import Linear
-from ..trainer import CHECKPOINT, Trainer
-from .arguments import command_line, write_toml
-from .interruption import Interrupted, StoppableBatches, StopSignals
-from .leakage import Leakage, collect_features, measure
-from .options import ADJUSTMENT, TrainOptions
-from .report import Report, leakage_text, write_json
-from .run_data import RunData, label_adjustment, told_by_the_bias, training_batches
-from .run_folder import CONFIG, MODEL, REPORT, SPLIT, ModelCard, check_output, save_weights
-from .run_options import train_options
-from .run_summary import Found, run_summary
-from .samples import evaluation_batches
-from .weights import initial_network
+from lnl_ext.adversary import BiasAdversary
+from lnl_ext.backbones import Halves, split_network, tap_shape
+from lnl_ext.cli.arguments import command_line, write_toml
+from lnl_ext.cli.interruption import Interrupted, StoppableBatches, StopSignals
+from lnl_ext.cli.leakage import Leakage, collect_features, measure
+from lnl_ext.cli.options import ADJUSTMENT, TrainOptions
+from lnl_ext.cli.report import Report, leakage_text, write_json
+from lnl_ext.cli.run_data import RunData, label_adjustment, told_by_the_bias, training_batches
+from lnl_ext.cli.run_folder import (
+    CONFIG,
+    MODEL,
+    REPORT,
+    SPLIT,
+    ModelCard,
+    check_output,
+    save_weights,
+)
+from lnl_ext.cli.run_options import train_options
+from lnl_ext.cli.run_summary import Found, run_summary
+from lnl_ext.cli.samples import evaluation_batches
+from lnl_ext.cli.weights import initial_network
+from lnl_ext.config import TrainerConfig
+from lnl_ext.data.images import IMAGENET_MEAN, IMAGENET_STD, Sample
+from lnl_ext.data.table import IGNORE
+from lnl_ext.distributed import Processes, gather_predictions, on_main
+from lnl_ext.errors import UserError
+from lnl_ext.evaluation import Predictions, predict
+from lnl_ext.files import write_whole
+from lnl_ext.heads import bias_head
+from lnl_ext.methods import get_method
+from lnl_ext.optimizers import OptimizerConfig
+from lnl_ext.reporting import PAGE, write_run_page
+from lnl_ext.schedules import Linear
+from lnl_ext.trainer import CHECKPOINT, Trainer
 
 __all__ = ["train"]
 

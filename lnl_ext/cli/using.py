@@ -11,22 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backbones import build_network, output_layer, split_network, tap_shape
-from ..data.images import IMAGE_SUFFIXES, IMAGENET_MEAN, IMAGENET_STD
-from ..data.split import stratified_split
-from ..data.table import BiasColumn, Table, class_names, read_table
-from ..distributed import Processes
-from ..errors import UserError
-from ..evaluation import Predictions
-from ..evaluation import predict as run_model
-from ..exported import ExportedModel
-from ..files import check_names, replacing
-from ..methods import Grey
-from .arguments import build
-from .leakage import collect_features, measure
-from .options import EvaluateOptions, ModelOptions, PredictOptions, ProbeOptions
-from .report import Report, leakage_text, write_json
-from .run_folder import (
+from lnl_ext.backbones import build_network, output_layer, split_network, tap_shape
+from lnl_ext.cli.arguments import build
+from lnl_ext.cli.leakage import collect_features, measure
+from lnl_ext.cli.options import EvaluateOptions, ModelOptions, PredictOptions, ProbeOptions
+from lnl_ext.cli.report import Report, leakage_text, write_json
+from lnl_ext.cli.run_folder import (
     IMAGE_COLUMN,
     LABEL_COLUMN,
     MODEL,
@@ -37,8 +27,18 @@ from .run_folder import (
     run_files,
     trained_on,
 )
-from .samples import Samples, bias_classes, encoded, evaluation_batches, read_samples
-from .weights import put_weights
+from lnl_ext.cli.samples import Samples, bias_classes, encoded, evaluation_batches, read_samples
+from lnl_ext.cli.weights import put_weights
+from lnl_ext.data.images import IMAGE_SUFFIXES, IMAGENET_MEAN, IMAGENET_STD
+from lnl_ext.data.split import stratified_split
+from lnl_ext.data.table import BiasColumn, Table, class_names, read_table
+from lnl_ext.distributed import Processes
+from lnl_ext.errors import UserError
+from lnl_ext.evaluation import Predictions
+from lnl_ext.evaluation import predict as run_model
+from lnl_ext.exported import ExportedModel
+from lnl_ext.files import check_names, replacing
+from lnl_ext.methods import Grey
 
 __all__ = ["evaluate", "predict", "probe"]
 

@@ -8,10 +8,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from ..backbones import build_network, output_layer
-from ..errors import UserError
-from .options import TrainOptions
-from .run_folder import load_weights
+from lnl_ext.backbones import build_network, output_layer
+from lnl_ext.cli.options import TrainOptions
+from lnl_ext.cli.run_folder import load_weights
+from lnl_ext.errors import UserError
 
 __all__ = ["initial_network", "put_weights"]
 

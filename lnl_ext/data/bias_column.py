@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
-from ..errors import UserError
+from lnl_ext.errors import UserError
 
 __all__ = ["MISSING", "BiasColumn", "is_missing"]
 

@@ -8,8 +8,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from ..errors import UserError
-from .bias_column import BiasColumn, is_missing
+from lnl_ext.data.bias_column import BiasColumn, is_missing
+from lnl_ext.errors import UserError
 
 __all__ = ["CsvRows", "examples"]
 

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .label_cache import cached_arrays
-from .safe_npy import load_npy
+from lnl_ext.data.label_cache import cached_arrays
+from lnl_ext.data.safe_npy import load_npy
 
 __all__ = ["FEMALE", "MALE", "FaceFiles", "list_faces"]
 

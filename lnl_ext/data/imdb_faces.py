@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .face_files import FEMALE, MALE, list_faces
+from lnl_ext.data.face_files import FEMALE, MALE, list_faces
 
 __all__ = ["AGE_EDGES", "LABELS", "SPLITS", "Faces", "age_bins", "binary_age", "select_faces"]
 

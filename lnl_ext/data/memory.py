@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from .images import IMAGENET_MEAN, IMAGENET_STD
+from lnl_ext.data.images import IMAGENET_MEAN, IMAGENET_STD
 
 __all__ = ["AugmentedBatches", "normalize_imagenet"]
 

@@ -6,7 +6,7 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 
-from ..errors import UserError
+from lnl_ext.errors import UserError
 
 __all__ = ["stratified_split"]
 

@@ -16,9 +16,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from .bias_column import MISSING, BiasColumn
-from .csv_rows import CsvRows, examples
+from lnl_ext.data.bias_column import MISSING, BiasColumn
+from lnl_ext.data.csv_rows import CsvRows, examples
+from lnl_ext.errors import UserError
 
 __all__ = [
     "IGNORE",
@@ -184,7 +184,7 @@ def read_folder(
     """
     from torchvision.datasets.folder import find_classes, make_dataset
 
-    from .images import IMAGE_SUFFIXES
+    from lnl_ext.data.images import IMAGE_SUFFIXES
 
     root = Path(os.path.abspath(folder))
     try:

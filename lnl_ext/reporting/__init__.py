@@ -1,11 +1,18 @@
 """What a run found, for people: figures and a self-contained page."""
 
-from .environment import environment
-from .figures import confusion_figure, embedding_figure, history_figure, png
-from .groups import ColumnReport, groups_of
-from .page import Page
-from .run_page import PAGE, Confusion, Leak, RunSummary, trainer_settings, write_run_page
-from .tables import Table
+from lnl_ext.reporting.environment import environment
+from lnl_ext.reporting.figures import confusion_figure, embedding_figure, history_figure, png
+from lnl_ext.reporting.groups import ColumnReport, groups_of
+from lnl_ext.reporting.page import Page
+from lnl_ext.reporting.run_page import (
+    PAGE,
+    Confusion,
+    Leak,
+    RunSummary,
+    trainer_settings,
+    write_run_page,
+)
+from lnl_ext.reporting.tables import Table
 
 __all__ = [
     "PAGE",
