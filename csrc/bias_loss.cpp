@@ -151,7 +151,7 @@ at::Tensor prepare_upstream(const at::Tensor& grad_loss, const BiasLossArguments
 }  // namespace lnl
 
 TORCH_LIBRARY(lnl_ext, m) {
-  m.set_python_module("lnl_ext.ops");
+  m.set_python_module("lnl_ext.ops.bias_loss");
   m.def(
       "bias_loss(Tensor logits, Tensor target, Tensor? weight, Tensor? reversal, "
       "Tensor? entropy_weight, Tensor? confusion_weight, int ignore_index, float label_smoothing, "

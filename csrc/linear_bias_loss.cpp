@@ -46,7 +46,7 @@ Geometry prepare(LinearBiasLossArguments& arguments) {
 }  // namespace lnl
 
 TORCH_LIBRARY_FRAGMENT(lnl_ext, m) {
-  m.set_python_module("lnl_ext.ops_linear");
+  m.set_python_module("lnl_ext.ops.linear_bias_loss");
   m.def(
       "linear_bias_loss(Tensor features, Tensor head_weight, Tensor? head_bias, Tensor target, "
       "Tensor? weight, Tensor? reversal, Tensor? entropy_weight, Tensor? confusion_weight, "

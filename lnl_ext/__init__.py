@@ -15,11 +15,11 @@ from lnl_ext.config import TrainerConfig
 from lnl_ext.functional import fused_bias_loss, fused_linear_bias_loss
 from lnl_ext.gradient_reversal import GradientReversal, grad_reverse
 from lnl_ext.logit_adjustment import logit_adjustment
-from lnl_ext.memory import release_memory
+from lnl_ext.ops.memory import release_memory
+from lnl_ext.ops.types import BiasLoss
 from lnl_ext.optimizers import OptimizerConfig
 from lnl_ext.sample_weights import independence_weights
 from lnl_ext.trainer import Trainer
-from lnl_ext.types import BiasLoss
 
 __all__ = [
     "AuditReport",

@@ -7,9 +7,11 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from lnl_ext import ops, ops_linear, reference
-from lnl_ext.checks import Coefficient, check_bias_loss, check_linear_bias_loss
-from lnl_ext.types import BiasLoss
+from lnl_ext import reference
+from lnl_ext.ops import bias_loss as ops
+from lnl_ext.ops import linear_bias_loss as ops_linear
+from lnl_ext.ops.checks import Coefficient, check_bias_loss, check_linear_bias_loss
+from lnl_ext.ops.types import BiasLoss
 
 
 @overload

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lnl_ext.checks import Coefficient, check_coefficient
 from lnl_ext.coefficients import ScheduledCoefficients
+from lnl_ext.ops.checks import Coefficient, check_coefficient
 from lnl_ext.schedules import Schedule
 
 

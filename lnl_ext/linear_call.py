@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lnl_ext import ops, ops_linear
-from lnl_ext.given_denominators import divide_sums
 from lnl_ext.linear_head import LinearHead
+from lnl_ext.ops import bias_loss as ops
+from lnl_ext.ops import linear_bias_loss as ops_linear
+from lnl_ext.ops.given_denominators import divide_sums
 
 
 class LinearCall(NamedTuple):
@@ -43,7 +44,7 @@ class LinearCall(NamedTuple):
     tap_shape: torch.Size
     tap_dtype: torch.dtype
     early: bool
-    """Whether the forward makes the gradients, see `lnl_ext.ops.bias_loss`."""
+    """Whether the forward makes the gradients, see `lnl_ext.ops.bias_loss.bias_loss`."""
     for_features: bool
     """Whether the features need a gradient."""
     for_before: bool

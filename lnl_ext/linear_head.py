@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lnl_ext import _C, ops
+from lnl_ext import _C
+from lnl_ext.ops import bias_loss as ops
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 # For more outputs torch's own products in half precision are faster on the CPU

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from lnl_ext.bias_terms import BiasTerms, bias_terms, combine
-from lnl_ext.checks import Coefficient, check_bias_loss, check_linear_bias_loss
 from lnl_ext.gradient_reversal import grad_reverse
-from lnl_ext.types import BiasLoss
+from lnl_ext.ops.checks import Coefficient, check_bias_loss, check_linear_bias_loss
+from lnl_ext.ops.formula import BiasTerms, bias_terms, combine
+from lnl_ext.ops.types import BiasLoss
 
 __all__ = ["fused_bias_loss", "fused_linear_bias_loss", "grad_reverse"]
 

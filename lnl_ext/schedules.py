@@ -12,7 +12,7 @@ import itertools
 import math
 from typing import Protocol, runtime_checkable
 
-from lnl_ext.checks import check_number
+from lnl_ext.ops.checks import check_number
 
 
 @runtime_checkable

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from lnl_ext import ops
-from lnl_ext.bias_terms import BiasTerms, bias_terms, combine
-from lnl_ext.given_denominators import divide_sums, divide_terms, fold_heads
-from lnl_ext.types import BiasLoss
+from lnl_ext.ops import bias_loss as ops
+from lnl_ext.ops.formula import BiasTerms, bias_terms, combine
+from lnl_ext.ops.given_denominators import divide_sums, divide_terms, fold_heads
+from lnl_ext.ops.types import BiasLoss
 
 _REDUCTION_NAMES = {number: name for name, number in ops.REDUCTIONS.items()}
 

@@ -9,7 +9,7 @@ from bias_loss_cases import UNIT_ROUNDOFF, Case, Inputs, make_inputs, size_of_p
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lnl_ext.bias_terms import bias_terms
+from lnl_ext.ops.formula import bias_terms
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,8 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 import lnl_ext.adversary
-from lnl_ext import BiasAdversary, ops
+from lnl_ext import BiasAdversary
+from lnl_ext.ops import bias_loss as ops
 
 COEFFICIENTS = {  # reversal, entropy_weight, confusion_weight
     "lnl": (0.3, 0.2, 0.0),

@@ -13,9 +13,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lnl_ext.adversary
-from lnl_ext import BiasAdversary, ops
+from lnl_ext import BiasAdversary
 from lnl_ext.denominators import count_sites
 from lnl_ext.linear_head import take_apart
+from lnl_ext.ops import bias_loss as ops
 
 N, D, CLASSES, HEADS = 7, 6, 5, 3
 

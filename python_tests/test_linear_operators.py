@@ -14,7 +14,8 @@ from backends import REDUCTIONS, scalar
 from bias_loss_cases import Case
 from linear_cases import LinearCase, make_linear_inputs, run
 
-from lnl_ext import fused_linear_bias_loss, ops, reference
+from lnl_ext import fused_linear_bias_loss, reference
+from lnl_ext.ops import bias_loss as ops
 
 CASES = [
     Case(6, 4, reversal=0.5, entropy_weight=0.1),

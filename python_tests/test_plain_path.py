@@ -13,7 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import lnl_ext
-from lnl_ext import ops
+from lnl_ext.ops import bias_loss as ops
 
 
 def test_the_plain_path_is_announced_once():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from lnl_ext.bias_terms import bias_terms
+from lnl_ext.ops.formula import bias_terms
 from lnl_ext.reference import fused_bias_loss
 
 REDUCE = {"mean": torch.mean, "sum": torch.sum, "none": lambda x: x}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from lnl_ext.memory import release_memory
+from lnl_ext.ops.memory import release_memory
 
 from . import linear, losses
 

@@ -10,8 +10,8 @@ import math
 
 from torch import Tensor
 
-from lnl_ext.bias_terms import BiasTerms
-from lnl_ext.types import BiasLoss
+from lnl_ext.ops.formula import BiasTerms
+from lnl_ext.ops.types import BiasLoss
 
 
 def check_denominators(denominators: Tensor, heads: int, reduction: str) -> None:

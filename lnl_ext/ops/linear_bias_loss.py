@@ -1,6 +1,6 @@
 """What PyTorch has to know of the operators of a linear head's bias loss.
 
-Fake kernels and autograd, as lnl_ext/ops.py has them for the loss of given logits. The schemas are
+Fake kernels and autograd, as lnl_ext/ops/bias_loss.py has them for the loss of given logits. The schemas are
 in csrc/linear_bias_loss.cpp.
 """
 
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lnl_ext.checks import accumulation_dtype
-from lnl_ext.ops import REDUCTIONS, Options, logits_gradient, scaled_gradient
-from lnl_ext.second_derivative import linear_vector_products
+from lnl_ext.ops.bias_loss import REDUCTIONS, Options, logits_gradient, scaled_gradient
+from lnl_ext.ops.checks import accumulation_dtype
+from lnl_ext.ops.second_derivative import linear_vector_products
 
 # ---- fake kernels --------------------------------------------------------------------------
 
@@ -172,7 +172,7 @@ def _linear_gradient_backward(ctx: Any, *vectors: Tensor | None) -> tuple[Tensor
 def linear_bias_loss_values(*arguments: Any) -> tuple[Tensor, ...]:
     """Call `lnl_ext::linear_bias_loss` where no derivative is to be recorded.
 
-    Goes past the registered formula, as `lnl_ext.ops.bias_loss_values` does.
+    Goes past the registered formula, as `lnl_ext.ops.bias_loss.bias_loss_values` does.
     """
     result: tuple[Tensor, ...]
     if torch.compiler.is_compiling():  # the dispatcher's guards are not for tracing
@@ -295,7 +295,7 @@ def linear_bias_loss(
 
     Notes
     -----
-    As for `lnl_ext.ops.bias_loss` the gradients are made together with the value, but for float16
+    As for `lnl_ext.ops.bias_loss.bias_loss` the gradients are made together with the value, but for float16
     and for ``reduction="none"``, which make the logits a second time.
     """
     inputs = (features, head_weight, head_bias)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lnl_ext import _C  # noqa: F401  (loading the module registers the operators)
 from lnl_ext.build import build_info
-from lnl_ext.checks import accumulation_dtype
-from lnl_ext.second_derivative import vector_products
+from lnl_ext.ops.checks import accumulation_dtype
+from lnl_ext.ops.second_derivative import vector_products
 
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # as the operators number them
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lnl_ext.checks import Coefficient, accumulation_dtype
 from lnl_ext.gradient_reversal import scale_gradient
+from lnl_ext.ops.checks import Coefficient, accumulation_dtype
 
 
 class BiasTerms(NamedTuple):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lnl_ext.checks import accumulation_dtype
+from lnl_ext.ops.checks import accumulation_dtype
 
 
 def vector_products(

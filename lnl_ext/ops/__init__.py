@@ -1,0 +1,1 @@
+"""The operators as PyTorch knows them: arguments, fake kernels, autograd, the plain formula."""
