@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lnl_ext.adversary import BiasAdversary
+from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.distributed import current
 
 

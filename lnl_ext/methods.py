@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lnl_ext.adversary import BiasAdversary
+from lnl_ext.adversary.bias_adversary import BiasAdversary
 
 Coefficient = Any
 """A number, a 0-dim tensor or a schedule: what `lnl_ext.BiasAdversary` takes."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from lnl_ext.adversary import BiasAdversary
+from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.config import TrainerConfig
 from lnl_ext.methods import Method
 from lnl_ext.models import GlobalColorHead, SeparatePixelColorHeads

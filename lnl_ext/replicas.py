@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lnl_ext.adversary import BiasAdversary
+from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.coefficients import ScheduledCoefficients
 from lnl_ext.config import TrainerConfig
 from lnl_ext.distributed import current

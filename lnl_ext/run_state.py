@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lnl_ext.adversary import BiasAdversary
+from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.metrics import NonFiniteError
 from lnl_ext.stepper import Stepper
 

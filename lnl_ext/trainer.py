@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from lnl_ext.adversary import BiasAdversary
+from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.batches import Batch, BatchStream, to_device
 from lnl_ext.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from lnl_ext.config import Stage, TrainerConfig, changed_fields

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from lnl_ext.adversary import BiasAdversary
+from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.batches import TensorBatches
 from lnl_ext.config import TrainerConfig
 from lnl_ext.optimizers import OptimizerConfig

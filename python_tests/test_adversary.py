@@ -19,7 +19,7 @@ from adversary_networks import (
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-import lnl_ext.adversary
+import lnl_ext.adversary.bias_adversary
 from lnl_ext import BiasAdversary
 from lnl_ext.ops import bias_loss as ops
 
@@ -39,7 +39,7 @@ def path(request, monkeypatch):
     if request.param == "plain":
         monkeypatch.setattr(ops, "has_kernel", lambda logits: False)
     if request.param == "logits":
-        monkeypatch.setattr(lnl_ext.adversary, "take_apart", lambda head: None)
+        monkeypatch.setattr(lnl_ext.adversary.bias_adversary, "take_apart", lambda head: None)
     return request.param
 
 

@@ -7,6 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
+from lnl_ext.adversary.heads import bias_head
 from lnl_ext.backbones import (
     build_network,
     default_tap,
@@ -16,7 +17,6 @@ from lnl_ext.backbones import (
     tap_shape,
 )
 from lnl_ext.errors import UserError
-from lnl_ext.heads import bias_head
 
 SIZES = {
     "resnet18": 32,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lnl_ext import two_gradients
-from lnl_ext.adversary import BiasAdversary
+from lnl_ext.adversary import two_gradients
+from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.denominators import BatchCounter, count_sites
 
 HEADS, CLASSES = 3, 5

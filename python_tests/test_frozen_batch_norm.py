@@ -11,7 +11,7 @@ from tiny_run import CONFIG, differences, tiny_data, tiny_heads, tiny_networks
 from torch import nn
 from trainer_runs import SGD, without_dropout
 
-from lnl_ext.adversary import BiasAdversary
+from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.batches import TensorBatches
 from lnl_ext.config import TrainerConfig
 from lnl_ext.trainer import Trainer

@@ -12,10 +12,10 @@ import torch.nn.utils.prune
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import lnl_ext.adversary
+import lnl_ext.adversary.bias_adversary
 from lnl_ext import BiasAdversary
+from lnl_ext.adversary.linear_head import take_apart
 from lnl_ext.denominators import count_sites
-from lnl_ext.linear_head import take_apart
 from lnl_ext.ops import bias_loss as ops
 
 N, D, CLASSES, HEADS = 7, 6, 5, 3
@@ -49,9 +49,11 @@ COEFFICIENTS = [(0.3, 0.2, 0.0), (0.3, 0.0, 0.0), (0.3, 0.2, 0.4), (0.0, 0.0, 1.
 def linear_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that grows with every call of the linear operator by an adversary."""
     calls: list[int] = []
-    original = lnl_ext.adversary.linear_call
+    original = lnl_ext.adversary.bias_adversary.linear_call
     monkeypatch.setattr(
-        lnl_ext.adversary, "linear_call", lambda *a: (calls.append(1), original(*a))[1]
+        lnl_ext.adversary.bias_adversary,
+        "linear_call",
+        lambda *a: (calls.append(1), original(*a))[1],
     )
     return calls
 
@@ -63,7 +65,7 @@ def results(adversary, features, target, monkeypatch, path, denominators=None):
     torch.manual_seed(3)
     with monkeypatch.context() as patch:
         if path == "logits":
-            patch.setattr(lnl_ext.adversary, "take_apart", lambda head: None)
+            patch.setattr(lnl_ext.adversary.bias_adversary, "take_apart", lambda head: None)
         found = adversary(features, target, return_terms=True, denominators=denominators)
     inputs = [t for t in (features, *adversary.parameters()) if t.requires_grad]
     assert found.loss.requires_grad == bool(inputs)
@@ -264,7 +266,7 @@ def test_the_logits_never_exist(name, path, monkeypatch):
     wide = nn.Linear(last.in_features, classes)
     head = wide if head is last else nn.Sequential(*head[:-1], wide)
     if path == "logits":
-        monkeypatch.setattr(lnl_ext.adversary, "take_apart", lambda head: None)
+        monkeypatch.setattr(lnl_ext.adversary.bias_adversary, "take_apart", lambda head: None)
     x = torch.randn(1000, D, requires_grad=True)
     with LargestTensor() as seen:
         adversary_of(head)(x, torch.randint(classes, (1000,))).backward()

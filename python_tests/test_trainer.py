@@ -34,7 +34,7 @@ from trainer_runs import (
     without_dropout,
 )
 
-from lnl_ext.adversary import BiasAdversary
+from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.batches import TensorBatches
 from lnl_ext.config import TrainerConfig
 from lnl_ext.optimizers import OptimizerConfig

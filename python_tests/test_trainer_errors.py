@@ -21,7 +21,7 @@ from tiny_run import (
 from torch import nn
 from trainer_runs import SGD, Watched
 
-from lnl_ext.adversary import BiasAdversary
+from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.checkpoint import load_checkpoint
 from lnl_ext.config import TrainerConfig
 from lnl_ext.metrics import NonFiniteError

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lnl_ext import distributed
-from lnl_ext.adversary import BiasAdversary
+from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.batches import TensorBatches
 from lnl_ext.checkpoint import CheckpointError, load_checkpoint
 from lnl_ext.evaluation import predict

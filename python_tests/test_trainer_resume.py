@@ -23,7 +23,7 @@ from tiny_run import (
 from torch import nn
 from trainer_runs import STEPS, Kill, evaluate, killing, loader, metrics
 
-from lnl_ext.adversary import BiasAdversary
+from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.batches import TensorBatches
 from lnl_ext.checkpoint import CheckpointError, load_checkpoint
 from lnl_ext.config import TrainerConfig

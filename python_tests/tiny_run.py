@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lnl_ext.adversary import BiasAdversary
+from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.batches import TensorBatches
 from lnl_ext.config import TrainerConfig
 from lnl_ext.optimizers import OptimizerConfig

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from torchvision.models import resnet18
 
-from lnl_ext.adversary import BiasAdversary
+from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.config import TrainerConfig
 from lnl_ext.models import DigitNetwork, PixelColorHead, SeparatePixelColorHeads
 from lnl_ext.optimizers import OptimizerConfig

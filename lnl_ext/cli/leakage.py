@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lnl_ext.adversary.heads import bias_head
 from lnl_ext.batches import TensorBatches
 from lnl_ext.data.table import IGNORE
 from lnl_ext.distributed import gather_rows
 from lnl_ext.evaluation import evaluating
-from lnl_ext.heads import bias_head
 from lnl_ext.probe import fresh_probe
 
 __all__ = ["Features", "Leakage", "collect_features", "measure"]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lnl_ext.adversary.logit_adjustment import logit_adjustment
 from lnl_ext.batch_sampler import ShardedBatchSampler
 from lnl_ext.cli.options import ADJUSTMENT, TrainOptions
 from lnl_ext.cli.run_folder import split_text
@@ -19,7 +20,6 @@ from lnl_ext.data.table import IGNORE, BiasColumn, class_names
 from lnl_ext.distributed import Processes
 from lnl_ext.errors import UserError
 from lnl_ext.files import check_names
-from lnl_ext.logit_adjustment import logit_adjustment
 
 __all__ = ["RunData", "label_adjustment", "training_batches"]
 

@@ -13,7 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from lnl_ext.adversary import BiasAdversary
+from lnl_ext.adversary.bias_adversary import BiasAdversary
+from lnl_ext.adversary.heads import bias_head
 from lnl_ext.backbones import Halves, split_network, tap_shape
 from lnl_ext.cli.arguments import command_line, write_toml
 from lnl_ext.cli.interruption import Interrupted, StoppableBatches, StopSignals
@@ -41,7 +42,6 @@ from lnl_ext.distributed import Processes, gather_predictions, on_main
 from lnl_ext.errors import UserError
 from lnl_ext.evaluation import Predictions, predict
 from lnl_ext.files import write_whole
-from lnl_ext.heads import bias_head
 from lnl_ext.methods import get_method
 from lnl_ext.optimizers import OptimizerConfig
 from lnl_ext.reporting import PAGE, write_run_page

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lnl_ext.adversary.logit_adjustment import logit_adjustment
+from lnl_ext.adversary.sample_weights import independence_weights
 from lnl_ext.data.idx import read_mnist_split
 from lnl_ext.data.safe_npy import load_npy
-from lnl_ext.logit_adjustment import logit_adjustment
-from lnl_ext.sample_weights import independence_weights
 
 __all__ = [
     "COLOR_BINS",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lnl_ext.logit_adjustment import label_given_bias
+from lnl_ext.adversary.logit_adjustment import label_given_bias
 from lnl_ext.ops.types import BiasLoss
 
 __all__ = ["check_sample_weight", "independence_weights", "weigh_samples"]

@@ -7,9 +7,11 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from lnl_ext.adversary.linear_call import linear_call
+from lnl_ext.adversary.linear_head import take_apart
+from lnl_ext.adversary.sample_weights import check_sample_weight, weigh_samples
+from lnl_ext.adversary.two_gradients import Call, HeadCall, adversary_loss
 from lnl_ext.coefficients import ScheduledCoefficients
-from lnl_ext.linear_call import linear_call
-from lnl_ext.linear_head import take_apart
 from lnl_ext.ops import bias_loss as ops
 from lnl_ext.ops.checks import (
     Coefficient,
@@ -20,9 +22,7 @@ from lnl_ext.ops.checks import (
 )
 from lnl_ext.ops.given_denominators import check_denominators
 from lnl_ext.ops.types import BiasLoss
-from lnl_ext.sample_weights import check_sample_weight, weigh_samples
 from lnl_ext.schedules import Schedule
-from lnl_ext.two_gradients import Call, HeadCall, adversary_loss
 
 
 class BiasAdversary(ScheduledCoefficients):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lnl_ext.linear_head import LinearHead
+from lnl_ext.adversary.linear_head import LinearHead
 from lnl_ext.ops import bias_loss as ops
 from lnl_ext.ops import linear_bias_loss as ops_linear
 from lnl_ext.ops.given_denominators import divide_sums
@@ -18,7 +18,7 @@ class LinearCall(NamedTuple):
     """A forward pass of what is before the layer, and what the loss is made of.
 
     Rows are the samples or, with a convolution, the positions of all samples. It does for
-    `lnl_ext.two_gradients.adversary_loss` what `lnl_ext.two_gradients.HeadCall` does, without
+    `lnl_ext.adversary.two_gradients.adversary_loss` what `lnl_ext.adversary.two_gradients.HeadCall` does, without
     logits.
     """
 

@@ -1,0 +1,1 @@
+"""The bias head with its loss, heads for features of any shape, and weights of samples."""
