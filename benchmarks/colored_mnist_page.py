@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from lnl_ext.data.colored_mnist import MEAN_COLORS
 from lnl_ext.evaluation import group_accuracy
+from lnl_ext.paper.colored_mnist import MEAN_COLORS
 from lnl_ext.reporting import (
     Confusion,
     Leak,

@@ -31,8 +31,8 @@ from torch import nn
 
 from lnl_ext.data import ColoredMNIST
 from lnl_ext.evaluation import predict
-from lnl_ext.models import GlobalColorHead
-from lnl_ext.recipes import RECIPES, HeadRecipe, Recipe
+from lnl_ext.paper.networks import GlobalColorHead
+from lnl_ext.paper.recipes import RECIPES, HeadRecipe, Recipe
 from lnl_ext.schedules import Piecewise
 
 TRIALS = RESULTS.with_name("colored_mnist_trials.jsonl")

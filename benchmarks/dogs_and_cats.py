@@ -27,8 +27,8 @@ from image_runs import (
 )
 from torch import Tensor
 
-from lnl_ext.data.dogs_and_cats import COLOR_BINS, SPLITS, color_map, list_pets
-from lnl_ext.image_models import GlobalHead, MapHead, SplitNetwork, build_network
+from lnl_ext.paper.dogs_and_cats import COLOR_BINS, SPLITS, color_map, list_pets
+from lnl_ext.paper.image_networks import GlobalHead, MapHead, SplitNetwork, build_network
 
 BENCHMARK = "dogs_and_cats"
 METHODS = ("baseline", "gray", "blindeye", "grl", "lnl")

@@ -28,11 +28,11 @@ from colored_mnist import (
 from torch import Tensor, nn
 
 from lnl_ext import AuditReport, audit
-from lnl_ext.data.colored_mnist import MEAN_COLORS, VARIANCES
 from lnl_ext.evaluation import evaluating, predict
 from lnl_ext.methods import METHODS
-from lnl_ext.models import GlobalColorHead
-from lnl_ext.recipes import RECIPES, get_recipe
+from lnl_ext.paper.colored_mnist import MEAN_COLORS, VARIANCES
+from lnl_ext.paper.networks import GlobalColorHead
+from lnl_ext.paper.recipes import RECIPES, get_recipe
 from lnl_ext.reporting import (
     Page,
     confusion_figure,

@@ -29,7 +29,7 @@ from image_runs import (
 )
 from torch import Tensor
 
-from lnl_ext.data.imdb_faces import (
+from lnl_ext.paper.faces import (
     AGE_EDGES,
     LABELS,
     SPLITS,
@@ -37,7 +37,7 @@ from lnl_ext.data.imdb_faces import (
     binary_age,
     select_faces,
 )
-from lnl_ext.image_models import GlobalHead, MapHead, SplitNetwork, build_network
+from lnl_ext.paper.image_networks import GlobalHead, MapHead, SplitNetwork, build_network
 
 BENCHMARK = "imdb_faces"
 METHODS = ("baseline", "blindeye", "grl", "lnl")

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lnl_ext.data.dogs_and_cats import list_pets
+from lnl_ext.paper.dogs_and_cats import list_pets
 
 _UTKFACE = re.compile(r"(\d+)_([01])_([0-4])_\d+.*")
 _GENDERS = ("male", "female")  # of UTKFace's numbers

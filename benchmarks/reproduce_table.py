@@ -8,7 +8,7 @@ is `benchmarks/colored_mnist.py` with one thread in a process of its own, two at
 default recipe is run for longer here than by default: for `EPOCHS` epochs instead of three.
 
 Lines of the results file name their recipe, not its version: after a change of
-`lnl_ext/recipes.py`, start another file (`--results`).
+`lnl_ext/paper/recipes.py`, start another file (`--results`).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from typing import NamedTuple
 
 from colored_mnist import MNIST, PAPER, RESULTS, check_recipe
 
-from lnl_ext.data.colored_mnist import VARIANCES
 from lnl_ext.methods import METHODS
-from lnl_ext.recipes import RECIPES
+from lnl_ext.paper.colored_mnist import VARIANCES
+from lnl_ext.paper.recipes import RECIPES
 
 SCRIPT = Path(__file__).resolve().parent / "colored_mnist.py"
 # Three seeds where the paper's figures differ most, and in the middle; one elsewhere.

@@ -12,7 +12,7 @@ from test_idx import write_split
 from torch.utils.data import DataLoader
 
 from lnl_ext.data import ColoredMNIST
-from lnl_ext.data.colored_mnist import IMAGE_MEAN, IMAGE_STD, MEAN_COLORS
+from lnl_ext.paper.colored_mnist import IMAGE_MEAN, IMAGE_STD, MEAN_COLORS
 
 CARRIED = Path(__file__).parents[1] / "benchmarks" / "data" / "mnist"
 

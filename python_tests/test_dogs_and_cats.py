@@ -6,7 +6,7 @@ import pytest
 import torch
 from face_data import write_pets
 
-from lnl_ext.data.dogs_and_cats import BRIGHT, CAT, DARK, DOG, color_map, list_pets
+from lnl_ext.paper.dogs_and_cats import BRIGHT, CAT, DARK, DOG, color_map, list_pets
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from face_data import write_image, write_utkface
 from scipy.io import savemat
 
 from lnl_ext.data import UnsafePickleError
-from lnl_ext.data.face_files import FEMALE, MALE, list_faces
-from lnl_ext.data.imdb_faces import age_bins, binary_age, select_faces
+from lnl_ext.paper.face_files import FEMALE, MALE, list_faces
+from lnl_ext.paper.faces import age_bins, binary_age, select_faces
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from face_data import write_pets, write_utkface
 
-from lnl_ext.data.memory import AugmentedBatches, normalize_imagenet
+from lnl_ext.paper.augmented_batches import AugmentedBatches, normalize_imagenet
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 
-from lnl_ext.image_models import GlobalHead, MapHead, build_network
+from lnl_ext.paper.image_networks import GlobalHead, MapHead, build_network
 
 
 @pytest.mark.parametrize("tap", ["layer1", "layer2", "layer3", "layer4", "avgpool"])

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from test_faces import datenum, write_mat
 
-from lnl_ext.data import face_files
-from lnl_ext.data.face_files import list_faces
-from lnl_ext.data.label_cache import cache_folder, cached_arrays
+from lnl_ext.paper import face_files
+from lnl_ext.paper.face_files import list_faces
+from lnl_ext.paper.label_cache import cache_folder, cached_arrays
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lnl_ext.models import (
+from lnl_ext.paper.networks import (
     DigitNetwork,
     GlobalColorHead,
     PixelColorHead,

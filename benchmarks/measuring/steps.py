@@ -17,8 +17,8 @@ from torchvision.models import resnet18
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.config import TrainerConfig
-from lnl_ext.models import DigitNetwork, PixelColorHead, SeparatePixelColorHeads
 from lnl_ext.optimizers import OptimizerConfig
+from lnl_ext.paper.networks import DigitNetwork, PixelColorHead, SeparatePixelColorHeads
 from lnl_ext.stepper import Stepper
 from lnl_ext.updates import (
     FoolObjective,

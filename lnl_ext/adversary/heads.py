@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from lnl_ext.models import GlobalColorHead
+from lnl_ext.paper.networks import GlobalColorHead
 
 __all__ = ["bias_head"]
 

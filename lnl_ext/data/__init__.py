@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lnl_ext.data.colored_mnist import ColoredMNIST
-from lnl_ext.data.idx import read_idx, read_mnist_split
-from lnl_ext.data.safe_npy import UnsafePickleError, load_npy
+from lnl_ext.paper.colored_mnist import ColoredMNIST
+from lnl_ext.paper.idx import read_idx, read_mnist_split
+from lnl_ext.paper.safe_npy import UnsafePickleError, load_npy
 
 __all__ = ["ColoredMNIST", "UnsafePickleError", "load_npy", "read_idx", "read_mnist_split"]

@@ -11,8 +11,8 @@ from torch import nn
 from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.config import TrainerConfig
 from lnl_ext.methods import Method
-from lnl_ext.models import GlobalColorHead, SeparatePixelColorHeads
 from lnl_ext.optimizers import OptimizerConfig
+from lnl_ext.paper.networks import GlobalColorHead, SeparatePixelColorHeads
 from lnl_ext.schedules import Piecewise, Schedule
 
 __all__ = ["RECIPES", "HeadRecipe", "Recipe", "get_recipe"]

@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 
 from lnl_ext.adversary.logit_adjustment import logit_adjustment
 from lnl_ext.adversary.sample_weights import independence_weights
-from lnl_ext.data.idx import read_mnist_split
-from lnl_ext.data.safe_npy import load_npy
+from lnl_ext.paper.idx import read_mnist_split
+from lnl_ext.paper.safe_npy import load_npy
 
 __all__ = [
     "COLOR_BINS",

@@ -8,7 +8,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from lnl_ext.data.colored_mnist import COLOR_BINS
+from lnl_ext.paper.colored_mnist import COLOR_BINS
 
 __all__ = [
     "TAP_CHANNELS",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lnl_ext.data.face_files import FEMALE, MALE, list_faces
+from lnl_ext.paper.face_files import FEMALE, MALE, list_faces
 
 __all__ = ["AGE_EDGES", "LABELS", "SPLITS", "Faces", "age_bins", "binary_age", "select_faces"]
 
@@ -51,7 +51,7 @@ def select_faces(root: str | os.PathLike[str], split: str, *, seed: int = 0) -> 
     Parameters
     ----------
     root
-        As in `lnl_ext.data.face_files.list_faces`.
+        As in `lnl_ext.paper.face_files.list_faces`.
     split
         ``"EB1"``: women below 30 and men from 40 on; ``"EB2"``: men below 30 and women from 40 on;
         ``"test"``: the faces held out from both. These are the authors' test list where the

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lnl_ext.data.label_cache import cached_arrays
-from lnl_ext.data.safe_npy import load_npy
+from lnl_ext.paper.label_cache import cached_arrays
+from lnl_ext.paper.safe_npy import load_npy
 
 __all__ = ["FEMALE", "MALE", "FaceFiles", "list_faces"]
 
@@ -45,7 +45,7 @@ def list_faces(root: str | os.PathLike[str]) -> FaceFiles:
     """Find out what ``root`` holds and return its faces.
 
     A folder is read once a process. What was parsed of ``imdb.mat`` or of the ``.npy`` files is
-    kept on disk (`lnl_ext.data.label_cache`) until they change.
+    kept on disk (`lnl_ext.paper.label_cache`) until they change.
 
     Parameters
     ----------

@@ -1,0 +1,1 @@
+"""What belongs to the paper's three benchmarks alone: data, networks, recipes."""
