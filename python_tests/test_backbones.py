@@ -8,7 +8,8 @@ import torchvision
 from torch import nn
 
 from lnl_ext.adversary.heads import bias_head
-from lnl_ext.backbones import (
+from lnl_ext.errors import UserError
+from lnl_ext.models.backbones import (
     build_network,
     default_tap,
     output_layer,
@@ -16,7 +17,6 @@ from lnl_ext.backbones import (
     tap_names,
     tap_shape,
 )
-from lnl_ext.errors import UserError
 
 SIZES = {
     "resnet18": 32,

@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.adversary.heads import bias_head
-from lnl_ext.backbones import Halves, split_network, tap_shape
 from lnl_ext.cli.arguments import command_line, write_toml
 from lnl_ext.cli.interruption import Interrupted, StoppableBatches, StopSignals
 from lnl_ext.cli.leakage import Leakage, collect_features, measure
@@ -43,6 +42,7 @@ from lnl_ext.errors import UserError
 from lnl_ext.evaluation import Predictions, predict
 from lnl_ext.files import write_whole
 from lnl_ext.methods import get_method
+from lnl_ext.models.backbones import Halves, split_network, tap_shape
 from lnl_ext.optimizers import OptimizerConfig
 from lnl_ext.reporting import PAGE, write_run_page
 from lnl_ext.schedules import Linear

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lnl_ext.backbones import build_network, output_layer, split_network, tap_shape
 from lnl_ext.cli.arguments import build
 from lnl_ext.cli.leakage import collect_features, measure
 from lnl_ext.cli.options import EvaluateOptions, ModelOptions, PredictOptions, ProbeOptions
@@ -36,9 +35,10 @@ from lnl_ext.distributed import Processes
 from lnl_ext.errors import UserError
 from lnl_ext.evaluation import Predictions
 from lnl_ext.evaluation import predict as run_model
-from lnl_ext.exported import ExportedModel
 from lnl_ext.files import check_names, replacing
 from lnl_ext.methods import Grey
+from lnl_ext.models.backbones import build_network, output_layer, split_network, tap_shape
+from lnl_ext.models.exported import ExportedModel
 
 __all__ = ["evaluate", "predict", "probe"]
 

@@ -8,10 +8,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from lnl_ext.backbones import build_network, output_layer
 from lnl_ext.cli.options import TrainOptions
 from lnl_ext.cli.run_folder import load_weights
 from lnl_ext.errors import UserError
+from lnl_ext.models.backbones import build_network, output_layer
 
 __all__ = ["initial_network", "put_weights"]
 
