@@ -26,12 +26,12 @@ from torch import nn
 
 from lnl_ext.batches import TensorBatches
 from lnl_ext.data import ColoredMNIST
-from lnl_ext.evaluation import Predictions, predict
+from lnl_ext.measuring.evaluation import Predictions, predict
+from lnl_ext.measuring.probe import ProbeResult, fresh_probe
 from lnl_ext.methods import METHODS, Method, get_method
 from lnl_ext.paper.colored_mnist import IMAGE_MEAN, IMAGE_STD, VARIANCES, normalize
 from lnl_ext.paper.networks import DigitNetwork, GlobalColorHead
 from lnl_ext.paper.recipes import RECIPES, Recipe, get_recipe
-from lnl_ext.probe import ProbeResult, fresh_probe
 from lnl_ext.reporting import PAGE, write_run_page
 from lnl_ext.trainer import Evaluate, Trainer
 

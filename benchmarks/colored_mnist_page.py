@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from lnl_ext.evaluation import group_accuracy
+from lnl_ext.measuring.evaluation import group_accuracy
 from lnl_ext.paper.colored_mnist import MEAN_COLORS
 from lnl_ext.reporting import (
     Confusion,

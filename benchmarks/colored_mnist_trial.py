@@ -30,7 +30,7 @@ from colored_mnist import (
 from torch import nn
 
 from lnl_ext.data import ColoredMNIST
-from lnl_ext.evaluation import predict
+from lnl_ext.measuring.evaluation import predict
 from lnl_ext.paper.networks import GlobalColorHead
 from lnl_ext.paper.recipes import RECIPES, HeadRecipe, Recipe
 from lnl_ext.schedules import Piecewise

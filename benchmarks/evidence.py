@@ -28,7 +28,7 @@ from colored_mnist import (
 from torch import Tensor, nn
 
 from lnl_ext import AuditReport, audit
-from lnl_ext.evaluation import evaluating, predict
+from lnl_ext.measuring.evaluation import evaluating, predict
 from lnl_ext.methods import METHODS
 from lnl_ext.paper.colored_mnist import MEAN_COLORS, VARIANCES
 from lnl_ext.paper.networks import GlobalColorHead

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 import lnl_ext
-from lnl_ext.auditing.split import stratified_split
-from lnl_ext.auditing.statistics import bootstrap_interval, entropy_of_counts, permutation_test
+from lnl_ext.measuring.audit_split import stratified_split
+from lnl_ext.measuring.statistics import bootstrap_interval, entropy_of_counts, permutation_test
 
 SAMPLES = 900
 QUICK = {"permutations": 99, "resamples": 200}

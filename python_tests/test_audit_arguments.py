@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import lnl_ext
-from lnl_ext.auditing.arguments import as_tensor, predicted_classes
+from lnl_ext.measuring.audit_arguments import as_tensor, predicted_classes
 
 QUICK = {"permutations": 9, "resamples": 20, "probes": "linear"}
 SAMPLES = 200

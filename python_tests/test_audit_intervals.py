@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import lnl_ext
-from lnl_ext.auditing.audit import _measure, _Settings
-from lnl_ext.auditing.probes import Fitted, Task
+from lnl_ext.measuring.audit import _measure, _Settings
+from lnl_ext.measuring.audit_probes import Fitted, Task
 
 
 class Known(nn.Module):

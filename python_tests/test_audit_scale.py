@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import lnl_ext
-from lnl_ext.auditing.standardized import Standardized, robust_scale
+from lnl_ext.measuring.standardized import Standardized, robust_scale
 
 QUICK = {"permutations": 99, "resamples": 100, "probes": ["linear"]}
 

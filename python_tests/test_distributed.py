@@ -15,7 +15,7 @@ from lnl_ext import distributed
 from lnl_ext.batch_sampler import ShardedBatchSampler
 from lnl_ext.batches import BatchStream, TensorBatches
 from lnl_ext.distributed import Processes
-from lnl_ext.evaluation import Predictions
+from lnl_ext.measuring.evaluation import Predictions
 
 
 def samplers(world_size: int, samples: int, batch_size: int, **options: Any) -> list[Any]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lnl_ext.evaluation import Predictions, evaluating, group_accuracy, predict
+from lnl_ext.measuring.evaluation import Predictions, evaluating, group_accuracy, predict
 
 LOGITS = torch.tensor([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0], [0.0, 1.0], [5.0, 4.0]])
 LABELS = torch.tensor([0, 1, 1, 0, 0])  # right, right, wrong, wrong, right

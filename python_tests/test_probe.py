@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lnl_ext.probe import fresh_copy, fresh_probe
+from lnl_ext.measuring.probe import fresh_copy, fresh_probe
 
 
 def batches(count: int, seed: int, heads: int = 2, size: int = 100):

@@ -19,7 +19,7 @@ from lnl_ext import distributed
 from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.batches import TensorBatches
 from lnl_ext.checkpoint import CheckpointError, load_checkpoint
-from lnl_ext.evaluation import predict
+from lnl_ext.measuring.evaluation import predict
 from lnl_ext.trainer import CHECKPOINT
 
 pytestmark = needs_gloo

@@ -19,7 +19,7 @@ from tiny_run import (
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lnl_ext.evaluation import predict
+from lnl_ext.measuring.evaluation import predict
 from lnl_ext.optimizers import OptimizerConfig
 from lnl_ext.trainer import Trainer
 

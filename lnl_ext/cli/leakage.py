@@ -14,8 +14,8 @@ from lnl_ext.adversary.heads import bias_head
 from lnl_ext.batches import TensorBatches
 from lnl_ext.data.table import IGNORE
 from lnl_ext.distributed import gather_rows
-from lnl_ext.evaluation import evaluating
-from lnl_ext.probe import fresh_probe
+from lnl_ext.measuring.evaluation import evaluating
+from lnl_ext.measuring.probe import fresh_probe
 
 __all__ = ["Features", "Leakage", "collect_features", "measure"]
 

@@ -14,7 +14,7 @@ from lnl_ext.cli.options import TrainOptions
 from lnl_ext.cli.report import Report, leaks
 from lnl_ext.cli.run_data import RunData
 from lnl_ext.distributed import Processes
-from lnl_ext.evaluation import Predictions
+from lnl_ext.measuring.evaluation import Predictions
 from lnl_ext.reporting import Confusion, RunSummary, Table, trainer_settings
 from lnl_ext.trainer import Trainer
 

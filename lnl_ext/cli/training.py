@@ -39,8 +39,8 @@ from lnl_ext.data.images import IMAGENET_MEAN, IMAGENET_STD, Sample
 from lnl_ext.data.table import IGNORE
 from lnl_ext.distributed import Processes, gather_predictions, on_main
 from lnl_ext.errors import UserError
-from lnl_ext.evaluation import Predictions, predict
 from lnl_ext.files import write_whole
+from lnl_ext.measuring.evaluation import Predictions, predict
 from lnl_ext.methods import get_method
 from lnl_ext.models.backbones import Halves, split_network, tap_shape
 from lnl_ext.optimizers import OptimizerConfig

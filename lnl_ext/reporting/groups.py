@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lnl_ext.evaluation import Predictions, group_accuracy
+from lnl_ext.measuring.evaluation import Predictions, group_accuracy
 from lnl_ext.reporting.tables import Table, align
 
 __all__ = ["ColumnReport", "groups_of"]

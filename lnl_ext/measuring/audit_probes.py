@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from lnl_ext.auditing.split import Split
-from lnl_ext.auditing.standardized import Standardized
-from lnl_ext.probe import fresh_copy, per_head
+from lnl_ext.measuring.audit_split import Split
+from lnl_ext.measuring.probe import fresh_copy, per_head
+from lnl_ext.measuring.standardized import Standardized
 
 IGNORED = -100
 HIDDEN = 256  # width of the MLP probe

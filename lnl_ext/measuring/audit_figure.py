@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from lnl_ext.auditing.report import AuditReport, BiasAudit, GroupAudit
+from lnl_ext.measuring.report import AuditReport, BiasAudit, GroupAudit
 
 
 def draw(report: AuditReport, path: str | os.PathLike[str]) -> None:

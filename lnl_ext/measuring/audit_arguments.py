@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lnl_ext.auditing.probes import IGNORED, Task
-from lnl_ext.auditing.split import Split
-from lnl_ext.evaluation import evaluating
+from lnl_ext.measuring.audit_probes import IGNORED, Task
+from lnl_ext.measuring.audit_split import Split
+from lnl_ext.measuring.evaluation import evaluating
 
 PROBES = ("linear", "mlp")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lnl_ext.auditing.report import GroupAudit
+from lnl_ext.measuring.report import GroupAudit
 
 
 def group_audit(

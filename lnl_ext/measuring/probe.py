@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from lnl_ext.evaluation import evaluating
+from lnl_ext.measuring.evaluation import evaluating
 
 __all__ = ["ProbeResult", "fresh_copy", "fresh_probe", "per_head"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lnl_ext.auditing.arguments import (
+from lnl_ext.measuring.audit_arguments import (
     PROBES,
     aligned_samples,
     class_labels,
@@ -19,8 +19,8 @@ from lnl_ext.auditing.arguments import (
     probe_names,
     task_of,
 )
-from lnl_ext.auditing.groups import group_audit
-from lnl_ext.auditing.probes import (
+from lnl_ext.measuring.audit_groups import group_audit
+from lnl_ext.measuring.audit_probes import (
     IGNORED,
     Fitted,
     Task,
@@ -29,9 +29,9 @@ from lnl_ext.auditing.probes import (
     fit_probe,
     log_probabilities,
 )
-from lnl_ext.auditing.report import AuditReport, BiasAudit, Interval, ProbeAudit
-from lnl_ext.auditing.split import Split, stratified_split
-from lnl_ext.auditing.statistics import (
+from lnl_ext.measuring.audit_split import Split, stratified_split
+from lnl_ext.measuring.report import AuditReport, BiasAudit, Interval, ProbeAudit
+from lnl_ext.measuring.statistics import (
     bootstrap_interval,
     entropy_of_counts,
     permutation_test,

@@ -201,7 +201,7 @@ class AuditReport:
         ImportError
             matplotlib is not installed.
         """
-        from lnl_ext.auditing.figure import draw
+        from lnl_ext.measuring.audit_figure import draw
 
         draw(self, path)
 

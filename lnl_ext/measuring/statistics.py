@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lnl_ext.auditing.probes import IGNORED, chosen
+from lnl_ext.measuring.audit_probes import IGNORED, chosen
 
 
 def bootstrap_interval(
