@@ -24,16 +24,16 @@ import torch
 from colored_mnist_page import summary
 from torch import nn
 
-from lnl_ext.batches import TensorBatches
 from lnl_ext.data import ColoredMNIST
 from lnl_ext.measuring.evaluation import Predictions, predict
 from lnl_ext.measuring.probe import ProbeResult, fresh_probe
-from lnl_ext.methods import METHODS, Method, get_method
 from lnl_ext.paper.colored_mnist import IMAGE_MEAN, IMAGE_STD, VARIANCES, normalize
 from lnl_ext.paper.networks import DigitNetwork, GlobalColorHead
 from lnl_ext.paper.recipes import RECIPES, Recipe, get_recipe
 from lnl_ext.reporting import PAGE, write_run_page
-from lnl_ext.trainer import Evaluate, Trainer
+from lnl_ext.training.batches import TensorBatches
+from lnl_ext.training.methods import METHODS, Method, get_method
+from lnl_ext.training.trainer import Evaluate, Trainer
 
 HERE = Path(__file__).resolve().parent
 MNIST = HERE / "data" / "mnist"
@@ -151,7 +151,7 @@ def train_method(
     Parameters
     ----------
     name
-        One of `lnl_ext.methods.METHODS`.
+        One of `lnl_ext.training.methods.METHODS`.
     epochs
         Length of every stage, that of the recipe by default.
     output

@@ -29,7 +29,6 @@ from torch import Tensor, nn
 
 from lnl_ext import AuditReport, audit
 from lnl_ext.measuring.evaluation import evaluating, predict
-from lnl_ext.methods import METHODS
 from lnl_ext.paper.colored_mnist import MEAN_COLORS, VARIANCES
 from lnl_ext.paper.networks import GlobalColorHead
 from lnl_ext.paper.recipes import RECIPES, get_recipe
@@ -41,7 +40,8 @@ from lnl_ext.reporting import (
     history_figure,
     png,
 )
-from lnl_ext.trainer import Trainer
+from lnl_ext.training.methods import METHODS
+from lnl_ext.training.trainer import Trainer
 
 EMBEDDED = 1500
 CURVES = {

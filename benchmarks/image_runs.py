@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from lnl_ext import BiasAdversary, OptimizerConfig, Trainer, TrainerConfig
-from lnl_ext.batches import Batch
 from lnl_ext.data.images import IMAGENET_MEAN, IMAGENET_STD, read_images
 from lnl_ext.measuring.evaluation import Predictions, predict
 from lnl_ext.measuring.probe import ProbeResult, fresh_probe
-from lnl_ext.methods import Method, get_method
 from lnl_ext.paper.augmented_batches import AugmentedBatches, ImageTarget
 from lnl_ext.paper.image_networks import ARCHITECTURES, GlobalHead, SplitNetwork, build_network
 from lnl_ext.schedules import Linear
+from lnl_ext.training.batches import Batch
+from lnl_ext.training.methods import Method, get_method
 
 RESULTS = Path(__file__).resolve().parent / "results"
 CROP = 5 / 6  # side of the part of an image that the network sees

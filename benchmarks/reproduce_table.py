@@ -29,9 +29,9 @@ from typing import NamedTuple
 
 from colored_mnist import MNIST, PAPER, RESULTS, check_recipe
 
-from lnl_ext.methods import METHODS
 from lnl_ext.paper.colored_mnist import VARIANCES
 from lnl_ext.paper.recipes import RECIPES
+from lnl_ext.training.methods import METHODS
 
 SCRIPT = Path(__file__).resolve().parent / "colored_mnist.py"
 # Three seeds where the paper's figures differ most, and in the middle; one elsewhere.

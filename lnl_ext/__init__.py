@@ -12,14 +12,14 @@ from lnl_ext._version import __version__
 from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.adversary.logit_adjustment import logit_adjustment
 from lnl_ext.adversary.sample_weights import independence_weights
-from lnl_ext.config import TrainerConfig
 from lnl_ext.functional import fused_bias_loss, fused_linear_bias_loss
 from lnl_ext.gradient_reversal import GradientReversal, grad_reverse
 from lnl_ext.measuring import AuditReport, audit
 from lnl_ext.ops.memory import release_memory
 from lnl_ext.ops.types import BiasLoss
-from lnl_ext.optimizers import OptimizerConfig
-from lnl_ext.trainer import Trainer
+from lnl_ext.training.config import TrainerConfig
+from lnl_ext.training.optimizers import OptimizerConfig
+from lnl_ext.training.trainer import Trainer
 
 __all__ = [
     "AuditReport",

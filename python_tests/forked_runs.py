@@ -22,10 +22,10 @@ import matplotlib.style  # noqa: F401 - once, before the forks, as all that foll
 import torch
 
 import lnl_ext.cli.commands  # noqa: F401
-from lnl_ext import checkpoint
 from lnl_ext.cli import training
 from lnl_ext.cli.main import main
-from lnl_ext.trainer import Trainer
+from lnl_ext.training import checkpoint
+from lnl_ext.training.trainer import Trainer
 
 
 def _kill() -> None:

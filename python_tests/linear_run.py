@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
-from lnl_ext.batches import TensorBatches
-from lnl_ext.config import TrainerConfig
-from lnl_ext.optimizers import OptimizerConfig
-from lnl_ext.trainer import Trainer
+from lnl_ext.training.batches import TensorBatches
+from lnl_ext.training.config import TrainerConfig
+from lnl_ext.training.optimizers import OptimizerConfig
+from lnl_ext.training.trainer import Trainer
 
 SAMPLES, BATCH, BINS, HEADS = 20, 4, 5, 3
 IGNORED = -100

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from lnl_ext import distributed
+from lnl_ext.training import distributed
 
 needs_gloo = pytest.mark.skipif(
     os.name != "posix" or not dist.is_available() or not dist.is_gloo_available(),

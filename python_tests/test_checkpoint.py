@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from lnl_ext import checkpoint
-from lnl_ext.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from lnl_ext.random_state import capture_random_state, restore_random_state, seed_all
+from lnl_ext.training import checkpoint
+from lnl_ext.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from lnl_ext.training.random_state import capture_random_state, restore_random_state, seed_all
 
 STATE = {
     "step": 7,
@@ -153,7 +153,7 @@ def test_a_full_disk_is_a_clear_error_and_keeps_the_old_checkpoint(tmp_path: Pat
     save_checkpoint(path, STATE)
     program = f"""
         import resource, signal, sys, torch
-        from lnl_ext.checkpoint import CheckpointError, save_checkpoint
+        from lnl_ext.training.checkpoint import CheckpointError, save_checkpoint
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         for limit in (4096, 2000, 100, 0):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
@@ -175,7 +175,7 @@ def test_a_kill_while_writing_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     save_checkpoint(path, STATE)
     program = f"""
         import os, signal, torch
-        from lnl_ext import checkpoint
+        from lnl_ext.training import checkpoint
         real = os.fsync
         def kill_at_fsync(descriptor):
             os.ftruncate(descriptor, 1500)  # the disk has only a part of it

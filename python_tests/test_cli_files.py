@@ -20,9 +20,9 @@ from lnl_ext.cli.using import _held_out
 from lnl_ext.cli.weights import initial_network
 from lnl_ext.data.images import evaluation_transform
 from lnl_ext.data.table import Table
-from lnl_ext.distributed import Processes
 from lnl_ext.errors import UserError
 from lnl_ext.files import replacing
+from lnl_ext.training.distributed import Processes
 
 pytestmark = pytest.mark.usefixtures("threads_kept")
 

@@ -12,8 +12,8 @@ import torch
 from cli_data import IMAGES, train_flags, write_images
 from processes import needs_gloo
 
-from lnl_ext.checkpoint import load_checkpoint
 from lnl_ext.cli.main import main
+from lnl_ext.training.checkpoint import load_checkpoint
 
 pytestmark = needs_gloo
 

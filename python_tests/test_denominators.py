@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lnl_ext.adversary import two_gradients
 from lnl_ext.adversary.bias_adversary import BiasAdversary
-from lnl_ext.denominators import BatchCounter, count_sites
+from lnl_ext.training.batch_counts import BatchCounter, count_sites
 
 HEADS, CLASSES = 3, 5
 

@@ -11,11 +11,11 @@ import torch
 from processes import free_port, in_processes, needs_gloo
 from torch.utils.data import DataLoader, TensorDataset
 
-from lnl_ext import distributed
-from lnl_ext.batch_sampler import ShardedBatchSampler
-from lnl_ext.batches import BatchStream, TensorBatches
-from lnl_ext.distributed import Processes
 from lnl_ext.measuring.evaluation import Predictions
+from lnl_ext.training import distributed
+from lnl_ext.training.batch_sampler import ShardedBatchSampler
+from lnl_ext.training.batches import BatchStream, TensorBatches
+from lnl_ext.training.distributed import Processes
 
 
 def samplers(world_size: int, samples: int, batch_size: int, **options: Any) -> list[Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from processes import needs_gloo
 
-from lnl_ext.checkpoint import load_checkpoint
+from lnl_ext.training.checkpoint import load_checkpoint
 
 # Threads that run collectives: two a group, joined when nothing holds the group any more.
 COUNT = """

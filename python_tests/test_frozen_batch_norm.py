@@ -12,9 +12,9 @@ from torch import nn
 from trainer_runs import SGD, without_dropout
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
-from lnl_ext.batches import TensorBatches
-from lnl_ext.config import TrainerConfig
-from lnl_ext.trainer import Trainer
+from lnl_ext.training.batches import TensorBatches
+from lnl_ext.training.config import TrainerConfig
+from lnl_ext.training.trainer import Trainer
 
 pytestmark = needs_gloo
 

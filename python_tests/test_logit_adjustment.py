@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from lnl_ext import OptimizerConfig, Trainer, TrainerConfig, independence_weights, logit_adjustment
-from lnl_ext.batches import TensorBatches
-from lnl_ext.checkpoint import CheckpointError
-from lnl_ext.trainer import CHECKPOINT
+from lnl_ext.training.batches import TensorBatches
+from lnl_ext.training.checkpoint import CheckpointError
+from lnl_ext.training.trainer import CHECKPOINT
 
 
 def biased_set(samples: int = 20_000) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,11 +11,11 @@ from tiny_run import BATCH, BINS, CLASSES, tiny_data, tiny_heads, tiny_networks
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from lnl_ext.batches import TensorBatches
-from lnl_ext.config import TrainerConfig
-from lnl_ext.methods import METHODS, Grey, get_method
-from lnl_ext.optimizers import OptimizerConfig
-from lnl_ext.trainer import Trainer
+from lnl_ext.training.batches import TensorBatches
+from lnl_ext.training.config import TrainerConfig
+from lnl_ext.training.methods import METHODS, Grey, get_method
+from lnl_ext.training.optimizers import OptimizerConfig
+from lnl_ext.training.trainer import Trainer
 
 # exact in float32, in which an adversary may keep them
 REVERSAL, ENTROPY, CONFUSION = 0.25, 0.0625, 0.5

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lnl_ext.denominators import Term
-from lnl_ext.metrics import JsonLines, LossMeter, NonFiniteError, Progress, RunLog, Scalars
+from lnl_ext.training.batch_counts import Term
+from lnl_ext.training.run_log import JsonLines, LossMeter, NonFiniteError, Progress, RunLog, Scalars
 
 
 def lines(path: Path) -> list[dict]:

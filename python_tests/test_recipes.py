@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from lnl_ext.data import ColoredMNIST
-from lnl_ext.methods import METHODS, get_method
 from lnl_ext.paper.recipes import RECIPES, get_recipe
+from lnl_ext.training.methods import METHODS, get_method
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lnl_ext import BiasAdversary, BiasLoss, Trainer, TrainerConfig, independence_weights
-from lnl_ext.batches import TensorBatches
+from lnl_ext.training.batches import TensorBatches
 
 
 def gradients(head: nn.Module, features: Tensor, loss: Tensor) -> list[Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lnl_ext.batches import TensorBatches
+from lnl_ext.training.batches import TensorBatches
 
 
 def test_tensor_batches_are_every_sample_once_in_a_new_order() -> None:

@@ -22,11 +22,11 @@ from torch import nn
 from trainer_runs import SGD, Watched
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
-from lnl_ext.checkpoint import load_checkpoint
-from lnl_ext.config import TrainerConfig
-from lnl_ext.metrics import NonFiniteError
-from lnl_ext.optimizers import OptimizerConfig
-from lnl_ext.trainer import CHECKPOINT, Trainer
+from lnl_ext.training.checkpoint import load_checkpoint
+from lnl_ext.training.config import TrainerConfig
+from lnl_ext.training.optimizers import OptimizerConfig
+from lnl_ext.training.run_log import NonFiniteError
+from lnl_ext.training.trainer import CHECKPOINT, Trainer
 
 
 @pytest.mark.parametrize(

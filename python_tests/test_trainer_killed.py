@@ -16,10 +16,10 @@ from processes import forkserver, free_port, member, needs_gloo
 from tiny_run import differences, tiny_batches, tiny_trainer
 from trainer_runs import STEPS, Watched, evaluate, loader, metrics
 
-from lnl_ext import checkpoint, distributed
-from lnl_ext.checkpoint import CheckpointError, load_checkpoint
-from lnl_ext.distributed import LostProcessError
-from lnl_ext.trainer import CHECKPOINT, Trainer
+from lnl_ext.training import checkpoint, distributed
+from lnl_ext.training.checkpoint import CheckpointError, load_checkpoint
+from lnl_ext.training.distributed import LostProcessError
+from lnl_ext.training.trainer import CHECKPOINT, Trainer
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
 

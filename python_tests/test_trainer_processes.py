@@ -15,12 +15,12 @@ from tiny_run import differences, tiny_batches, tiny_data, tiny_trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lnl_ext import distributed
 from lnl_ext.adversary.bias_adversary import BiasAdversary
-from lnl_ext.batches import TensorBatches
-from lnl_ext.checkpoint import CheckpointError, load_checkpoint
 from lnl_ext.measuring.evaluation import predict
-from lnl_ext.trainer import CHECKPOINT
+from lnl_ext.training import distributed
+from lnl_ext.training.batches import TensorBatches
+from lnl_ext.training.checkpoint import CheckpointError, load_checkpoint
+from lnl_ext.training.trainer import CHECKPOINT
 
 pytestmark = needs_gloo
 

@@ -24,11 +24,11 @@ from torch import nn
 from trainer_runs import STEPS, Kill, evaluate, killing, loader, metrics
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
-from lnl_ext.batches import TensorBatches
-from lnl_ext.checkpoint import CheckpointError, load_checkpoint
-from lnl_ext.config import TrainerConfig
-from lnl_ext.optimizers import OptimizerConfig
-from lnl_ext.trainer import CHECKPOINT, Trainer
+from lnl_ext.training.batches import TensorBatches
+from lnl_ext.training.checkpoint import CheckpointError, load_checkpoint
+from lnl_ext.training.config import TrainerConfig
+from lnl_ext.training.optimizers import OptimizerConfig
+from lnl_ext.training.trainer import CHECKPOINT, Trainer
 
 # ---------------------------------------------------------------------- exact resume
 

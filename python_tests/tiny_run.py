@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
-from lnl_ext.batches import TensorBatches
-from lnl_ext.config import TrainerConfig
-from lnl_ext.optimizers import OptimizerConfig
-from lnl_ext.trainer import Trainer
+from lnl_ext.training.batches import TensorBatches
+from lnl_ext.training.config import TrainerConfig
+from lnl_ext.training.optimizers import OptimizerConfig
+from lnl_ext.training.trainer import Trainer
 
 SAMPLES, BATCH, CLASSES, BINS = 22, 4, 3, 4
 STEPS_PER_EPOCH = 6  # the last batch has 2 samples

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lnl_ext.measuring.evaluation import predict
-from lnl_ext.optimizers import OptimizerConfig
-from lnl_ext.trainer import Trainer
+from lnl_ext.training.optimizers import OptimizerConfig
+from lnl_ext.training.trainer import Trainer
 
 PRETRAIN_STEPS = 3  # of the tiny run: half an epoch
 TRAIN_STEPS = 9  # one and a half

@@ -16,11 +16,11 @@ from torch.utils.flop_counter import flop_registry
 from torchvision.models import resnet18
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
-from lnl_ext.config import TrainerConfig
-from lnl_ext.optimizers import OptimizerConfig
 from lnl_ext.paper.networks import DigitNetwork, PixelColorHead, SeparatePixelColorHeads
-from lnl_ext.stepper import Stepper
-from lnl_ext.updates import (
+from lnl_ext.training.config import TrainerConfig
+from lnl_ext.training.optimizers import OptimizerConfig
+from lnl_ext.training.stepper import Stepper
+from lnl_ext.training.updates import (
     FoolObjective,
     JointObjective,
     JointUpdate,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from lnl_ext.batches import Batch
+from lnl_ext.training.batches import Batch
 
 __all__ = [
     "Interrupted",

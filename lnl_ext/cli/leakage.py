@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from lnl_ext.adversary.heads import bias_head
-from lnl_ext.batches import TensorBatches
 from lnl_ext.data.table import IGNORE
-from lnl_ext.distributed import gather_rows
 from lnl_ext.measuring.evaluation import evaluating
 from lnl_ext.measuring.probe import fresh_probe
+from lnl_ext.training.batches import TensorBatches
+from lnl_ext.training.distributed import gather_rows
 
 __all__ = ["Features", "Leakage", "collect_features", "measure"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from lnl_ext.cli.arguments import option
 from lnl_ext.data.bias_column import BiasColumn
 from lnl_ext.errors import UserError
-from lnl_ext.methods import METHODS
+from lnl_ext.training.methods import METHODS
 
 __all__ = [
     "ADJUSTMENT",

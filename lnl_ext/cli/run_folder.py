@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lnl_ext.checkpoint import write_state
 from lnl_ext.cli.samples import Samples
 from lnl_ext.data.images import IMAGENET_MEAN, IMAGENET_STD
 from lnl_ext.errors import UserError
 from lnl_ext.files import replacing, write_whole
 from lnl_ext.reporting import PAGE
-from lnl_ext.trainer import CHECKPOINT
+from lnl_ext.training.checkpoint import write_state
+from lnl_ext.training.trainer import CHECKPOINT
 
 __all__ = ["CONFIG", "MODEL", "ModelCard", "check_output", "save_weights", "split_text"]
 

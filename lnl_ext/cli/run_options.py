@@ -14,7 +14,7 @@ from lnl_ext.cli.arguments import build, read_toml, saved_value
 from lnl_ext.cli.options import TrainOptions
 from lnl_ext.cli.run_folder import CONFIG
 from lnl_ext.errors import UserError
-from lnl_ext.methods import METHODS
+from lnl_ext.training.methods import METHODS
 
 __all__ = ["train_options"]
 

@@ -13,10 +13,10 @@ from lnl_ext.cli.leakage import Leakage
 from lnl_ext.cli.options import TrainOptions
 from lnl_ext.cli.report import Report, leaks
 from lnl_ext.cli.run_data import RunData
-from lnl_ext.distributed import Processes
 from lnl_ext.measuring.evaluation import Predictions
 from lnl_ext.reporting import Confusion, RunSummary, Table, trainer_settings
-from lnl_ext.trainer import Trainer
+from lnl_ext.training.distributed import Processes
+from lnl_ext.training.trainer import Trainer
 
 __all__ = ["Found", "run_summary"]
 

@@ -21,8 +21,8 @@ from lnl_ext.data.table import (
     read_folder,
     read_table,
 )
-from lnl_ext.distributed import shard
 from lnl_ext.errors import UserError
+from lnl_ext.training.distributed import shard
 
 __all__ = ["Samples", "encoded", "evaluation_batches", "read_samples"]
 

@@ -34,19 +34,19 @@ from lnl_ext.cli.run_options import train_options
 from lnl_ext.cli.run_summary import Found, run_summary
 from lnl_ext.cli.samples import evaluation_batches
 from lnl_ext.cli.weights import initial_network
-from lnl_ext.config import TrainerConfig
 from lnl_ext.data.images import IMAGENET_MEAN, IMAGENET_STD, Sample
 from lnl_ext.data.table import IGNORE
-from lnl_ext.distributed import Processes, gather_predictions, on_main
 from lnl_ext.errors import UserError
 from lnl_ext.files import write_whole
 from lnl_ext.measuring.evaluation import Predictions, predict
-from lnl_ext.methods import get_method
 from lnl_ext.models.backbones import Halves, split_network, tap_shape
-from lnl_ext.optimizers import OptimizerConfig
 from lnl_ext.reporting import PAGE, write_run_page
 from lnl_ext.schedules import Linear
-from lnl_ext.trainer import CHECKPOINT, Trainer
+from lnl_ext.training.config import TrainerConfig
+from lnl_ext.training.distributed import Processes, gather_predictions, on_main
+from lnl_ext.training.methods import get_method
+from lnl_ext.training.optimizers import OptimizerConfig
+from lnl_ext.training.trainer import CHECKPOINT, Trainer
 
 __all__ = ["train"]
 

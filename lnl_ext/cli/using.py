@@ -31,14 +31,14 @@ from lnl_ext.cli.weights import put_weights
 from lnl_ext.data.images import IMAGE_SUFFIXES, IMAGENET_MEAN, IMAGENET_STD
 from lnl_ext.data.split import stratified_split
 from lnl_ext.data.table import BiasColumn, Table, class_names, read_table
-from lnl_ext.distributed import Processes
 from lnl_ext.errors import UserError
 from lnl_ext.files import check_names, replacing
 from lnl_ext.measuring.evaluation import Predictions
 from lnl_ext.measuring.evaluation import predict as run_model
-from lnl_ext.methods import Grey
 from lnl_ext.models.backbones import build_network, output_layer, split_network, tap_shape
 from lnl_ext.models.exported import ExportedModel
+from lnl_ext.training.distributed import Processes
+from lnl_ext.training.methods import Grey
 
 __all__ = ["evaluate", "predict", "probe"]
 

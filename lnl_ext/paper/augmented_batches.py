@@ -25,7 +25,7 @@ class AugmentedBatches:
 
     In training the samples come in a new order, of each a random part scaled to one size and
     mirrored half the time; in evaluation in their own order, the centre cut out. As
-    `lnl_ext.batches.TensorBatches`, whose bias targets cannot follow a cut.
+    `lnl_ext.training.batches.TensorBatches`, whose bias targets cannot follow a cut.
 
     Parameters
     ----------

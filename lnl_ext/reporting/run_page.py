@@ -17,7 +17,7 @@ from lnl_ext.reporting.environment import environment
 from lnl_ext.reporting.figures import confusion_figure, history_figure
 from lnl_ext.reporting.page import Page
 from lnl_ext.reporting.tables import Table
-from lnl_ext.trainer import Trainer
+from lnl_ext.training.trainer import Trainer
 
 __all__ = ["PAGE", "Confusion", "Leak", "RunSummary", "trainer_settings", "write_run_page"]
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from lnl_ext.denominators import Term
-from lnl_ext.distributed import sum_over_processes
+from lnl_ext.training.batch_counts import Term
+from lnl_ext.training.distributed import sum_over_processes
 
 Record = dict[str, Any]
 

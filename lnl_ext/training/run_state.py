@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
-from lnl_ext.metrics import NonFiniteError
-from lnl_ext.stepper import Stepper
+from lnl_ext.training.run_log import NonFiniteError
+from lnl_ext.training.stepper import Stepper
 
 
 class RunState:

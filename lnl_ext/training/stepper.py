@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lnl_ext.config import TrainerConfig
+from lnl_ext.training.config import TrainerConfig
 
 
 class Stepper:

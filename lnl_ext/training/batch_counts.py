@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
-from lnl_ext.distributed import current
+from lnl_ext.training.distributed import current
 
 
 class Term(NamedTuple):

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lnl_ext.batch_sampler import ShardedBatchSampler
-from lnl_ext.distributed import current
-from lnl_ext.random_state import capture_random_state, restore_random_state, seed_all
+from lnl_ext.training.batch_sampler import ShardedBatchSampler
+from lnl_ext.training.distributed import current
+from lnl_ext.training.random_state import capture_random_state, restore_random_state, seed_all
 
 Batch = tuple[Tensor, Tensor, dict[str, Tensor]]
 """``(images (N, ...), labels (N,) int64, {adversary: bias target})``."""
@@ -30,7 +30,7 @@ class TensorBatches:
     bias : mapping of str to Tensor, shape (M, ...), optional
         One bias target per adversary.
     batch_size, shuffle, drop_last
-        As for :class:`~lnl_ext.batch_sampler.ShardedBatchSampler`, which decides on the order and,
+        As for :class:`~lnl_ext.training.batch_sampler.ShardedBatchSampler`, which decides on the order and,
         with several processes, on this process's share of every batch.
     prepare : callable, optional
         Maps a batch of images (on its device, after selection) to network input, for instance

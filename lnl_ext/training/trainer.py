@@ -14,22 +14,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
-from lnl_ext.batches import Batch, BatchStream, to_device
-from lnl_ext.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from lnl_ext.config import Stage, TrainerConfig, changed_fields
-from lnl_ext.denominators import BatchCounter, Term
-from lnl_ext.distributed import (
+from lnl_ext.training.batch_counts import BatchCounter, Term
+from lnl_ext.training.batches import Batch, BatchStream, to_device
+from lnl_ext.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from lnl_ext.training.config import Stage, TrainerConfig, changed_fields
+from lnl_ext.training.distributed import (
     check_alike,
     current,
     gather_objects,
     naming_lost_processes,
     on_main,
 )
-from lnl_ext.metrics import LossMeter, Record, RunLog
-from lnl_ext.replicas import broadcast_buffers, build_update
-from lnl_ext.run_state import RunState
-from lnl_ext.stepper import Stepper
-from lnl_ext.updates import TaskLoss
+from lnl_ext.training.replicas import broadcast_buffers, build_update
+from lnl_ext.training.run_log import LossMeter, Record, RunLog
+from lnl_ext.training.run_state import RunState
+from lnl_ext.training.stepper import Stepper
+from lnl_ext.training.updates import TaskLoss
 
 Evaluate = Callable[["Trainer"], Mapping[str, float]]
 """Called at the end of an epoch; returns figures for its record."""
@@ -83,7 +83,7 @@ class Trainer:
     >>> trainer = Trainer(f, g, {"colour": BiasAdversary(head)}, TrainerConfig(epochs=3))
     >>> history = trainer.fit(batches, output="runs/colour")
 
-    With several processes (`lnl_ext.distributed`), connected before, the same program in each of
+    With several processes (`lnl_ext.training.distributed`), connected before, the same program in each of
     them trains as one process with the whole batch does, but for what is drawn at random in the
     networks and for the statistics of batch norm, which are over the share of each process; those
     of process 0 are kept. ``task_loss`` must then be a mean over samples that all weigh alike.
@@ -174,18 +174,18 @@ class Trainer:
         Parameters
         ----------
         batches : sized iterable of (images, labels, {adversary: bias target})
-            A `torch.utils.data.DataLoader`, `lnl_ext.batches.TensorBatches`, or anything with a
+            A `torch.utils.data.DataLoader`, `lnl_ext.training.batches.TensorBatches`, or anything with a
             length that can be passed over again. Its attribute ``generator``, if it or its samplers
             have one, is seeded with the run's seed, and its state is part of the checkpoint. With
             several processes every one is given its share of each batch
-            (`lnl_ext.batch_sampler.ShardedBatchSampler`, which `TensorBatches` uses).
+            (`lnl_ext.training.batch_sampler.ShardedBatchSampler`, which `TensorBatches` uses).
         output : path, optional
             Folder for ``metrics.jsonl`` (a line per epoch), ``checkpoint.pt`` (written at the end
             of every epoch) and ``tensorboard/``. With several processes process 0 writes.
         evaluate : callable, optional
             Called with the trainer at the end of every epoch; its figures join the epoch's record.
             With several processes it is called in all, which may share the work
-            (`lnl_ext.distributed.shard`); the figures of process 0 count.
+            (`lnl_ext.training.distributed.shard`); the figures of process 0 count.
         checkpoint_every : int, optional
             Write a checkpoint every so many steps as well.
         log_every : int, optional

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import Sampler
 
-from lnl_ext import distributed
+from lnl_ext.training import distributed
 
 
 class ShardedBatchSampler(Sampler[list[int]]):
@@ -30,7 +30,7 @@ class ShardedBatchSampler(Sampler[list[int]]):
         Leave out the last batch when it is smaller than ``batch_size``. Where it has fewer samples
         than there are processes it is left out in any case, since one of them would have nothing.
     processes : Processes, optional
-        By default those of :func:`lnl_ext.distributed.current`.
+        By default those of :func:`lnl_ext.training.distributed.current`.
 
     Attributes
     ----------

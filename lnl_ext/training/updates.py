@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.adversary.sample_weights import weigh_samples
-from lnl_ext.denominators import Shares
 from lnl_ext.functional import fused_bias_loss
 from lnl_ext.gradient_reversal import grad_reverse
 from lnl_ext.ops.given_denominators import divide_by_head, divide_sums, fold_heads
 from lnl_ext.ops.types import BiasLoss
-from lnl_ext.stepper import Stepper
+from lnl_ext.training.batch_counts import Shares
+from lnl_ext.training.stepper import Stepper
 
 Terms = dict[str, Tensor]
 TaskLoss = Callable[[Tensor, Tensor], Tensor]

@@ -16,10 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.coefficients import ScheduledCoefficients
-from lnl_ext.config import TrainerConfig
-from lnl_ext.distributed import current
-from lnl_ext.stepper import Stepper
-from lnl_ext.updates import (
+from lnl_ext.training.config import TrainerConfig
+from lnl_ext.training.distributed import current
+from lnl_ext.training.stepper import Stepper
+from lnl_ext.training.updates import (
     FoolObjective,
     JointObjective,
     JointUpdate,

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from lnl_ext.optimizers import (
+from lnl_ext.training.optimizers import (
     OptimizerConfig,
     check_choice,
     check_flag,
@@ -42,7 +42,7 @@ class TrainerConfig:
         features and the features see the task loss only.
     update : {"joint", "two_step"}
         One forward and one backward per batch, or the procedure of the paper's authors
-        (:mod:`lnl_ext.updates`).
+        (:mod:`lnl_ext.training.updates`).
     ramp_steps : int or None
         Steps of the training stage after which the adversaries' progress t has gone from 0 to 1;
         None: the whole stage.

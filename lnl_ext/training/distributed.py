@@ -204,7 +204,7 @@ def shard(dataset: Dataset[_T]) -> Dataset[_T]:
 
     Process r of W takes samples r, r + W, r + 2W ...; none is doubled, so that shares may differ by
     one sample. :func:`gather_rows` undoes it. For training use
-    `lnl_ext.batches.ShardedBatchSampler`.
+    `lnl_ext.training.batches.ShardedBatchSampler`.
     """
     rank, world_size, _ = current()
     if world_size == 1:
