@@ -57,7 +57,7 @@ def shapes_of(kernel: Kernel) -> list[Shape]:
     """Return typical shapes; the first one's occupancy is committed to.
 
     That such a call gets this kernel is held against the launcher by
-    python_tests/test_cuda_static.py.
+    python_tests/cuda/test_cuda_static.py.
     """
     if kernel.base in {"sites_small", "sites_large"}:
         positions = 49 if not kernel.is_vector else 196 if kernel.access == 8 else 1024

@@ -44,7 +44,7 @@ def up(value: int, multiple: int) -> int:
 class Plan:
     """How csrc/cuda/linear_bias_loss_launchers.cuh launches labels with all gradients, one head.
 
-    python_tests/test_cuda_static_linear.py holds it against the launcher.
+    python_tests/cuda/test_cuda_static_linear.py holds it against the launcher.
     """
 
     size: int  # bytes of an element

@@ -104,7 +104,7 @@ def plan(
     pip += ["--editable", ".", *([] if on_gpu else ["--dry-run"])]
     selected = ["-m", "cuda and not slow", "python_tests"]
     if not on_gpu:
-        selected = ["-k", "cpu and test_scale", "python_tests/test_bias_loss_operators.py"]
+        selected = ["-k", "cpu and test_scale", "python_tests/ops/test_bias_loss_operators.py"]
     pytest = [sys.executable, "-m", "pytest", "-v", "--durations=10", *selected]
     missing = None if shutil.which("compute-sanitizer") else "compute-sanitizer is not installed"
     jobs = os.environ.get("MAX_JOBS") or str(min(8, os.cpu_count() or 1))

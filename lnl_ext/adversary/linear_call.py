@@ -18,7 +18,8 @@ class LinearCall(NamedTuple):
     """A forward pass of what is before the layer, and what the loss is made of.
 
     Rows are the samples or, with a convolution, the positions of all samples. It does for
-    `lnl_ext.adversary.two_gradients.adversary_loss` what `lnl_ext.adversary.two_gradients.HeadCall` does, without
+    `lnl_ext.adversary.two_gradients.adversary_loss` what
+    `lnl_ext.adversary.two_gradients.HeadCall` does, without
     logits.
     """
 

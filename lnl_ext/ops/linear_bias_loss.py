@@ -1,6 +1,7 @@
 """What PyTorch has to know of the operators of a linear head's bias loss.
 
-Fake kernels and autograd, as lnl_ext/ops/bias_loss.py has them for the loss of given logits. The schemas are
+Fake kernels and autograd, as lnl_ext/ops/bias_loss.py has them for the loss of given logits. The
+schemas are
 in csrc/linear_bias_loss.cpp.
 """
 
@@ -295,7 +296,8 @@ def linear_bias_loss(
 
     Notes
     -----
-    As for `lnl_ext.ops.bias_loss.bias_loss` the gradients are made together with the value, but for float16
+    As for `lnl_ext.ops.bias_loss.bias_loss` the gradients are made together with the value, but
+    for float16
     and for ``reduction="none"``, which make the logits a second time.
     """
     inputs = (features, head_weight, head_bias)

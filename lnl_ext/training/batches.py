@@ -30,7 +30,8 @@ class TensorBatches:
     bias : mapping of str to Tensor, shape (M, ...), optional
         One bias target per adversary.
     batch_size, shuffle, drop_last
-        As for :class:`~lnl_ext.training.batch_sampler.ShardedBatchSampler`, which decides on the order and,
+        As for :class:`~lnl_ext.training.batch_sampler.ShardedBatchSampler`, which decides on the
+        order and,
         with several processes, on this process's share of every batch.
     prepare : callable, optional
         Maps a batch of images (on its device, after selection) to network input, for instance

@@ -250,6 +250,6 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def gather_predictions(predictions: _Rows) -> _Rows:
-    """Apply :func:`gather_rows` to each field, for instance of `lnl_ext.measuring.evaluation.Predictions`."""
+    """Apply :func:`gather_rows` to each field of a named tuple of tensors."""
     fields = [gather_rows(field) for field in predictions]
     return type(predictions)(*fields)

@@ -83,7 +83,8 @@ class Trainer:
     >>> trainer = Trainer(f, g, {"colour": BiasAdversary(head)}, TrainerConfig(epochs=3))
     >>> history = trainer.fit(batches, output="runs/colour")
 
-    With several processes (`lnl_ext.training.distributed`), connected before, the same program in each of
+    With several processes (`lnl_ext.training.distributed`), connected before, the same program in
+    each of
     them trains as one process with the whole batch does, but for what is drawn at random in the
     networks and for the statistics of batch norm, which are over the share of each process; those
     of process 0 are kept. ``task_loss`` must then be a mean over samples that all weigh alike.
@@ -174,7 +175,8 @@ class Trainer:
         Parameters
         ----------
         batches : sized iterable of (images, labels, {adversary: bias target})
-            A `torch.utils.data.DataLoader`, `lnl_ext.training.batches.TensorBatches`, or anything with a
+            A `torch.utils.data.DataLoader`, `lnl_ext.training.batches.TensorBatches`, or anything
+            with a
             length that can be passed over again. Its attribute ``generator``, if it or its samplers
             have one, is seeded with the run's seed, and its state is part of the checkpoint. With
             several processes every one is given its share of each batch

@@ -323,7 +323,7 @@ print(peak() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells the peak")
 def test_the_logits_never_exist_whole():
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import cuda_static
 import cuda_static_code
 import cuda_static_linear as linear
 import emulated_cuda
+import pytest
 import torch
 from compiled_kernels import Compiled, compile_all
 

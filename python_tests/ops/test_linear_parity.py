@@ -90,14 +90,14 @@ def test_every_instruction_set(capability: str):
     if capability != "default" and capability not in supported():
         pytest.skip(f"this processor has no {capability}")
     script = (
-        "import sys; sys.path.insert(0, 'python_tests')\n"
+        "import sys; sys.path.insert(0, 'python_tests/support')\n"
         "import conftest, test_linear_parity as t, torch\n"
         f"assert torch.backends.cpu.get_cpu_capability().lower().startswith({capability!r})\n"
         "for shape in t.SHAPES:\n"
         "    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):\n"
         "        t.test_larger_shapes(shape, dtype, 0.2)\n"
     )
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
     result = subprocess.run(

@@ -1,6 +1,6 @@
 """fused_linear_bias_loss on features of more than 2^31 elements, and at the ends of its shapes.
 
-Slow: ``python -m pytest -m slow python_tests/test_linear_large.py``.
+Slow: ``python -m pytest -m slow python_tests/ops/test_linear_large.py``.
 """
 
 from __future__ import annotations

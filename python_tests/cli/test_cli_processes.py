@@ -19,7 +19,7 @@ pytestmark = needs_gloo
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 COMMAND = ["-m", "lnl_ext"]
-TROUBLE = [str(Path(__file__).with_name("trouble_in_rank.py"))]
+TROUBLE = [str(Path(__file__).parents[1] / "support" / "trouble_in_rank.py")]
 
 
 def torchrun(*command: str) -> subprocess.CompletedProcess[str]:

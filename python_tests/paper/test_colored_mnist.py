@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from lnl_ext.data import ColoredMNIST
 from lnl_ext.paper.colored_mnist import IMAGE_MEAN, IMAGE_STD, MEAN_COLORS
 
-CARRIED = Path(__file__).parents[1] / "benchmarks" / "data" / "mnist"
+CARRIED = Path(__file__).parents[2] / "benchmarks" / "data" / "mnist"
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +215,7 @@ def test_a_missing_folder_is_named(tmp_path):
 
 
 def test_mean_color_says_whose_colour_a_digit_has() -> None:
-    mnist = Path(__file__).resolve().parent.parent / "benchmarks" / "data" / "mnist"
+    mnist = Path(__file__).resolve().parents[2] / "benchmarks" / "data" / "mnist"
     train = ColoredMNIST(mnist, variance=0.0, indices=range(50))
     assert torch.equal(train.mean_color, train.labels)
     test = ColoredMNIST(mnist, split="test", variance=0.0, indices=range(400))

@@ -10,10 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import throughput
+import torch
 from measuring import authors, peak, settings, steps, tables, turns
 
 ROOT = Path(throughput.__file__).resolve().parent.parent

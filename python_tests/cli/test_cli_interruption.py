@@ -29,7 +29,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     log = tmp_path_factory.mktemp("log") / "log"
     forks = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("forked_runs.py"))],
+        [sys.executable, str(Path(__file__).parents[1] / "support" / "forked_runs.py")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

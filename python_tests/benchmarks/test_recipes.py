@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
+import colored_mnist
+import colored_mnist_trial
+import demo
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -15,12 +17,7 @@ from lnl_ext.data import ColoredMNIST
 from lnl_ext.paper.recipes import RECIPES, get_recipe
 from lnl_ext.training.methods import METHODS, get_method
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-
-import colored_mnist  # noqa: E402
-import colored_mnist_trial  # noqa: E402
-import demo  # noqa: E402
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def test_paper_recipe_is_the_authors():

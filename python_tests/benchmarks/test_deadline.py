@@ -10,16 +10,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import gpu_check
 import pytest
+from gpu_checking import deadline
+from gpu_checking.deadline import Step, limit_of, limits_fit, run_steps, write_json
 from hypothesis import given
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
-import gpu_check
-from gpu_checking import deadline
-from gpu_checking.deadline import Step, limit_of, limits_fit, run_steps, write_json
-
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def python(code: str):

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-
-import pytest
-import torch
-from face_data import write_pets, write_utkface
-
-from lnl_ext.paper.augmented_batches import AugmentedBatches, normalize_imagenet
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import dogs_and_cats
 import image_runs
 import image_table
 import imdb_faces
+import pytest
+import torch
+from face_data import write_pets, write_utkface
+
+from lnl_ext.paper.augmented_batches import AugmentedBatches, normalize_imagenet
 
 FIELDS = ("benchmark", "method", "recipe", "train_split", "seed", "epoch")
 FIELDS += ("test_accuracy", "leakage", "minutes")
