@@ -31,7 +31,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gpu_checking.deadline import Outcome, Step, run_steps, write_json
+from gpu.deadline import Outcome, Step, run_steps, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 MINUTES = 8.0
@@ -158,7 +158,7 @@ def has_pytest() -> bool:
 def run_own_step(name: str, device: str, quick: bool, seconds: float, result: Path) -> int:
     """Run a step in this process, and write its result whenever it knows more."""
     import torch
-    from gpu_checking import checks, timings
+    from gpu import checks, timings
 
     where = torch.device(device)
 
@@ -209,7 +209,7 @@ def facts(device: str) -> dict[str, Any]:
 
 def report_of(about: dict[str, Any], outcomes: list[Outcome], measured: bool) -> dict[str, Any]:
     """Return what is written: facts, targets held against the timings so far, all outcomes."""
-    from gpu_checking import timings
+    from gpu import timings
 
     def rows(name: str) -> timings.Rows:
         found = [outcome.detail for outcome in outcomes if outcome.name == name]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import gpu_check
 import pytest
-from gpu_checking import deadline
-from gpu_checking.deadline import Step, limit_of, limits_fit, run_steps, write_json
+from gpu import deadline
+from gpu.deadline import Step, limit_of, limits_fit, run_steps, write_json
 from hypothesis import given
 from hypothesis import strategies as st
 

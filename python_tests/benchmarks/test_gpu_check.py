@@ -13,7 +13,7 @@ from pathlib import Path
 import gpu_check
 import pytest
 import torch
-from gpu_checking import checks, timings
+from gpu import checks, timings
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lnl_ext.ops import bias_loss as ops

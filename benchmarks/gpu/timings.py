@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from measuring import linear, losses, peak
-from measuring.turns import row, take_turns
+from timing import linear, losses, peak
+from timing.turns import row, take_turns
 from torch import Tensor
 
 TARGETS = {"copy": 0.85, "eager": 3.0, "compile": 1.2}

@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from cuda_static_code import Block, Instruction, Kernel, Loop, backwards, reachable
+from gpu.machine_code import Block, Instruction, Kernel, Loop, backwards, reachable
 
 
 @dataclasses.dataclass(frozen=True)
