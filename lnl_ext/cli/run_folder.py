@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from lnl_ext.cli.samples import Samples
 from lnl_ext.data.images import IMAGENET_MEAN, IMAGENET_STD
 from lnl_ext.errors import UserError
-from lnl_ext.files import replacing, write_whole
+from lnl_ext.files import write_state, write_whole
 from lnl_ext.reporting import PAGE
-from lnl_ext.training.checkpoint import write_state
 from lnl_ext.training.trainer import CHECKPOINT
 
 __all__ = ["CONFIG", "MODEL", "ModelCard", "check_output", "save_weights", "split_text"]
@@ -146,8 +145,7 @@ def save_weights(path: Path, network: nn.Module) -> None:
     state: dict[str, Tensor] = {
         name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
     }
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        write_state(state, file)
+    write_state(path, state)
 
 
 def load_weights(path: Path) -> dict[str, Any]:
