@@ -201,6 +201,21 @@ Plan make_plan(const BiasLossCall& call, const Device& device) {
   return plan;
 }
 
+inline LaunchFacts facts_of(const Plan& plan) {
+  static const char* const names[] = {"rows_small", "rows_medium", "rows_medium",
+                                      "rows_large", "sites_small", "sites_large"};
+  const bool large = plan.kernel == Kernel::kRowsLarge || plan.kernel == Kernel::kSitesLarge;
+  LaunchFacts facts;
+  facts.kernel = names[static_cast<int>(plan.kernel)];
+  facts.threads = plan.threads;
+  facts.blocks = plan.blocks;
+  facts.shared_memory = plan.shared;
+  facts.dense = plan.dense;
+  facts.reads_logits_once = !large || plan.stage;
+  facts.workspace = plan.total;
+  return facts;
+}
+
 template <typename A>
 DeviceCoefficient<A> coefficient(const Coefficient& given) {
   return {static_cast<const A*>(given.device), static_cast<A>(given.host)};
