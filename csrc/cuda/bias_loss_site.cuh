@@ -96,6 +96,7 @@ struct Site {
   A entropy = 0;
   A confusion = 0;
 
+  // A site to which no term gives a gradient has zeros here, and NaN logits do not make it NaN.
   A multiplier = 0;  // gradient = e^d * (multiplier + slope * d) ...
   A slope = 0;
   A head_multiplier = 0;  // head gradient = e^d * head_multiplier ...
@@ -111,7 +112,8 @@ struct Site {
 
   // Without labels of their own: kDense, or a class that is not the label's.
   __device__ A gradient(A distance, A power, A y) const {
-    const A value = power * (multiplier + slope * distance);
+    const bool none = multiplier == A(0) && slope == A(0);
+    const A value = none ? A(0) : power * (multiplier + slope * distance);
     if constexpr (kDense) {
       return certain && distance == A(0) ? at_maximum : value - target_factor * y - offset;
     } else {
@@ -119,7 +121,7 @@ struct Site {
     }
   }
   __device__ A head_gradient(A distance, A power, A y) const {
-    const A value = power * head_multiplier;
+    const A value = head_multiplier == A(0) ? A(0) : power * head_multiplier;
     if constexpr (kDense) {
       return certain && distance == A(0) ? head_at_maximum : value - head_target_factor * y;
     } else {
@@ -226,6 +228,11 @@ __device__ Site<Accumulation<T>, kDense> finish_site(const Problem<T>& problem,
     site.head_multiplier = head * inverse;
     site.at_label = (power * slope * (distance - mean_distance) - direct * others) * inverse;
     site.head_at_label = -head * others * inverse;
+  }
+  if (!label.counted()) {
+    site.head_multiplier = 0;
+    const bool others = scales.entropy_weight != A(0) || scales.confusion_weight != A(0);
+    if (!entropy_counted || !others) site.multiplier = site.slope = 0;
   }
   return site;
 }
