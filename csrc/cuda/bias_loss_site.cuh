@@ -96,7 +96,8 @@ struct Site {
   A entropy = 0;
   A confusion = 0;
 
-  // A site to which no term gives a gradient has zeros here, and NaN logits do not make it NaN.
+  // Distances and powers are finite here: logits that are NaN make the factors NaN, but of a site
+  // to which no term gives a gradient, whose factors are 0.
   A multiplier = 0;  // gradient = e^d * (multiplier + slope * d) ...
   A slope = 0;
   A head_multiplier = 0;  // head gradient = e^d * head_multiplier ...
@@ -112,8 +113,7 @@ struct Site {
 
   // Without labels of their own: kDense, or a class that is not the label's.
   __device__ A gradient(A distance, A power, A y) const {
-    const bool none = multiplier == A(0) && slope == A(0);
-    const A value = none ? A(0) : power * (multiplier + slope * distance);
+    const A value = power * (multiplier + slope * distance);
     if constexpr (kDense) {
       return certain && distance == A(0) ? at_maximum : value - target_factor * y - offset;
     } else {
@@ -121,7 +121,7 @@ struct Site {
     }
   }
   __device__ A head_gradient(A distance, A power, A y) const {
-    const A value = head_multiplier == A(0) ? A(0) : power * head_multiplier;
+    const A value = power * head_multiplier;
     if constexpr (kDense) {
       return certain && distance == A(0) ? head_at_maximum : value - head_target_factor * y;
     } else {
