@@ -256,7 +256,6 @@ Problem<T> make_problem(const BiasLossCall& call, const Plan& plan, unsigned cha
   problem.entropy_weight = coefficient<A>(call.entropy_weight);
   problem.confusion_weight = coefficient<A>(call.confusion_weight);
   problem.reversed = call.reversal.present;
-  problem.regularised = call.entropy_weight.present;
   problem.confused = call.confusion_weight.present;
   problem.mask_entropy = call.mask_entropy;
   problem.sites = sites;
@@ -416,8 +415,6 @@ cudaError_t launch_fold(const BiasLossCall& call, const Plan& plan, unsigned cha
   problem.confusion_weight = coefficient<A>(call.confusion_weight);
   problem.blocks = static_cast<int>(plan.blocks);
   problem.heads = static_cast<int>(call.heads);
-  problem.regularised = call.entropy_weight.present;
-  problem.confused = call.confusion_weight.present;
   const auto kernel = fold_totals<A>;
   LNL_LAUNCH(kernel, dim3(1), dim3(256), 8 * kTotals * sizeof(A), stream, problem);
   return cudaGetLastError();

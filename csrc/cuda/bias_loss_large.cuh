@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(kLargeThreads, 1) rows_large(Problem<T> proble
         }
 #pragma unroll
         for (int i = 0; i < kWide<T>; ++i) {
-          values[i] = clamp_distance(values[i] - online.maximum);
+          values[i] = finite_distance(values[i] - online.maximum);
           powers[i] = exp_distance<T>(values[i]);
         }
         if (problem.gradient != nullptr) {
@@ -392,7 +392,7 @@ __global__ void __launch_bounds__(256, kSitesLargeBlocks<kDense, kSites>)
       if constexpr (kDense) sites.load_targets(problem, c, c * stride, label, y);
 #pragma unroll
       for (int v = 0; v < kSites; ++v) {
-        distance[v] = clamp_distance(A(widen(logits.values[v])) - maximum[v]);
+        distance[v] = finite_distance(A(widen(logits.values[v])) - maximum[v]);
         power[v] = exp_distance<T>(distance[v]);
       }
       if (problem.gradient != nullptr) {

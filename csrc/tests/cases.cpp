@@ -289,6 +289,15 @@ std::vector<Case> all_cases() {
       c.ignored = 1.1;
       c.mask_entropy = false;
       add(c, shape, dtype);
+      // NaN at sites to which no term gives a gradient.
+      c = Case{};
+      c.pattern = Pattern::kNotANumber;
+      c.ignored = 1.1;
+      c.reduction = Reduction::kSum;
+      c.entropy_weight = 0.0, c.coefficients_on_device = true;
+      add(c, shape, dtype);
+      c.confusion_weight = 0.0, c.reversal = 0.3;
+      add(c, shape, dtype);
       // Logits off the alignment that wide accesses need.
       c = options[turn % options.size()];
       c.misaligned = 1;
