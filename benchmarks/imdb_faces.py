@@ -16,8 +16,8 @@ import time
 from collections.abc import Sequence
 
 import torch
-from image_report import Names, report
-from image_runs import (
+from photographs.report import Names, report
+from photographs.runs import (
     Adversary,
     Images,
     Probe,

@@ -21,7 +21,7 @@ from lnl_ext.schedules import Linear
 from lnl_ext.training.batches import Batch
 from lnl_ext.training.methods import Method, get_method
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(__file__).resolve().parent.parent / "results"
 CROP = 5 / 6  # side of the part of an image that the network sees
 
 
