@@ -50,7 +50,7 @@ def test_every_name_is_there_and_listed() -> None:
     [
         "from lnl_ext import *",
         "from lnl_ext import audit, logit_adjustment",
-        *(f"import lnl_ext.{module}" for module in MODULES),
+        f"import {', '.join(f'lnl_ext.{module}' for module in reversed(MODULES))}",
     ],
 )
 def test_no_module_shadows_a_function_whatever_is_imported_first(first: str) -> None:
