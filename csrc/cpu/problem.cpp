@@ -25,18 +25,6 @@ const KernelTable& kernels() {
 #endif
 }
 
-LinearKernel chosen_bfloat16_linear_kernel() {
-#ifdef LNL_CPU_BFLOAT16
-  static const LinearKernel chosen =
-      &kernels() == &kernels_avx512() && __builtin_cpu_supports("avx512bf16")
-          ? bfloat16_linear_kernel()
-          : nullptr;
-  return chosen;
-#else
-  return nullptr;
-#endif
-}
-
 namespace {
 
 double host_value(const std::optional<at::Tensor>& coefficient, double otherwise) {
