@@ -8,7 +8,6 @@ committed bound (benchmarks/gpu/bounds.json) is broken.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -24,12 +23,13 @@ from gpu.machine_code import (
     missing,
     new_bounds,
 )
-
-from lnl_ext.reporting.tables import markdown
+from recording.options import command
 
 
 def table(architecture: str, kernels: Sequence[Kernel]) -> str:
     """Return the table in Markdown, a line a kernel, with its accesses of so many bytes."""
+    from lnl_ext.reporting.tables import markdown  # imports torch, which --help does without
+
     rows = [
         (
             f"`{kernel.name}`",
@@ -54,9 +54,7 @@ def text_of(bounds: Bounds) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command(__doc__)
     parser.add_argument("--architectures", nargs="+", choices=list(WARPS), default=list(WARPS))
     parser.add_argument(
         "--write-bounds", action="store_true", help="commit to what is found, for all architectures"
