@@ -6,6 +6,7 @@ All of it runs on CPU tensors as well, but for the capture itself.
 from __future__ import annotations
 
 import dataclasses
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -16,39 +17,52 @@ from torch.nn import functional
 import lnl_ext
 
 Gradients = Callable[[], tuple[Tensor, ...]]
-# rows_small, rows_medium (16 and 32), rows_large, sites_small (vectors and not), sites_large
-LOGITS = ((33, 12), (5, 100), (3, 900), (2, 3000), (2, 8, 6, 6), (2, 5, 7), (2, 40, 33))
-HEADS = ((37, 48, 12), (9, 20, 64), (21, 16, 100))  # N, D, C: on chip twice, in chunks
+FAMILIES: dict[str, tuple[tuple[int, ...], ...]] = {
+    "rows_small": ((33, 12),),
+    "rows_medium": ((5, 100), (3, 900)),
+    "rows_large": ((2, 3000),),
+    "sites_small": ((2, 8, 6, 6), (2, 5, 7)),  # vectors and not
+    "sites_large": ((2, 40, 33),),
+    "linear_on_chip": ((37, 48, 12), (9, 20, 64)),
+    "linear in chunks": ((21, 16, 100),),
+}
+"""Shapes of logits, or N, D and C of a linear head, by the kernel that they get."""
 TAIL = 16
 
 
-def calls(device: torch.device, compare: bool = True) -> dict[str, Any]:
-    """Call every kind of kernel, and compare with plain PyTorch unless a sanitizer runs this."""
-    info = lnl_ext.build_info()
-    if device.type == "cuda" and not info["cuda"]:
-        raise RuntimeError(f"lnl_ext was built without CUDA: {info}")
+def calls(device: torch.device, family: str, compare: bool = True) -> dict[str, Any]:
+    """Call a family of kernels, and compare with plain PyTorch unless a sanitizer runs this.
+
+    Returns
+    -------
+    dict
+        ``calls``: how many there were; ``failed``: the last lines of each failure by its call.
+    """
+    failed = {}
     count = 0
     for dtype in (torch.float32, torch.bfloat16):
         tolerance = 1e-5 if dtype == torch.float32 else 2e-2
-        for shape in (*LOGITS, *HEADS):
+        for shape in FAMILIES[family]:
             for options in ({"label_smoothing": 0.0}, {"label_smoothing": 0.1, "reversal": 0.3}):
-                results = _call(shape, shape in HEADS, dtype, device, options)
-                if compare:
-                    torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
                 count += 1
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return {"build_info": dict(info), "calls": count}
+                try:
+                    inputs = make_inputs(shape, family.startswith("linear"), dtype, device)
+                    results = losses_of(lnl_ext, *inputs, options)
+                    if device.type == "cuda":
+                        torch.cuda.synchronize()  # a failure is this call's
+                    if compare:
+                        plain = losses_of(lnl_ext.reference, *inputs, options)
+                        torch.testing.assert_close(results, plain, rtol=tolerance, atol=tolerance)
+                except Exception:  # the other calls are worth knowing; the step fails at its end
+                    name = f"{shape} {str(dtype).removeprefix('torch.')} {options}"
+                    failed[name] = traceback.format_exc().splitlines()[-8:]
+    return {"calls": count, "failed": failed}
 
 
-def _call(
-    shape: tuple[int, ...],
-    linear: bool,
-    dtype: torch.dtype,
-    device: torch.device,
-    options: dict[str, float],
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Return value and gradients of the package's loss and of the plain one."""
+def make_inputs(
+    shape: tuple[int, ...], linear: bool, dtype: torch.dtype, device: torch.device
+) -> tuple[list[Tensor], Tensor]:
+    """Return the logits, or features, weight and bias of a linear head, and the target."""
     torch.manual_seed(0)
     if linear:
         n, d, c = shape
@@ -57,18 +71,21 @@ def _call(
     else:
         tensors = [torch.randn(shape, device=device)]
         target = torch.randint(shape[1], (shape[0], *shape[2:]), device=device)
-    leaves = [tensor.to(dtype).requires_grad_() for tensor in tensors]
-    results = []
-    for module in (lnl_ext, lnl_ext.reference):
-        loss: Any
-        if linear:
-            loss = module.fused_linear_bias_loss(
-                leaves[0], leaves[1], target, leaves[2], entropy_weight=0.1, **options
-            )
-        else:
-            loss = module.fused_bias_loss(leaves[0], target, entropy_weight=0.1, **options)
-        results.append([loss.detach(), *torch.autograd.grad(loss, leaves)])
-    return results[0], results[1]
+    return [tensor.to(dtype).requires_grad_() for tensor in tensors], target
+
+
+def losses_of(
+    module: Any, leaves: list[Tensor], target: Tensor, options: dict[str, float]
+) -> list[Tensor]:
+    """Return value and gradients of the loss of `lnl_ext` or of `lnl_ext.reference`."""
+    loss: Any
+    if len(leaves) > 1:
+        loss = module.fused_linear_bias_loss(
+            leaves[0], leaves[1], target, leaves[2], entropy_weight=0.1, **options
+        )
+    else:
+        loss = module.fused_bias_loss(leaves[0], target, entropy_weight=0.1, **options)
+    return [loss.detach(), *torch.autograd.grad(loss, leaves)]
 
 
 # ---- CUDA graphs ---------------------------------------------------------------------------
@@ -78,57 +95,51 @@ def _call(
 class Captured:
     """Something that makes gradients of `leaves`, for a graph."""
 
-    name: str
     leaves: list[Tensor]
     gradients: Gradients
 
 
-def captured_operations(device: torch.device) -> list[Captured]:
-    """Return the operators and an adversary, rows and sites, a head on chip and one in chunks."""
+def _captured_loss(device: torch.device, *shape: int) -> Captured:
+    logits = torch.randn(shape, device=device).requires_grad_()
+    target = torch.randint(shape[1], (shape[0], *shape[2:]), device=device)
+    return Captured(
+        [logits],
+        lambda: torch.autograd.grad(
+            lnl_ext.fused_bias_loss(logits, target, entropy_weight=0.01, reversal=0.1), logits
+        ),
+    )
 
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, device=device).requires_grad_()
 
-    def loss_of(*shape: int) -> Captured:
-        logits = normal(*shape)
-        target = torch.randint(shape[1], (shape[0], *shape[2:]), device=device)
-        return Captured(
-            f"fused_bias_loss {shape}",
-            [logits],
-            lambda: torch.autograd.grad(
-                lnl_ext.fused_bias_loss(logits, target, entropy_weight=0.01, reversal=0.1), logits
+def _captured_linear(device: torch.device, n: int, d: int, c: int) -> Captured:
+    leaves = [torch.randn(size, device=device).requires_grad_() for size in ((n, d), (c, d), (c,))]
+    target = torch.randint(c, (n,), device=device)
+    return Captured(
+        leaves,
+        lambda: torch.autograd.grad(
+            lnl_ext.fused_linear_bias_loss(
+                leaves[0], leaves[1], target, leaves[2], entropy_weight=0.01, reversal=0.1
             ),
-        )
-
-    def linear_of(n: int, d: int, c: int) -> Captured:
-        leaves = [normal(n, d), normal(c, d), normal(c)]
-        target = torch.randint(c, (n,), device=device)
-        return Captured(
-            f"fused_linear_bias_loss {(n, d, c)}",
             leaves,
-            lambda: torch.autograd.grad(
-                lnl_ext.fused_linear_bias_loss(
-                    leaves[0], leaves[1], target, leaves[2], entropy_weight=0.01, reversal=0.1
-                ),
-                leaves,
-            ),
-        )
+        ),
+    )
 
+
+def _captured_adversary(device: torch.device) -> Captured:
     with device:
         adversary = lnl_ext.BiasAdversary(torch.nn.Linear(32, 5))
-    features, label = normal(64, 32), torch.randint(5, (64,), device=device)
+    features = torch.randn(64, 32, device=device).requires_grad_()
+    label = torch.randint(5, (64,), device=device)
     leaves = [features, *adversary.parameters()]
-    return [
-        loss_of(64, 8, 14, 14),
-        loss_of(64, 1000),
-        linear_of(256, 64, 12),
-        linear_of(128, 64, 1000),
-        Captured(
-            "BiasAdversary",
-            leaves,
-            lambda: torch.autograd.grad(adversary(features, label), leaves),
-        ),
-    ]
+    return Captured(leaves, lambda: torch.autograd.grad(adversary(features, label), leaves))
+
+
+CAPTURED: dict[str, Callable[[torch.device], Captured]] = {
+    "sites": lambda device: _captured_loss(device, 64, 8, 14, 14),
+    "rows": lambda device: _captured_loss(device, 64, 1000),
+    "linear on chip": lambda device: _captured_linear(device, 256, 64, 12),
+    "linear in chunks": lambda device: _captured_linear(device, 128, 64, 1000),
+    "adversary": _captured_adversary,
+}
 
 
 def capture(gradients: Gradients) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
@@ -145,26 +156,23 @@ def capture(gradients: Gradients) -> tuple[Callable[[], None], tuple[Tensor, ...
     return graph.replay, outputs
 
 
-def graph_capture(device: torch.device) -> list[str]:
+def graph_capture(device: torch.device, name: str) -> str:
     """Capture forward and backward, replay them on other numbers, compare with a call outside."""
-    names = []
-    for operation in captured_operations(device):
-        replay, outputs = capture(operation.gradients)
-        with torch.no_grad():
-            for leaf in operation.leaves:
-                leaf.copy_(torch.randn_like(leaf))
-        replay()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        # Old numbers would be far away. cuBLAS may choose otherwise in a graph, so not bit by bit.
-        for got, wanted in zip(outputs, operation.gradients(), strict=True):
-            if not (got - wanted).norm() <= 1e-4 * wanted.norm():
-                raise RuntimeError(
-                    f"{operation.name}: the replayed graph gives other gradients than the same "
-                    "call outside"
-                )
-        names.append(operation.name)
-    return names
+    operation = CAPTURED[name](device)
+    replay, outputs = capture(operation.gradients)
+    with torch.no_grad():
+        for leaf in operation.leaves:
+            leaf.copy_(torch.randn_like(leaf))
+    replay()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    # Old numbers would be far away. cuBLAS may choose otherwise in a graph, so not bit by bit.
+    for got, wanted in zip(outputs, operation.gradients(), strict=True):
+        if not (got - wanted).norm() <= 1e-4 * wanted.norm():
+            raise RuntimeError(
+                f"{name}: the replayed graph gives other gradients than the same call outside"
+            )
+    return "the replayed gradients are right"
 
 
 # ---- beyond 2^31 ---------------------------------------------------------------------------
@@ -175,26 +183,13 @@ def free_memory(device: torch.device) -> int | None:
     return torch.cuda.mem_get_info()[0] if device.type == "cuda" else None
 
 
-def large_tensors(device: torch.device, quick: bool) -> dict[str, str]:
+def large_tensors(device: torch.device, name: str, quick: bool) -> str:
     """Take tensors of more than 2^31 elements, whose last rows must be right."""
-    cases: dict[str, tuple[int, Callable[[], int]]] = {
-        "logits": (12 * 2**30, lambda: large_logits(device, 35 if quick else 2**28 + 3)),
-        "features": (10 * 2**30, lambda: large_features(device, 35 if quick else 2**22 + 3)),
-        "logits in chunks": (
-            2**31,
-            lambda: large_head(device, 35 if quick else 2**16 + 3, 99 if quick else 2**15 + 3),
-        ),
-    }
-    results = {}
-    for name, (needed, check) in cases.items():
-        free = free_memory(device)
-        if free is not None and free < needed:
-            results[name] = f"skipped: {free / 2**30:.0f} GiB free, {needed / 2**30:.0f} needed"
-            continue
-        results[name] = f"{check()} elements"
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-    return results
+    needed, check = LARGE[name]
+    free = free_memory(device)
+    if free is not None and free < needed:
+        return f"skipped: {free / 2**30:.0f} GiB free, {needed / 2**30:.0f} needed"
+    return f"{check(device, quick)} elements"
 
 
 def _close(got: Tensor, wanted: Tensor) -> None:
@@ -243,3 +238,22 @@ def _large_linear(device: torch.device, rows: int, width: int, classes: int, cou
     _close(for_features[-TAIL:], wanted[0])
     _close(for_weight, wanted[1])  # rows of zeros add nothing
     return counted
+
+
+LARGE: dict[str, tuple[int, Callable[[torch.device, bool], int]]] = {
+    "logits": (
+        12 * 2**30,
+        lambda device, quick: large_logits(device, 35 if quick else 2**28 + 3),
+    ),
+    "features": (
+        10 * 2**30,
+        lambda device, quick: large_features(device, 35 if quick else 2**22 + 3),
+    ),
+    "logits in chunks": (
+        2**31,
+        lambda device, quick: large_head(
+            device, 35 if quick else 2**16 + 3, 99 if quick else 2**15 + 3
+        ),
+    ),
+}
+"""The bytes that each needs, and its check."""

@@ -75,7 +75,7 @@ def summary(
             column = groups_of(predictions, images.bias[target], target, classes, task.classes)
             if column is not None:
                 groups[f"Accuracy by {run.label} and {target}: {title}"] = column.table()
-        predicted = predictions.logits.argmax(1)
+        predicted = predictions.classes
         confusions.append(
             Confusion(title, predictions.labels, predicted, task.classes, row_name=run.label)
         )

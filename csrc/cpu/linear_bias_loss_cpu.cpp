@@ -47,7 +47,10 @@ Plan make_plan(const LinearBiasLossArguments& arguments, const Coefficients& coe
     plan.two_gradients = true;
     return plan;
   }
-  plan.features_factor = coefficients.cross_entropy;
+  // In the dtype of the products, where a number too large for it is infinite.
+  plan.features_factor = accumulation_dtype(arguments.features) == at::kDouble
+                             ? coefficients.cross_entropy
+                             : static_cast<float>(coefficients.cross_entropy);
   plan.coefficients.cross_entropy = 1.0;
   plan.coefficients.entropy = plan.coefficients.confusion = 0.0;
   return plan;
