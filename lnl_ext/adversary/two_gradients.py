@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from lnl_ext.ops import bias_loss as ops
+from lnl_ext.ops.arguments import LossArguments
 from lnl_ext.ops.formula import BiasTerms, bias_terms, combine
 from lnl_ext.ops.given_denominators import divide_sums, divide_terms, fold_heads
 from lnl_ext.ops.types import BiasLoss
-
-_REDUCTION_NAMES = {number: name for name, number in ops.REDUCTIONS.items()}
 
 
 class Call(Protocol):
@@ -218,33 +217,29 @@ def _kernel_backward(
     return gradients
 
 
+def _arguments(call: HeadCall) -> LossArguments:
+    return LossArguments(
+        call.target,
+        call.weight,
+        call.reversal,
+        call.entropy_weight,
+        call.confusion_weight,
+        *call.options,
+    )
+
+
 def _plain_terms(call: HeadCall, logits: Tensor) -> BiasTerms:
     options, target = call.options, call.target
     if call.denominators is not None:
         logits, target = fold_heads(logits, target, options.heads)
         options = options._replace(reduction=ops.REDUCTIONS["none"], heads=1)
-    terms = bias_terms(
-        logits,
-        target,
-        call.weight,
-        ignore_index=options.ignore_index,
-        label_smoothing=options.label_smoothing,
-        reduction=_REDUCTION_NAMES[options.reduction],
-        mask_entropy=options.mask_entropy,
-        heads=options.heads,
-        confusion=call.confusion_weight is not None,
-    )
+    terms = bias_terms(logits, _arguments(call)._replace(target=target, **options._asdict()))
     return terms if call.denominators is None else divide_terms(terms, call.denominators)
 
 
 def _plain_forward(call: HeadCall) -> Sequence[Tensor]:
     terms = _plain_terms(call, call.logits.detach())
-    loss = combine(
-        terms,
-        reversal=None,
-        entropy_weight=call.entropy_weight,
-        confusion_weight=call.confusion_weight,
-    )
+    loss = combine(terms, _arguments(call)._replace(reversal=None))
     # A copy, because an autograd.Function must not return one tensor twice.
     return loss.clone(), terms.cross_entropy, terms.entropy
 
@@ -262,12 +257,7 @@ def _plain_backward(
                 terms.cross_entropy, logits, upstream, retain_graph=for_features
             )
         if for_features:
-            loss = combine(
-                terms,
-                reversal=call.reversal,
-                entropy_weight=call.entropy_weight,
-                confusion_weight=call.confusion_weight,
-            )
+            loss = combine(terms, _arguments(call))
             (gradient,) = torch.autograd.grad(loss, logits, upstream)
     return gradient, head_gradient
 

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from lnl_ext.ops.arguments import REDUCTIONS, Coefficient, LossArguments
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Coefficient: TypeAlias = float | Tensor
-"""A Python number, or a 0-dim floating-point tensor on the CPU or on the logits' device."""
-
 LOGITS_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-REDUCTIONS = ("none", "mean", "sum")
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -28,7 +26,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def check_number(name: str, value: float) -> None:
+def check_number(name: str, value: float | None) -> None:
     """Refuse a `value` that is not a finite number >= 0."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} is {value!r}, expected a number or a 0-dim floating-point tensor")
@@ -38,7 +36,7 @@ def check_number(name: str, value: float) -> None:
         raise ValueError(f"{name} is {value}, expected a finite number >= 0")
 
 
-def check_coefficient(name: str, value: Coefficient, device: torch.device) -> None:
+def check_coefficient(name: str, value: Coefficient | None, device: torch.device) -> None:
     """Refuse a coefficient that no loss can use.
 
     Parameters
@@ -192,27 +190,19 @@ def check_weight(weight: Tensor | None, logits: Tensor, heads: int) -> None:
 
 def check_options(label_smoothing: float, reduction: str) -> None:
     """Refuse a `label_smoothing` outside [0, 1] and an unknown `reduction`."""
-    if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, numbers.Real):
-        raise TypeError(f"label_smoothing is {label_smoothing!r}, expected a number")
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing is {label_smoothing}, expected a number in [0, 1]")
+    _check_label_smoothing(label_smoothing)
+    reduction_number(reduction)
+
+
+def reduction_number(reduction: str) -> int:
+    """Return the reduction's place in `REDUCTIONS`, or refuse an unknown one."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}, expected 'none', 'mean' or 'sum'")
+    return REDUCTIONS.index(reduction)
 
 
-def check_bias_loss(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    *,
-    entropy_weight: Coefficient,
-    reversal: Coefficient | None,
-    ignore_index: int,
-    label_smoothing: float,
-    reduction: str,
-    heads: int,
-) -> None:
-    """Check every argument of `lnl_ext.fused_bias_loss`.
+def check_bias_loss(logits: Tensor, arguments: LossArguments) -> None:
+    """Check what `lnl_ext.fused_bias_loss` is given.
 
     The one thing left to the kernels is whether the class indices are in range, which needs the
     data.
@@ -226,30 +216,19 @@ def check_bias_loss(
     RuntimeError
         Tensors are on different devices.
     """
-    check_logits(logits, heads)
-    check_target(target, logits, heads, ignore_index)
-    check_weight(weight, logits, heads)
-    check_options(label_smoothing, reduction)
-    check_coefficient("entropy_weight", entropy_weight, logits.device)
-    if reversal is not None:
-        check_coefficient("reversal", reversal, logits.device)
+    check_logits(logits, arguments.heads)
+    check_target(arguments.target, logits, arguments.heads, arguments.ignore_index)
+    check_weight(arguments.weight, logits, arguments.heads)
+    _check_label_smoothing(arguments.label_smoothing)
+    check_coefficient("entropy_weight", arguments.entropy_weight, logits.device)
+    if arguments.reversal is not None:
+        check_coefficient("reversal", arguments.reversal, logits.device)
 
 
 def check_linear_bias_loss(
-    features: Tensor,
-    head_weight: Tensor,
-    target: Tensor,
-    head_bias: Tensor | None,
-    weight: Tensor | None,
-    *,
-    entropy_weight: Coefficient,
-    reversal: Coefficient | None,
-    ignore_index: int,
-    label_smoothing: float,
-    reduction: str,
-    heads: int,
+    features: Tensor, head_weight: Tensor, head_bias: Tensor | None, arguments: LossArguments
 ) -> None:
-    """Check every argument of `lnl_ext.fused_linear_bias_loss`.
+    """Check what `lnl_ext.fused_linear_bias_loss` is given.
 
     Raises
     ------
@@ -272,22 +251,19 @@ def check_linear_bias_loss(
                 f"head_bias has shape {_shape(head_bias)}, expected ({head_weight.shape[0]},) "
                 f"for head_weight of shape {_shape(head_weight)}"
             )
-    check_bias_loss(
-        logits_stand_in(features, head_weight),
-        target,
-        weight,
-        entropy_weight=entropy_weight,
-        reversal=reversal,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        reduction=reduction,
-        heads=heads,
-    )
+    check_bias_loss(logits_stand_in(features, head_weight), arguments)
 
 
 def logits_stand_in(features: Tensor, head_weight: Tensor) -> Tensor:
     """Return a tensor of the logits' shape, dtype and device that holds a single element."""
     return features.new_empty(()).expand(features.shape[0], head_weight.shape[0])
+
+
+def _check_label_smoothing(label_smoothing: float) -> None:
+    if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, numbers.Real):
+        raise TypeError(f"label_smoothing is {label_smoothing!r}, expected a number")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing is {label_smoothing}, expected a number in [0, 1]")
 
 
 def _check_dense(name: str, value: Tensor) -> None:

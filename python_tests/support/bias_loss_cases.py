@@ -13,6 +13,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lnl_ext.ops.arguments import REDUCTIONS, LossArguments
 from lnl_ext.ops.formula import bias_terms
 
 # Rounding of one number in the dtype; half gradients are rounded once or, where a bfloat16 gradient
@@ -161,14 +162,16 @@ def oracle_terms(inputs: Inputs, logits: Tensor):
     target = inputs.target
     return bias_terms(
         logits,
-        target.double() if target.is_floating_point() else target,
-        None if inputs.weight is None else inputs.weight.double(),
-        ignore_index=case.ignore_index,
-        label_smoothing=case.label_smoothing,
-        reduction=case.reduction,
-        mask_entropy=case.mask_entropy,
-        heads=case.heads,
-        confusion=case.confusion_weight is not None,
+        LossArguments(
+            target.double() if target.is_floating_point() else target,
+            None if inputs.weight is None else inputs.weight.double(),
+            confusion_weight=case.confusion_weight,
+            ignore_index=case.ignore_index,
+            label_smoothing=case.label_smoothing,
+            reduction=REDUCTIONS.index(case.reduction),
+            mask_entropy=case.mask_entropy,
+            heads=case.heads,
+        ),
     )
 
 

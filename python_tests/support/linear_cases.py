@@ -9,6 +9,7 @@ from bias_loss_cases import UNIT_ROUNDOFF, Case, Inputs, make_inputs, size_of_p
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lnl_ext.ops.arguments import REDUCTIONS, LossArguments
 from lnl_ext.ops.formula import bias_terms
 
 
@@ -119,7 +120,12 @@ def magnitude(inputs: LinearInputs) -> list[float]:
     entropy_weight, reversal = options.pop("entropy_weight"), options.pop("reversal")
     target = inputs.target.double() if inputs.target.is_floating_point() else inputs.target
     weight = None if inputs.weight is None else inputs.weight.double()
-    terms = bias_terms(logits, target, weight, **options)
+    terms = bias_terms(
+        logits,
+        LossArguments(
+            target, weight, **{**options, "reduction": REDUCTIONS.index(options["reduction"])}
+        ),
+    )
     upstream = inputs.upstream.double()
     ce, h = (torch.autograd.grad(t, logits, upstream, True)[0].abs() for t in terms[:2])
     # where dCE = p W - y is small, the rounding of p is left
