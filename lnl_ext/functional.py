@@ -6,8 +6,8 @@ from torch import Tensor
 
 from lnl_ext import reference
 from lnl_ext.ops import bias_loss as ops
-from lnl_ext.ops.arguments import Coefficient, LossArguments
-from lnl_ext.ops.checks import check_bias_loss, check_linear_bias_loss, reduction_number
+from lnl_ext.ops.arguments import Coefficient
+from lnl_ext.ops.checks import check_bias_loss, check_linear_bias_loss, loss_arguments
 from lnl_ext.ops.linear_bias_loss import autocast, linear_bias_loss
 from lnl_ext.ops.types import BiasLoss, bias_loss_function, linear_bias_loss_function
 
@@ -90,15 +90,14 @@ def fused_bias_loss(
     >>> loss = fused_bias_loss(logits, torch.randint(5, (8,)), reversal=0.1, entropy_weight=0.01)
     >>> loss.backward()
     """
-    arguments = LossArguments(
+    arguments = loss_arguments(
         target,
         weight,
         reversal,
         entropy_weight,
-        None,
         ignore_index,
         label_smoothing,
-        reduction_number(reduction),
+        reduction,
         mask_entropy,
         heads,
     )
@@ -183,15 +182,14 @@ def fused_linear_bias_loss(
     >>> loss.backward()
     """
     features, head_weight, head_bias = autocast(features, head_weight, head_bias)
-    arguments = LossArguments(
+    arguments = loss_arguments(
         target,
         weight,
         reversal,
         entropy_weight,
-        None,
         ignore_index,
         label_smoothing,
-        reduction_number(reduction),
+        reduction,
         mask_entropy,
         heads,
     )

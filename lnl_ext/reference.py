@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from lnl_ext.gradient_reversal import grad_reverse
 from lnl_ext.ops.arguments import Coefficient, LossArguments
-from lnl_ext.ops.checks import check_bias_loss, check_linear_bias_loss, reduction_number
+from lnl_ext.ops.checks import check_bias_loss, check_linear_bias_loss, loss_arguments
 from lnl_ext.ops.formula import BiasTerms, bias_terms, combine
 from lnl_ext.ops.types import BiasLoss, bias_loss_function, linear_bias_loss_function
 
@@ -42,15 +42,14 @@ def fused_bias_loss(
     Parameters, result and errors are those of `lnl_ext.fused_bias_loss`. One error differs: a class
     index out of range is found by PyTorch, in its words.
     """
-    arguments = LossArguments(
+    arguments = loss_arguments(
         target,
         weight,
         reversal,
         entropy_weight,
-        None,
         ignore_index,
         label_smoothing,
-        reduction_number(reduction),
+        reduction,
         mask_entropy,
         heads,
     )
@@ -81,15 +80,14 @@ def fused_linear_bias_loss(
     Parameters, result and errors are those of `lnl_ext.fused_linear_bias_loss`. The logits exist
     whole, and with `reversal` twice: once for the head's gradient and once for the features'.
     """
-    arguments = LossArguments(
+    arguments = loss_arguments(
         target,
         weight,
         reversal,
         entropy_weight,
-        None,
         ignore_index,
         label_smoothing,
-        reduction_number(reduction),
+        reduction,
         mask_entropy,
         heads,
     )

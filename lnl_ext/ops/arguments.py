@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, TypeAlias
 
-import torch
 from torch import Tensor
 
 Coefficient: TypeAlias = float | Tensor
@@ -19,38 +18,25 @@ class LossArguments(NamedTuple):
     """The arguments of a bias loss, in the order in which the operators take them.
 
     The inputs that get a gradient stand apart: logits, or features, head weight and head bias.
+    Coefficients are tensors, because a float in an operator's schema would make ``torch.compile``
+    compile for every value.
     """
 
     target: Tensor
     """Class indices ``(N, *S)`` or ``(N, heads, *S)``, or probabilities of the logits' shape."""
     weight: Tensor | None = None
     """Class weights ``(C,)``."""
-    reversal: Coefficient | None = None
-    """None for the true gradient."""
-    entropy_weight: Coefficient | None = None
-    """None leaves the term out."""
-    confusion_weight: Coefficient | None = None
-    """None: the term is not computed."""
+    reversal: Tensor | None = None
+    """0-dim, or None for the true gradient."""
+    entropy_weight: Tensor | None = None
+    """0-dim, or None for a loss without the term; likewise the next."""
+    confusion_weight: Tensor | None = None
     ignore_index: int = -100
     label_smoothing: float = 0.0
     reduction: int = MEAN
     """A place in `REDUCTIONS`."""
     mask_entropy: bool = False
     heads: int = 1
-
-    def with_tensors(self) -> LossArguments:
-        """Return the arguments with coefficients that the operators take: 0-dim tensors.
-
-        A float in an operator's schema would make ``torch.compile`` compile for every value.
-        """
-        return LossArguments(
-            self.target,
-            self.weight,
-            _as_tensor(self.reversal),
-            _as_tensor(self.entropy_weight),
-            _as_tensor(self.confusion_weight),
-            *self[5:],
-        )
 
     def cross_entropy_only(self) -> LossArguments:
         """Return the arguments of the loss that is CE alone, not reversed: that of a head."""
@@ -63,12 +49,3 @@ class LossArguments(NamedTuple):
 
 TENSORS = 5
 """How many of the arguments, the first ones, are tensors or None."""
-
-
-def _as_tensor(coefficient: Coefficient | None) -> Tensor | None:
-    if coefficient is None or isinstance(coefficient, Tensor):
-        return coefficient
-    if torch.compiler.is_compiling():
-        # A sum keeps the number an input of the graph; torch.full would compile for every value.
-        return torch.zeros((), dtype=torch.float64) + coefficient
-    return torch.full((), coefficient, dtype=torch.float64)

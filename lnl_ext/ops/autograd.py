@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from lnl_ext.ops.arguments import NONE, TENSORS, LossArguments
 
@@ -48,7 +49,7 @@ class DifferentiableLoss:
     def __init__(self, name: str, inputs: int, products: Products) -> None:
         self._inputs = inputs
         self._products = products
-        self._operator = getattr(torch.ops.lnl_ext, name).default
+        self.operator = getattr(torch.ops.lnl_ext, name).default
         self._backward_operator = getattr(torch.ops.lnl_ext, f"{name}_backward").default
         self._fast, self._under_transforms, self._gradients = _functions(self)
         self._register()
@@ -63,39 +64,35 @@ class DifferentiableLoss:
         factor per site.
         """
         *inputs, arguments = given
-        arguments = arguments.with_tensors()
-        early = [t is not None and t.requires_grad for t in inputs]
+        early = tuple([t is not None and t.requires_grad for t in inputs])
         transformed = torch._C._are_functorch_transforms_active()
         recorded = (
             transformed
             or (True in early and torch.is_grad_enabled())
             # The operator knows no tangents and would drop them; the autograd.Function refuses.
-            or torch.autograd.forward_ad._current_level >= 0
+            or forward_ad._current_level >= 0
         )
         if not recorded or arguments.reduction == NONE or inputs[0].dtype == torch.float16:
-            early = [False] * self._inputs
+            early = (False,) * self._inputs
         if transformed:
             result = self._under_transforms.apply(*inputs, arguments, early)
-        elif recorded and not torch.compiler.is_compiling():
+        elif torch.compiler.is_compiling():
+            result = self.operator(*inputs, *arguments, *_flags(early))
+        elif recorded:
             result = self._fast.apply(*inputs, arguments, early)
         else:
             result = self.values(*inputs, *arguments, *_flags(early))
-        loss, cross_entropy, entropy, *_ = result
-        return loss, cross_entropy, entropy
+        return result[:3]  # type: ignore[no-any-return]
 
     def values(self, *given: Any) -> tuple[Tensor, ...]:
-        """Call the operator where no derivative is to be recorded, or where torch.compile records.
+        """Call the operator where no derivative is to be recorded.
 
         Its registered formula is Python code that the dispatcher enters even when gradients are
         off, as they are inside an autograd.Function: going past it takes a sixth off a small
         loss's step.
         """
-        result: tuple[Tensor, ...]
-        if torch.compiler.is_compiling():  # the dispatcher's guards are not for tracing
-            result = self._operator(*given)
-        else:
-            with torch._C._AutoDispatchBelowAutograd():
-                result = self._operator(*given)
+        with torch._C._AutoDispatchBelowAutograd():
+            result: tuple[Tensor, ...] = self.operator(*given)
         return result
 
     def gradients(
@@ -158,15 +155,20 @@ class DifferentiableLoss:
             return (None,) * n
         saved = ctx.saved_tensors
         needs = ctx.needs_input_grad[:n]
+        early: tuple[bool, ...] = ctx.early
+        twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if needs == early and not twice:  # by far the most frequent case, without any detour
+            return [
+                scale(g, grad_loss) if need else None
+                for g, need in zip(saved[-n:], needs, strict=True)
+            ]
         held = [
             gradient if need and made else None
-            for gradient, need, made in zip(saved[-n:], needs, ctx.early, strict=True)
+            for gradient, need, made in zip(saved[-n:], needs, early, strict=True)
         ]
         arguments = LossArguments(*saved[n : n + TENSORS], *ctx.options)
         given = (grad_loss, saved[:n], arguments, saved[n + TENSORS], needs, held)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return self.gradients(*given)
-        return self.finish(*given, scale)
+        return self.gradients(*given) if twice else self.finish(*given, scale)
 
     def save_gradients(
         self,
@@ -220,7 +222,7 @@ class DifferentiableLoss:
         def gradients_backward(ctx: Any, *vectors: Tensor | None) -> Gradients:
             return (*self.gradients_backward(ctx, vectors), *_NO_GRADIENTS, None, None, None)
 
-        torch.library.register_autograd(self._operator, backward, setup_context=save)
+        torch.library.register_autograd(self.operator, backward, setup_context=save)
         torch.library.register_autograd(
             self._backward_operator, gradients_backward, setup_context=save_gradients
         )
@@ -267,7 +269,7 @@ def _functions(loss: DifferentiableLoss) -> tuple[Any, Any, Any]:
         @staticmethod
         def forward(*given: Any) -> Sequence[Tensor]:
             *inputs, arguments, early = given
-            return loss.values(*inputs, *arguments, *_flags(early))
+            return loss.operator(*inputs, *arguments, *_flags(early))
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:

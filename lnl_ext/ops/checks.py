@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from lnl_ext.ops.arguments import REDUCTIONS, Coefficient, LossArguments
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_CPU = torch.device("cpu")
 LOGITS_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -26,9 +27,9 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def check_number(name: str, value: float | None) -> None:
+def check_number(name: str, value: float) -> None:
     """Refuse a `value` that is not a finite number >= 0."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if not _is_number(value):
         raise TypeError(f"{name} is {value!r}, expected a number or a 0-dim floating-point tensor")
     # One comparison that is also false for NaN; math.isfinite would make torch.compile specialise
     # on the value.
@@ -36,7 +37,7 @@ def check_number(name: str, value: float | None) -> None:
         raise ValueError(f"{name} is {value}, expected a finite number >= 0")
 
 
-def check_coefficient(name: str, value: Coefficient | None, device: torch.device) -> None:
+def check_coefficient(name: str, value: Coefficient, device: torch.device) -> None:
     """Refuse a coefficient that no loss can use.
 
     Parameters
@@ -201,6 +202,54 @@ def reduction_number(reduction: str) -> int:
     return REDUCTIONS.index(reduction)
 
 
+def loss_arguments(
+    target: Tensor,
+    weight: Tensor | None,
+    reversal: Coefficient | None,
+    entropy_weight: Coefficient,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+    mask_entropy: bool,
+    heads: int,
+) -> LossArguments:
+    """Return the arguments of a public function as one object, an `entropy_weight` of 0 as None.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A coefficient is a number that is not finite and >= 0, or the reduction is unknown. The rest
+        is left to `check_bias_loss`, which knows the logits.
+    """
+    return LossArguments(
+        target,
+        weight,
+        None if reversal is None else _as_tensor("reversal", reversal),
+        # A term that is not wanted is left out: 0 times the NaN of no sites would be NaN.
+        None if _is_zero(entropy_weight) else _as_tensor("entropy_weight", entropy_weight),
+        None,
+        ignore_index,
+        label_smoothing,
+        reduction_number(reduction),
+        mask_entropy,
+        heads,
+    )
+
+
+def _is_zero(value: Coefficient) -> bool:
+    return _is_number(value) and value == 0
+
+
+def _as_tensor(name: str, value: Coefficient) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    check_number(name, value)
+    if torch.compiler.is_compiling():
+        # A sum keeps the number an input of the graph; torch.full would compile for every value.
+        return torch.zeros((), dtype=torch.float64, device=_CPU) + value
+    return torch.full((), value, dtype=torch.float64, device=_CPU)
+
+
 def check_bias_loss(logits: Tensor, arguments: LossArguments) -> None:
     """Check what `lnl_ext.fused_bias_loss` is given.
 
@@ -220,9 +269,10 @@ def check_bias_loss(logits: Tensor, arguments: LossArguments) -> None:
     check_target(arguments.target, logits, arguments.heads, arguments.ignore_index)
     check_weight(arguments.weight, logits, arguments.heads)
     _check_label_smoothing(arguments.label_smoothing)
-    check_coefficient("entropy_weight", arguments.entropy_weight, logits.device)
-    if arguments.reversal is not None:
-        check_coefficient("reversal", arguments.reversal, logits.device)
+    device = logits.device
+    for name, value in zip(("reversal", "entropy_weight"), arguments[2:4], strict=True):
+        if value is not None:
+            check_coefficient(name, value, device)
 
 
 def check_linear_bias_loss(
@@ -259,8 +309,13 @@ def logits_stand_in(features: Tensor, head_weight: Tensor) -> Tensor:
     return features.new_empty(()).expand(features.shape[0], head_weight.shape[0])
 
 
+def _is_number(value: object) -> TypeGuard[float]:
+    # Asking an abstract class takes ten times as long, and there is a float in nearly every call.
+    return type(value) is float or (isinstance(value, numbers.Real) and not isinstance(value, bool))
+
+
 def _check_label_smoothing(label_smoothing: float) -> None:
-    if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, numbers.Real):
+    if not _is_number(label_smoothing):
         raise TypeError(f"label_smoothing is {label_smoothing!r}, expected a number")
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing is {label_smoothing}, expected a number in [0, 1]")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lnl_ext.gradient_reversal import scale_gradient
-from lnl_ext.ops.arguments import NONE, SUM, Coefficient, LossArguments
+from lnl_ext.ops.arguments import NONE, SUM, LossArguments
 from lnl_ext.ops.checks import accumulation_dtype
 
 
@@ -31,18 +31,17 @@ def combine(terms: BiasTerms, arguments: LossArguments) -> Tensor:
     """Return ``CE - entropy_weight * H + confusion_weight * CE(uniform, p)``, CE reversed.
 
     With `reversal` CE keeps its value and its derivatives are multiplied by ``-reversal``: those of
-    ``-reversal * CE + (1 + reversal) * CE.detach()``. A term whose coefficient is None or the
-    number 0 is left out.
+    ``-reversal * CE + (1 + reversal) * CE.detach()``.
     """
     loss = terms.cross_entropy
     if arguments.reversal is not None:
         # On the value and not on the logits: there the second derivative would be scaled twice. As
         # a product with a detached copy, CE = inf would become NaN.
-        loss = scale_gradient(loss, -_like(arguments.reversal, loss))
-    if not _absent(arguments.entropy_weight):
-        loss = loss - _like(arguments.entropy_weight, loss) * terms.entropy
-    if terms.confusion is not None and not _absent(arguments.confusion_weight):
-        loss = loss + _like(arguments.confusion_weight, loss) * terms.confusion
+        loss = scale_gradient(loss, -arguments.reversal.to(loss.dtype))
+    if arguments.entropy_weight is not None:
+        loss = loss - arguments.entropy_weight.to(loss.dtype) * terms.entropy
+    if terms.confusion is not None and arguments.confusion_weight is not None:
+        loss = loss + arguments.confusion_weight.to(loss.dtype) * terms.confusion
     return loss
 
 
@@ -147,13 +146,3 @@ def _reduce(values: Tensor, counted: Tensor | None, reduction: int) -> Tensor:
     if counted is None:
         return (total / (values.numel() // values.shape[1])).sum()
     return (total / counted.sum(dim=dims)).sum()
-
-
-def _absent(coefficient: Coefficient | None) -> bool:
-    return coefficient is None or (not isinstance(coefficient, Tensor) and coefficient == 0)
-
-
-def _like(coefficient: Coefficient | None, value: Tensor) -> Coefficient:
-    """Return the coefficient so that a product with `value` keeps its dtype."""
-    assert coefficient is not None
-    return coefficient.to(value.dtype) if isinstance(coefficient, Tensor) else coefficient
