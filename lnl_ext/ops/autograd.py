@@ -251,10 +251,11 @@ def _functions(loss: DifferentiableLoss) -> tuple[Any, Any, Any]:
         @staticmethod
         def forward(ctx: Any, *given: Any) -> Sequence[Tensor]:
             *inputs, arguments, early = given
-            output = loss.values(*inputs, *arguments, *_flags(early))
-            ctx.mark_non_differentiable(*output[1:3])
+            output = loss.values(*inputs, *arguments, early[0], True in early[1:])
+            value, cross_entropy, entropy = output[:3]
+            ctx.mark_non_differentiable(cross_entropy, entropy)
             loss.save(ctx, inputs, arguments, early, output)
-            return output[:3]
+            return value, cross_entropy, entropy
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> Gradients:
@@ -269,7 +270,8 @@ def _functions(loss: DifferentiableLoss) -> tuple[Any, Any, Any]:
         @staticmethod
         def forward(*given: Any) -> Sequence[Tensor]:
             *inputs, arguments, early = given
-            return loss.operator(*inputs, *arguments, *_flags(early))
+            output: Sequence[Tensor] = loss.operator(*inputs, *arguments, *_flags(early))
+            return output
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:

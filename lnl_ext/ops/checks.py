@@ -117,43 +117,55 @@ def check_target(
         raise RuntimeError(f"target is on {target.device}, expected {logits.device} as {name}")
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index is {ignore_index!r}, expected an int")
-    shape = logits.shape
-    sites = (shape[0], *((heads,) if heads > 1 else ()), *shape[2:])
     if target.is_floating_point():
-        if target.shape != shape:
-            # A float tensor of the class indices' shape is meant as indices, so say what is wrong
-            # with those.
-            if tuple(target.shape) == sites:
-                raise TypeError(
-                    f"target of class indices has dtype {target.dtype}, expected torch.int64"
-                )
-            raise ValueError(
-                f"target has shape {_shape(target)}, expected probabilities of shape "
-                f"{_shape(logits)} as {name}, or int64 class indices of shape {_text(sites)}"
-            )
-        if target.dtype not in LOGITS_DTYPES:
-            raise TypeError(
-                f"target of probabilities has dtype {target.dtype}, "
-                "expected float32, float64, float16 or bfloat16"
-            )
-        if ignore_index >= 0:
-            raise ValueError(
-                f"ignore_index is {ignore_index}, but a target of probabilities cannot be ignored: "
-                "leave it negative"
-            )
-        if target.requires_grad:
-            raise ValueError("target requires grad, but the loss has no gradient for it: detach it")
+        _check_probabilities(target, logits, heads, ignore_index, name)
         return
     if target.dtype != torch.int64:
         raise TypeError(
             f"target has dtype {target.dtype}, "
             "expected torch.int64 class indices or floating-point probabilities"
         )
+    sites = _sites(logits, heads)
     if tuple(target.shape) != sites:
         raise ValueError(
             f"target has shape {_shape(target)}, expected {_text(sites)} for {name} "
             f"of shape {_shape(logits)}" + (f" and heads={heads}" if heads > 1 else "")
         )
+
+
+def _check_probabilities(
+    target: Tensor, logits: Tensor, heads: int, ignore_index: int, name: str
+) -> None:
+    if target.shape != logits.shape:
+        sites = _sites(logits, heads)
+        # A float tensor of the class indices' shape is meant as indices, so say what is wrong
+        # with those.
+        if tuple(target.shape) == sites:
+            raise TypeError(
+                f"target of class indices has dtype {target.dtype}, expected torch.int64"
+            )
+        raise ValueError(
+            f"target has shape {_shape(target)}, expected probabilities of shape "
+            f"{_shape(logits)} as {name}, or int64 class indices of shape {_text(sites)}"
+        )
+    if target.dtype not in LOGITS_DTYPES:
+        raise TypeError(
+            f"target of probabilities has dtype {target.dtype}, "
+            "expected float32, float64, float16 or bfloat16"
+        )
+    if ignore_index >= 0:
+        raise ValueError(
+            f"ignore_index is {ignore_index}, but a target of probabilities cannot be ignored: "
+            "leave it negative"
+        )
+    if target.requires_grad:
+        raise ValueError("target requires grad, but the loss has no gradient for it: detach it")
+
+
+def _sites(logits: Tensor, heads: int) -> tuple[int, ...]:
+    """Return the shape of class indices."""
+    samples, _, *positions = logits.shape
+    return (samples, *positions) if heads == 1 else (samples, heads, *positions)
 
 
 def check_weight(weight: Tensor | None, logits: Tensor, heads: int) -> None:
@@ -221,12 +233,13 @@ def loss_arguments(
         A coefficient is a number that is not finite and >= 0, or the reduction is unknown. The rest
         is left to `check_bias_loss`, which knows the logits.
     """
+    # A term that is not wanted is left out: 0 times the NaN of no sites would be NaN.
+    absent = _is_number(entropy_weight) and entropy_weight == 0
     return LossArguments(
         target,
         weight,
         None if reversal is None else _as_tensor("reversal", reversal),
-        # A term that is not wanted is left out: 0 times the NaN of no sites would be NaN.
-        None if _is_zero(entropy_weight) else _as_tensor("entropy_weight", entropy_weight),
+        None if absent else _as_tensor("entropy_weight", entropy_weight),
         None,
         ignore_index,
         label_smoothing,
@@ -234,10 +247,6 @@ def loss_arguments(
         mask_entropy,
         heads,
     )
-
-
-def _is_zero(value: Coefficient) -> bool:
-    return _is_number(value) and value == 0
 
 
 def _as_tensor(name: str, value: Coefficient) -> Tensor:
@@ -269,10 +278,10 @@ def check_bias_loss(logits: Tensor, arguments: LossArguments) -> None:
     check_target(arguments.target, logits, arguments.heads, arguments.ignore_index)
     check_weight(arguments.weight, logits, arguments.heads)
     _check_label_smoothing(arguments.label_smoothing)
-    device = logits.device
-    for name, value in zip(("reversal", "entropy_weight"), arguments[2:4], strict=True):
-        if value is not None:
-            check_coefficient(name, value, device)
+    if arguments.entropy_weight is not None:
+        check_coefficient("entropy_weight", arguments.entropy_weight, logits.device)
+    if arguments.reversal is not None:
+        check_coefficient("reversal", arguments.reversal, logits.device)
 
 
 def check_linear_bias_loss(
