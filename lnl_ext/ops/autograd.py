@@ -51,7 +51,12 @@ class DifferentiableLoss:
         self._products = products
         self.operator = getattr(torch.ops.lnl_ext, name).default
         self._backward_operator = getattr(torch.ops.lnl_ext, f"{name}_backward").default
-        self._fast, self._under_transforms, self._gradients = _functions(self)
+        # Errors, profiles and `grad_fn` show the names: BiasLoss, BiasLossGradients, ...
+        title = name.title().replace("_", "")
+        fast, under_transforms, gradients = _functions(self)
+        self._fast: Any = type(title, (fast,), {})
+        self._under_transforms: Any = type(title, (under_transforms,), {})
+        self._gradients: Any = type(f"{title}Gradients", (gradients,), {})
         self._register()
 
     def __call__(self, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -245,7 +250,7 @@ def _flags(of_inputs: Sequence[bool]) -> tuple[bool, bool]:
 def _functions(loss: DifferentiableLoss) -> tuple[Any, Any, Any]:
     """Make the autograd.Functions of a loss: the fast one, that for torch.func, the gradients'."""
 
-    class Loss(torch.autograd.Function):
+    class Fast(torch.autograd.Function):
         """The loss and its terms, of the inputs, the arguments and whose gradients to make."""
 
         @staticmethod
@@ -261,7 +266,7 @@ def _functions(loss: DifferentiableLoss) -> tuple[Any, Any, Any]:
         def backward(ctx: Any, *grads: Tensor | None) -> Gradients:
             return (*loss.backward(ctx, grads[0], scaled_gradient), None, None)
 
-    class LossUnderTransforms(torch.autograd.Function):
+    class UnderTransforms(torch.autograd.Function):
         """The same in the form that torch.func needs, whose every call costs 50 microseconds more.
 
         It returns all that the operator does, because only that can be saved.
@@ -279,9 +284,9 @@ def _functions(loss: DifferentiableLoss) -> tuple[Any, Any, Any]:
             ctx.mark_non_differentiable(*output[1:])
             loss.save(ctx, tensors, arguments, early, output)
 
-        backward = staticmethod(Loss.backward)
+        backward = staticmethod(Fast.backward)
 
-    class GradientsOfLoss(torch.autograd.Function):
+    class Gradient(torch.autograd.Function):
         """The gradients of the loss as differentiable functions; takes what `finish` takes."""
 
         @staticmethod
@@ -300,4 +305,4 @@ def _functions(loss: DifferentiableLoss) -> tuple[Any, Any, Any]:
         def backward(ctx: Any, *vectors: Tensor | None) -> Gradients:
             return (*loss.gradients_backward(ctx, vectors), *[None] * 4)
 
-    return Loss, LossUnderTransforms, GradientsOfLoss
+    return Fast, UnderTransforms, Gradient
