@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from lnl_ext.gradient_reversal import grad_reverse
 from lnl_ext.ops.arguments import Coefficient, LossArguments
 from lnl_ext.ops.checks import check_bias_loss, check_linear_bias_loss, loss_arguments
-from lnl_ext.ops.formula import BiasTerms, bias_terms, combine
+from lnl_ext.ops.formula import bias_terms, combine
 from lnl_ext.ops.types import BiasLoss, bias_loss_function, linear_bias_loss_function
 
 __all__ = ["fused_bias_loss", "fused_linear_bias_loss", "grad_reverse"]
@@ -111,17 +111,14 @@ def linear_bias_loss(
     Without `reversal` every input gets the loss's gradient. With it head_weight and head_bias get
     dCE, and the features ``-reversal * dCE - entropy_weight * dH`` and the confusion term's.
     """
-
-    def terms_of(x: Tensor, w: Tensor, b: Tensor | None) -> BiasTerms:
-        return bias_terms(F.linear(x, w, b), arguments)
-
     if arguments.reversal is None:
-        terms = terms_of(features, head_weight, head_bias)
+        terms = bias_terms(F.linear(features, head_weight, head_bias), arguments)
         loss = combine(terms, arguments)
     else:
         bias = None if head_bias is None else head_bias.detach()
-        terms = terms_of(features, head_weight.detach(), bias)
-        for_head = terms_of(features.detach(), head_weight, head_bias).cross_entropy
+        terms = bias_terms(F.linear(features, head_weight.detach(), bias), arguments)
+        logits = F.linear(features.detach(), head_weight, head_bias)
+        for_head = bias_terms(logits, arguments.cross_entropy_only()).cross_entropy
         loss = _WithGradientOf.apply(combine(terms, arguments), for_head)
     return BiasLoss(loss, terms.cross_entropy.detach(), terms.entropy.detach())
 

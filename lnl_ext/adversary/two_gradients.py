@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lnl_ext.ops import bias_loss as ops
-from lnl_ext.ops.arguments import LossArguments
+from lnl_ext.ops.arguments import NONE, LossArguments
 from lnl_ext.ops.formula import BiasTerms, bias_terms, combine
 from lnl_ext.ops.given_denominators import divide_sums, divide_terms, fold_heads
 from lnl_ext.ops.types import BiasLoss
@@ -228,18 +228,18 @@ def _arguments(call: HeadCall) -> LossArguments:
     )
 
 
-def _plain_terms(call: HeadCall, logits: Tensor) -> BiasTerms:
-    options, target = call.options, call.target
+def _plain_terms(call: HeadCall, logits: Tensor, arguments: LossArguments) -> BiasTerms:
     if call.denominators is not None:
-        logits, target = fold_heads(logits, target, options.heads)
-        options = options._replace(reduction=ops.REDUCTIONS["none"], heads=1)
-    terms = bias_terms(logits, _arguments(call)._replace(target=target, **options._asdict()))
+        logits, target = fold_heads(logits, call.target, call.options.heads)
+        arguments = arguments._replace(target=target, reduction=NONE, heads=1)
+    terms = bias_terms(logits, arguments)
     return terms if call.denominators is None else divide_terms(terms, call.denominators)
 
 
 def _plain_forward(call: HeadCall) -> Sequence[Tensor]:
-    terms = _plain_terms(call, call.logits.detach())
-    loss = combine(terms, _arguments(call)._replace(reversal=None))
+    arguments = _arguments(call)._replace(reversal=None)
+    terms = _plain_terms(call, call.logits.detach(), arguments)
+    loss = combine(terms, arguments)
     # A copy, because an autograd.Function must not return one tensor twice.
     return loss.clone(), terms.cross_entropy, terms.entropy
 
@@ -251,13 +251,12 @@ def _plain_backward(
     for_features, for_head = call.logit_gradients
     with torch.enable_grad():
         logits = call.logits.detach().requires_grad_()
-        terms = _plain_terms(call, logits)
+        arguments = _arguments(call)
         if for_head:
-            (head_gradient,) = torch.autograd.grad(
-                terms.cross_entropy, logits, upstream, retain_graph=for_features
-            )
+            cross_entropy = _plain_terms(call, logits, arguments.cross_entropy_only()).cross_entropy
+            (head_gradient,) = torch.autograd.grad(cross_entropy, logits, upstream)
         if for_features:
-            loss = combine(terms, _arguments(call))
+            loss = combine(_plain_terms(call, logits, arguments), arguments)
             (gradient,) = torch.autograd.grad(loss, logits, upstream)
     return gradient, head_gradient
 

@@ -38,6 +38,11 @@ class LossArguments(NamedTuple):
     mask_entropy: bool = False
     heads: int = 1
 
+    @property
+    def unregularised(self) -> bool | Tensor:
+        """Whether CE is all that the loss is made of: a bool, or a 0-dim tensor of one."""
+        return is_zero(self.entropy_weight) & is_zero(self.confusion_weight)
+
     def cross_entropy_only(self) -> LossArguments:
         """Return the arguments of the loss that is CE alone, not reversed: that of a head."""
         return LossArguments(self.target, self.weight, None, None, None, *self[5:])
@@ -49,3 +54,8 @@ class LossArguments(NamedTuple):
 
 TENSORS = 5
 """How many of the arguments, the first ones, are tensors or None."""
+
+
+def is_zero(coefficient: Tensor | None) -> bool | Tensor:
+    """Tell whether a term has no weight: a bool, or a 0-dim tensor of one."""
+    return True if coefficient is None else coefficient == 0

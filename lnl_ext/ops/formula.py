@@ -31,24 +31,33 @@ def combine(terms: BiasTerms, arguments: LossArguments) -> Tensor:
     """Return ``CE - entropy_weight * H + confusion_weight * CE(uniform, p)``, CE reversed.
 
     With `reversal` CE keeps its value and its derivatives are multiplied by ``-reversal``: those of
-    ``-reversal * CE + (1 + reversal) * CE.detach()``.
+    ``-reversal * CE + (1 + reversal) * CE.detach()``. A term of weight None or 0 is left out.
     """
     loss = terms.cross_entropy
     if arguments.reversal is not None:
         # On the value and not on the logits: there the second derivative would be scaled twice. As
         # a product with a detached copy, CE = inf would become NaN.
         loss = scale_gradient(loss, -arguments.reversal.to(loss.dtype))
-    if arguments.entropy_weight is not None:
-        loss = loss - arguments.entropy_weight.to(loss.dtype) * terms.entropy
-    if terms.confusion is not None and arguments.confusion_weight is not None:
-        loss = loss + arguments.confusion_weight.to(loss.dtype) * terms.confusion
+    loss = _with_term(loss, arguments.entropy_weight, -terms.entropy)
+    if terms.confusion is not None:
+        loss = _with_term(loss, arguments.confusion_weight, terms.confusion)
     return loss
+
+
+def _with_term(loss: Tensor, coefficient: Tensor | None, term: Tensor) -> Tensor:
+    """Add a term, but not with a coefficient of 0: that of an ignored site may be NaN."""
+    if coefficient is None:
+        return loss
+    added = loss + coefficient.to(loss.dtype) * term
+    return torch.where((coefficient == 0).to(loss.device), loss, added)
 
 
 def bias_terms(logits: Tensor, arguments: LossArguments) -> BiasTerms:
     """Compute CE, H and, with a `confusion_weight`, ``CE(uniform, p)``: reduced, summed over heads.
 
-    The confusion term is counted over the sites of the entropy.
+    The confusion term is counted over the sites of the entropy. Where neither H nor this term has a
+    weight, sites whose target is ignored get a gradient of 0 also if their logits are NaN or
+    infinite.
 
     Notes
     -----
@@ -60,6 +69,14 @@ def bias_terms(logits: Tensor, arguments: LossArguments) -> BiasTerms:
     """
     accumulate = accumulation_dtype(logits.dtype)
     z = _split_heads(logits.to(accumulate), arguments.heads)  # (N, K, C, *S)
+    valid: Tensor | None = None
+    target = arguments.target
+    if not target.is_floating_point():
+        index = target if arguments.heads > 1 else target.unsqueeze(1)  # (N, K, *S)
+        valid = index != arguments.ignore_index
+        # 0 * NaN is what the gradient would be where no term has one.
+        silent = ~valid if arguments.mask_entropy else ~valid & arguments.unregularised
+        z = torch.where(silent.unsqueeze(2), z.detach(), z)
 
     top, place = z.max(dim=2, keepdim=True)
     # The maximum's own d is the constant 0 (NaN where an infinite or NaN maximum leaves no
@@ -72,7 +89,7 @@ def bias_terms(logits: Tensor, arguments: LossArguments) -> BiasTerms:
     u = (rest * d.masked_fill(d == -torch.inf, 0.0)).sum(dim=2)
     log_sum = torch.log1p(t)  # (N, K, *S)
 
-    cross_entropy, valid, counted = _cross_entropy_sites(d, log_sum, arguments)
+    cross_entropy, counted = _cross_entropy_sites(d, log_sum, valid, arguments)
     entropy = log_sum - u / (1.0 + t)
     uniform = None if arguments.confusion_weight is None else log_sum - d.mean(dim=2)
 
@@ -90,24 +107,22 @@ def bias_terms(logits: Tensor, arguments: LossArguments) -> BiasTerms:
 
 
 def _cross_entropy_sites(
-    d: Tensor, log_sum: Tensor, arguments: LossArguments
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return CE per site, the sites that are not ignored, and what each counts in the mean.
+    d: Tensor, log_sum: Tensor, valid: Tensor | None, arguments: LossArguments
+) -> tuple[Tensor, Tensor | None]:
+    """Return CE per site, and what each site counts in the mean.
 
-    The last two are None for probabilities: no site is ignored, and each counts 1.
+    `valid`, the sites that are not ignored, is None for probabilities, and each counts 1 there.
     """
-    classes, heads = d.shape[2], arguments.heads
+    classes = d.shape[2]
     target, label_smoothing = arguments.target, arguments.label_smoothing
     weight = None if arguments.weight is None else arguments.weight.to(d.dtype)
-    if target.is_floating_point():
-        y = _split_heads(target.to(d.dtype), heads)
+    if valid is None:
+        y = target.to(d.dtype).reshape(d.shape)
         if label_smoothing:
             y = (1.0 - label_smoothing) * y + label_smoothing / classes
-        return (_times_classes(y, weight) * (log_sum.unsqueeze(2) - d)).sum(dim=2), None, None
+        return (_times_classes(y, weight) * (log_sum.unsqueeze(2) - d)).sum(dim=2), None
 
-    index = target if heads > 1 else target.unsqueeze(1)  # (N, K, *S)
-    valid = index != arguments.ignore_index
-    index = index.masked_fill(~valid, 0).unsqueeze(2)
+    index = target.reshape(valid.shape).masked_fill(~valid, 0).unsqueeze(2)
     counted = valid.to(d.dtype)
     cross_entropy = log_sum - d.gather(2, index).squeeze(2)
     if weight is not None:
@@ -117,7 +132,7 @@ def _cross_entropy_sites(
     if label_smoothing:
         smooth = _times_classes(log_sum.unsqueeze(2) - d, weight).sum(dim=2)
         cross_entropy = (1.0 - label_smoothing) * cross_entropy + label_smoothing / classes * smooth
-    return cross_entropy.masked_fill(~valid, 0.0), valid, counted
+    return cross_entropy.masked_fill(~valid, 0.0), counted
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:

@@ -51,12 +51,16 @@ def vector_products(
     per_head = (1, heads, *[1] * (logits.dim() - 1))  # against (N, K, C, *S)
     z = logits.to(dtype).reshape(split)
     v = vector.to(dtype).reshape(split)
+    y, counted = _dense_target(arguments, split, dtype)
+    if counted is not None:
+        # Where no term has a derivative, NaN logits must not make one of 0 * NaN.
+        silent = ~counted if arguments.mask_entropy else ~counted & arguments.unregularised
+        z = z.masked_fill(silent, 0.0)
     log_p = torch.log_softmax(z, dim=2)
     p = log_p.exp()
     log_p = log_p.masked_fill(log_p == -torch.inf, 0.0)  # p is 0 there, and so is every product
     entropy = -(p * log_p).sum(dim=2, keepdim=True)
 
-    y, counted = _dense_target(arguments, split, dtype)
     total = y.sum(dim=2, keepdim=True)
     scale = torch.ones(per_head, dtype=dtype, device=logits.device)
     entropy_scale = scale

@@ -106,7 +106,7 @@ def test_the_confusion_term_acts_on_the_features(classes, reversal, confusion_we
         inputs.features,
         inputs.head_weight,
         inputs.head_bias,
-        LossArguments(inputs.target, None, reversal, 0.1, confusion_weight),
+        LossArguments(inputs.target, None, *rest[:3]),
     )
     torch.testing.assert_close(results[0], loss.detach())
     expected = torch.autograd.grad(loss, inputs.differentiable)

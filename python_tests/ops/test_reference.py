@@ -71,7 +71,8 @@ def test_confusion_is_the_cross_entropy_of_the_uniform_distribution():
     z = torch.randn(6, 4, 3, dtype=torch.float64, requires_grad=True)
     target = torch.randint(4, (6, 3))
     weight = torch.rand(4, dtype=torch.float64)
-    terms = bias_terms(z, LossArguments(target, weight, confusion_weight=1.0, label_smoothing=0.1))
+    arguments = LossArguments(target, weight, confusion_weight=torch.ones(()), label_smoothing=0.1)
+    terms = bias_terms(z, arguments)
     uniform = F.cross_entropy(z, torch.full_like(z, 0.25))
     torch.testing.assert_close(terms.confusion, uniform)
     torch.testing.assert_close(

@@ -157,22 +157,21 @@ def size(parts: list[Tensor]) -> float:
 
 
 def oracle_terms(inputs: Inputs, logits: Tensor):
-    """Return the reference's terms of float64 `logits`, differentiable."""
-    case = inputs.case
-    target = inputs.target
-    return bias_terms(
-        logits,
-        LossArguments(
-            target.double() if target.is_floating_point() else target,
-            None if inputs.weight is None else inputs.weight.double(),
-            confusion_weight=case.confusion_weight,
-            ignore_index=case.ignore_index,
-            label_smoothing=case.label_smoothing,
-            reduction=REDUCTIONS.index(case.reduction),
-            mask_entropy=case.mask_entropy,
-            heads=case.heads,
-        ),
+    """Return the reference's terms of float64 `logits`, each of which is to be differentiated."""
+    case, target = inputs.case, inputs.target
+    one = torch.ones(())  # a term of weight 0 would have no gradient
+    arguments = LossArguments(
+        target.double() if target.is_floating_point() else target,
+        None if inputs.weight is None else inputs.weight.double(),
+        entropy_weight=one,
+        confusion_weight=None if case.confusion_weight is None else one,
+        ignore_index=case.ignore_index,
+        label_smoothing=case.label_smoothing,
+        reduction=REDUCTIONS.index(case.reduction),
+        mask_entropy=case.mask_entropy,
+        heads=case.heads,
     )
+    return bias_terms(logits, arguments)
 
 
 def size_of_p(inputs: Inputs) -> tuple[float, float]:
