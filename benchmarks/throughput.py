@@ -4,8 +4,8 @@
 
 measures everything and writes ``benchmarks/results/throughput_*.json``,
 ``docs/images/throughput_*.png`` and the tables of
-``docs/performance.md``. One subject alone: loss, linear, linear_large (many classes), adversary,
-step, memory or scaling. ``--quick`` only shows that it runs; it writes
+``docs/performance.md``. One subject alone: loss, small (a call's fixed cost), linear, linear_large
+(many classes), adversary, step, memory or scaling. ``--quick`` only shows that it runs; it writes
 nothing unless ``--output`` says where.
 """
 
@@ -26,6 +26,7 @@ from timing.settings import Settings, describe, environment
 ROOT = Path(__file__).resolve().parent.parent
 SUBJECTS: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "loss": losses.measure,
+    "small": losses.measure_small,
     "linear": linear.measure,
     "linear_large": linear.measure_large,
     "adversary": adversary.measure,
