@@ -13,8 +13,8 @@ from lnl_ext.adversary.sample_weights import check_sample_weight, weigh_samples
 from lnl_ext.adversary.two_gradients import Call, HeadCall, adversary_loss
 from lnl_ext.coefficients import ScheduledCoefficients
 from lnl_ext.ops import bias_loss as ops
+from lnl_ext.ops.arguments import Coefficient
 from lnl_ext.ops.checks import (
-    Coefficient,
     check_logits,
     check_options,
     check_target,

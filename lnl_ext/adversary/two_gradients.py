@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from lnl_ext.ops import bias_loss as ops
-from lnl_ext.ops.formula import BiasTerms, bias_terms, combine, is_zero
+from lnl_ext.ops.arguments import NONE, LossArguments
+from lnl_ext.ops.formula import BiasTerms, bias_terms, combine
 from lnl_ext.ops.given_denominators import divide_sums, divide_terms, fold_heads
 from lnl_ext.ops.types import BiasLoss
-
-_REDUCTION_NAMES = {number: name for name, number in ops.REDUCTIONS.items()}
 
 
 class Call(Protocol):
@@ -218,34 +217,29 @@ def _kernel_backward(
     return gradients
 
 
-def _plain_terms(call: HeadCall, logits: Tensor, unregularised: bool | Tensor = False) -> BiasTerms:
-    options, target = call.options, call.target
-    if call.denominators is not None:
-        logits, target = fold_heads(logits, target, options.heads)
-        options = options._replace(reduction=ops.REDUCTIONS["none"], heads=1)
-    terms = bias_terms(
-        logits,
-        target,
+def _arguments(call: HeadCall) -> LossArguments:
+    return LossArguments(
+        call.target,
         call.weight,
-        ignore_index=options.ignore_index,
-        label_smoothing=options.label_smoothing,
-        reduction=_REDUCTION_NAMES[options.reduction],
-        mask_entropy=options.mask_entropy,
-        heads=options.heads,
-        confusion=call.confusion_weight is not None,
-        unregularised=unregularised,
+        call.reversal,
+        call.entropy_weight,
+        call.confusion_weight,
+        *call.options,
     )
+
+
+def _plain_terms(call: HeadCall, logits: Tensor, arguments: LossArguments) -> BiasTerms:
+    if call.denominators is not None:
+        logits, target = fold_heads(logits, call.target, call.options.heads)
+        arguments = arguments._replace(target=target, reduction=NONE, heads=1)
+    terms = bias_terms(logits, arguments)
     return terms if call.denominators is None else divide_terms(terms, call.denominators)
 
 
 def _plain_forward(call: HeadCall) -> Sequence[Tensor]:
-    terms = _plain_terms(call, call.logits.detach())
-    loss = combine(
-        terms,
-        reversal=None,
-        entropy_weight=call.entropy_weight,
-        confusion_weight=call.confusion_weight,
-    )
+    arguments = _arguments(call)._replace(reversal=None)
+    terms = _plain_terms(call, call.logits.detach(), arguments)
+    loss = combine(terms, arguments)
     # A copy, because an autograd.Function must not return one tensor twice.
     return loss.clone(), terms.cross_entropy, terms.entropy
 
@@ -257,17 +251,12 @@ def _plain_backward(
     for_features, for_head = call.logit_gradients
     with torch.enable_grad():
         logits = call.logits.detach().requires_grad_()
+        arguments = _arguments(call)
         if for_head:
-            cross_entropy = _plain_terms(call, logits, True).cross_entropy
+            cross_entropy = _plain_terms(call, logits, arguments.cross_entropy_only()).cross_entropy
             (head_gradient,) = torch.autograd.grad(cross_entropy, logits, upstream)
         if for_features:
-            zero = is_zero(call.entropy_weight) & is_zero(call.confusion_weight)
-            loss = combine(
-                _plain_terms(call, logits, zero),
-                reversal=call.reversal,
-                entropy_weight=call.entropy_weight,
-                confusion_weight=call.confusion_weight,
-            )
+            loss = combine(_plain_terms(call, logits, arguments), arguments)
             (gradient,) = torch.autograd.grad(loss, logits, upstream)
     return gradient, head_gradient
 
