@@ -75,14 +75,12 @@ def recipe(options: argparse.Namespace) -> Recipe:
         default,
         baseline=dataclasses.replace(
             default.baseline,
-            classifier_rate=options.classifier_rate,
             optimizer=optimizer,
             average_decay=options.average,
         ),
         unlearning=dataclasses.replace(
             unlearning,
             update=options.update,
-            classifier_rate=options.classifier_rate,
             optimizer=optimizer,
             head_optimizer=heads,
             average_decay=options.average,
@@ -114,7 +112,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--samples", type=int, default=100_000, help="training samples seen")
     add("--rate", type=float, default=1e-3, help="of features and classifier, at first")
     add("--final", type=float, default=0.3, help="of the rate, what is left at the end (cosine)")
-    add("--classifier-rate", type=float, default=1.0, help="of --rate, the classifier's multiple")
     add("--head-rate", type=float, default=3e-3)
     add("--ease", type=float, default=1.0, help="of the pressure, what is left at the end (a line)")
     add("--average", type=float, default=0.999, help="decay of the averaged weights")
@@ -160,7 +157,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "samples": options.samples,
         "rate": options.rate,
         "final": options.final,
-        "classifier_rate": options.classifier_rate,
         "head_rate": options.head_rate,
         "ease": options.ease,
         "average": options.average,

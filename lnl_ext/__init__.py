@@ -17,8 +17,7 @@ from lnl_ext.gradient_reversal import GradientReversal, grad_reverse
 from lnl_ext.measuring import AuditReport, audit
 from lnl_ext.ops.memory import release_memory
 from lnl_ext.ops.types import BiasLoss
-from lnl_ext.training.config import TrainerConfig
-from lnl_ext.training.optimizers import OptimizerConfig
+from lnl_ext.training.config import OptimizerConfig, TrainerConfig
 from lnl_ext.training.trainer import Trainer
 
 __all__ = [

@@ -19,14 +19,13 @@ from lnl_ext.cli.arguments import add_arguments
 from lnl_ext.cli.interruption import Interrupted, LostWorkerError, naming_lost_workers
 from lnl_ext.cli.options import EvaluateOptions, PredictOptions, ProbeOptions, TrainOptions
 from lnl_ext.errors import UserError
-from lnl_ext.training.checkpoint import CheckpointError
+from lnl_ext.training.checkpoint import CheckpointError, NonFiniteError
 from lnl_ext.training.distributed import (
     LostProcessError,
     Processes,
     from_environment,
     naming_lost_processes,
 )
-from lnl_ext.training.run_log import NonFiniteError
 
 __all__ = ["main"]
 

@@ -1,22 +1,34 @@
-"""Checkpoints that are whole or absent."""
+"""Checkpoints that are whole or absent, and everything that is in them."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
+import random
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
+from torch import nn
 
-FORMAT = 2
+from lnl_ext.files import replacing
+
+FORMAT = 3
 _UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError)
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be written, read or used; the message names the file."""
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or a weight became NaN or infinite; the message says which, and at which step."""
+
+
+# ---------------------------------------------------------------------- the file
 
 
 def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
@@ -39,20 +51,14 @@ def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None
         then unchanged and the temporary file is gone.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             write_state({"format": FORMAT, **state}, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError, *_UNPICKLABLE) as error:  # a full disk may be either of two
         raise CheckpointError(f"could not write checkpoint {path}: {error}") from error
-    finally:
-        with contextlib.suppress(OSError):  # which would hide why it could not be written
-            temporary.unlink(missing_ok=True)
 
 
 def write_state(state: dict[str, Any], file: BinaryIO) -> None:
@@ -130,3 +136,92 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"checkpoint {path} has format {state['format']}, this version reads {FORMAT}"
         )
     return state
+
+
+# ---------------------------------------------------------------------- what has a state_dict
+
+
+def capture_parts(parts: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """Return the ``state_dict`` of everything in ``parts``, by name.
+
+    Raises
+    ------
+    NonFiniteError
+        If a weight or buffer of a module is NaN or infinite; it names ``step``.
+    """
+    states = {name: part.state_dict() for name, part in parts.items()}
+    for name, part in parts.items():
+        for key, tensor in states[name].items() if isinstance(part, nn.Module) else ():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise NonFiniteError(f"{key} of {name} is not finite after step {step}: not saved")
+    return states
+
+
+def restore_parts(states: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+    """Put back what :func:`capture_parts` returned.
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        If the parts are others, or have another shape.
+    """
+    missing, surplus = parts.keys() - states.keys(), states.keys() - parts.keys()
+    if missing or surplus:
+        raise ValueError(
+            f"it has {sorted(surplus) or 'nothing'} that this trainer lacks and lacks "
+            f"{sorted(missing) or 'nothing'} that this trainer has"
+        )
+    for name, part in parts.items():
+        part.load_state_dict(states[name])
+
+
+# ---------------------------------------------------------------------- random generators
+
+
+def capture_random_state(generators: Sequence[torch.Generator]) -> dict[str, Any]:
+    """Return the state of Python's, NumPy's and torch's generators and of ``generators``."""
+    version, python_state, gauss = random.getstate()
+    numpy_state: Any = np.random.get_state(legacy=False)  # noqa: NPY002 - as below
+    keys = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))  # uint32 does not pickle
+    return {
+        "python": [version, list(python_state), gauss],
+        "numpy": numpy_state | {"state": numpy_state["state"] | {"key": keys}},
+        "torch": torch.get_rng_state(),
+        "cuda": (
+            torch.cuda.get_rng_state_all()
+            if torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+            else []
+        ),
+        "batches": [generator.get_state() for generator in generators],
+    }
+
+
+def restore_random_state(state: dict[str, Any], generators: Sequence[torch.Generator]) -> None:
+    """Put back what :func:`capture_random_state` returned.
+
+    Raises
+    ------
+    ValueError
+        If the state has another number of generators, or of CUDA devices.
+    """
+    if len(state["batches"]) != len(generators):
+        raise ValueError(
+            f"the run's batches had {len(state['batches'])} generators, these have "
+            f"{len(generators)}"
+        )
+    version, python_state, gauss = state["python"]
+    random.setstate((version, tuple(python_state), gauss))
+    words = state["numpy"]["state"]
+    np.random.set_state(  # noqa: NPY002 - the global generator is what is captured
+        state["numpy"] | {"state": words | {"key": words["key"].numpy().astype(np.uint32)}}
+    )
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        if len(state["cuda"]) != torch.cuda.device_count():
+            raise ValueError(
+                f"the run had {len(state['cuda'])} CUDA devices, here are "
+                f"{torch.cuda.device_count()}: their random generators cannot be restored"
+            )
+        torch.cuda.set_rng_state_all(state["cuda"])
+    for generator, generator_state in zip(generators, state["batches"], strict=True):
+        generator.set_state(generator_state)

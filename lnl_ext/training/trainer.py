@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -14,22 +13,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
-from lnl_ext.training.batch_counts import BatchCounter, Term
 from lnl_ext.training.batches import Batch, BatchStream, to_device
-from lnl_ext.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from lnl_ext.training.checkpoint import (
+    CheckpointError,
+    capture_parts,
+    load_checkpoint,
+    restore_parts,
+    save_checkpoint,
+)
 from lnl_ext.training.config import Stage, TrainerConfig, changed_fields
+from lnl_ext.training.denominators import Term
 from lnl_ext.training.distributed import (
+    broadcast_buffers,
     check_alike,
     current,
     gather_objects,
     naming_lost_processes,
     on_main,
 )
-from lnl_ext.training.replicas import broadcast_buffers, build_update
-from lnl_ext.training.run_log import LossMeter, Record, RunLog
-from lnl_ext.training.run_state import RunState
-from lnl_ext.training.stepper import Stepper
-from lnl_ext.training.updates import TaskLoss
+from lnl_ext.training.run_log import LossMeter, Record, RunLog, Tracker
+from lnl_ext.training.updates import Objective, Stepper, TaskLoss, Update
 
 Evaluate = Callable[["Trainer"], Mapping[str, float]]
 """Called at the end of an epoch; returns figures for its record."""
@@ -37,7 +40,6 @@ Evaluate = Callable[["Trainer"], Mapping[str, float]]
 CHECKPOINT = "checkpoint.pt"
 """Name of the checkpoint in a run's output folder."""
 
-_NOTHING: dict[str, Any] = {"logit_adjustment": None, "sample_weights": {}}
 _CUDA_FLUSH = 50  # steps between transfers of the losses to the host, which wait for the device
 
 
@@ -84,10 +86,10 @@ class Trainer:
     >>> history = trainer.fit(batches, output="runs/colour")
 
     With several processes (`lnl_ext.training.distributed`), connected before, the same program in
-    each of
-    them trains as one process with the whole batch does, but for what is drawn at random in the
-    networks and for the statistics of batch norm, which are over the share of each process; those
-    of process 0 are kept. ``task_loss`` must then be a mean over samples that all weigh alike.
+    each of them trains as one process with the whole batch does, but for what is drawn at random in
+    the networks and for the statistics of batch norm, which are over the share of each process;
+    those of process 0 are kept. There, and where batches are accumulated, ``task_loss`` must be a
+    mean over samples that all weigh alike.
 
     To go on after an interruption, build the same trainer and load before :meth:`fit`:
 
@@ -111,18 +113,8 @@ class Trainer:
         self.features = features
         self.classifier = classifier
         self.adversaries = dict(adversaries or {})
-        if "label" in self.adversaries:
-            raise ValueError("an adversary is called 'label', as the task is: use another name")
-        sample_weights = dict(sample_weights or {})
-        if unknown := sample_weights.keys() - self.adversaries.keys():
-            raise ValueError(f"sample_weights: there is no adversary {sorted(unknown)[0]!r}")
         self.image_transform = image_transform
         self.logit_adjustment = logit_adjustment
-        # What the losses take from the batches, beside the targets of the adversaries.
-        self._taken = {"logit_adjustment": logit_adjustment, "sample_weights": sample_weights}
-        self._bias_names = [*self.adversaries, *sample_weights.values()]
-        if logit_adjustment is not None:
-            self._bias_names.append(logit_adjustment)
         self.device = next((p.device for p in features.parameters()), torch.device("cpu"))
         self.step = 0
         self.steps_per_epoch: int | None = None
@@ -132,30 +124,21 @@ class Trainer:
         if config.channels_last:
             for module in (self._network, *self.adversaries.values()):
                 module.to(memory_format=torch.channels_last)
-        heads = itertools.chain.from_iterable(a.parameters() for a in self.adversaries.values())
-        self.stepper = Stepper(self._network, heads, config, self.device.type)
-        self._state = RunState(features, classifier, self.adversaries, self.stepper)
-        self._processes = current()
-        self._update = build_update(
+        self._objective = Objective(
             features,
             classifier,
             self.adversaries,
             task_loss,
-            config,
-            self.stepper,
             sample_weights,
             logit_adjustment,
+            two_step=config.update == "two_step",
         )
-        self._counter = BatchCounter(self.adversaries)
+        self.stepper = Stepper(self._network, self.adversaries, config, self.device.type)
+        self._processes = current()
+        self._update = Update(self._objective, self.stepper, compiled=config.compile)
         self._meter = LossMeter()
         self._stream: BatchStream | None = None
         self._loaded_stream: dict[str, Any] | None = None
-
-    def _start(self, steps_per_epoch: int) -> None:
-        """Fix the length of the run, which the learning rate schedules need."""
-        self.steps_per_epoch = steps_per_epoch
-        train_steps = self.config.stages(steps_per_epoch)[-1].steps
-        self.stepper.start(train_steps, steps_per_epoch)
 
     # ------------------------------------------------------------------ running
 
@@ -167,6 +150,7 @@ class Trainer:
         evaluate: Evaluate | None = None,
         checkpoint_every: int | None = None,
         log_every: int | None = None,
+        tracker: Tracker | None = None,
         tensorboard: bool = False,
         progress: bool = True,
     ) -> list[Record]:
@@ -176,11 +160,10 @@ class Trainer:
         ----------
         batches : sized iterable of (images, labels, {adversary: bias target})
             A `torch.utils.data.DataLoader`, `lnl_ext.training.batches.TensorBatches`, or anything
-            with a
-            length that can be passed over again. Its attribute ``generator``, if it or its samplers
-            have one, is seeded with the run's seed, and its state is part of the checkpoint. With
-            several processes every one is given its share of each batch
-            (`lnl_ext.training.batch_sampler.ShardedBatchSampler`, which `TensorBatches` uses).
+            with a length that can be passed over again. Its attribute ``generator``, if it or its
+            samplers have one, is seeded with the run's seed, and its state is part of the
+            checkpoint. With several processes each is given its share of every batch
+            (`lnl_ext.training.batches.ShardedBatchSampler`, which `TensorBatches` uses).
         output : path, optional
             Folder for ``metrics.jsonl`` (a line per epoch), ``checkpoint.pt`` (written at the end
             of every epoch) and ``tensorboard/``. With several processes process 0 writes.
@@ -188,12 +171,13 @@ class Trainer:
             Called with the trainer at the end of every epoch; its figures join the epoch's record.
             With several processes it is called in all, which may share the work
             (`lnl_ext.training.distributed.shard`); the figures of process 0 count.
-        checkpoint_every : int, optional
-            Write a checkpoint every so many steps as well.
-        log_every : int, optional
-            Write a metrics line every so many steps as well.
+        checkpoint_every, log_every : int, optional
+            Write a checkpoint, or a record, every so many steps as well.
+        tracker : callable, optional
+            Called with every record, a dictionary; with several processes in process 0.
         tensorboard, progress : bool
-            Write TensorBoard scalars; show a progress bar.
+            Write TensorBoard scalars to ``output``
+            (`lnl_ext.training.run_log.TensorBoard` is the tracker for another folder); show a bar.
 
         Returns
         -------
@@ -224,11 +208,9 @@ class Trainer:
             raise ValueError("checkpoint_every needs output, the folder to write to")
         folder = None if output is None else Path(output)
         with naming_lost_processes():
-            stream = BatchStream(batches)
+            stream = BatchStream(batches, self.config.accumulate)
             check_alike(
-                config=self.config.to_dict(),
-                taken=self._taken,
-                adversaries=list(self.adversaries),
+                **self._identity(),
                 step=self.step,
                 batches=stream.steps,
                 output=output is not None,
@@ -236,26 +218,24 @@ class Trainer:
                 log_every=log_every,
                 evaluate=evaluate is not None,
             )
-            self._begin(stream, folder)
-            assert self.steps_per_epoch is not None
-            stages = self.config.stages(self.steps_per_epoch)
+            stages = self._begin(stream, folder)
             writes = self._processes.is_main
             with RunLog(
                 folder if writes else None,
                 total_steps=sum(stage.steps for stage in stages),
                 done_steps=self.step,
+                tracker=tracker if writes else None,
                 tensorboard=tensorboard and writes,
                 progress=progress and writes,
             ) as log:
                 run = _Run(stream, log, folder, evaluate, checkpoint_every, log_every)
                 for stage in stages:
-                    while self.step < stage.first + stage.steps:
+                    while self.step < stage.end:
                         self._run_epoch(stage, run)
-                        self._end_epoch(stage, run)
         return self.history
 
-    def _begin(self, stream: BatchStream, folder: Path | None) -> None:
-        """Seed a new run, or put a loaded one's random state back."""
+    def _begin(self, stream: BatchStream, folder: Path | None) -> list[Stage]:
+        """Seed a new run, or put the random state of one back; return its stages."""
         if self.steps_per_epoch is None:
             if on_main(lambda: folder is not None and (folder / CHECKPOINT).exists()):
                 raise FileExistsError(
@@ -264,33 +244,33 @@ class Trainer:
                 )
             self._start(stream.steps)
             stream.seed(self.config.seed)
-        else:
-            if stream.steps != self.steps_per_epoch:
-                raise ValueError(
-                    f"batches has {stream.steps} batches, the run began with {self.steps_per_epoch}"
-                )
-            if self._stream is not None:  # fit was called before in this process
-                stream.load_state_dict(self._stream.state_dict())
-            elif self._loaded_stream is not None:
-                stream.load_state_dict(self._loaded_stream)
+        elif stream.steps != self.steps_per_epoch:
+            raise ValueError(
+                f"batches gives {stream.steps} steps an epoch, the run began with "
+                f"{self.steps_per_epoch}"
+            )
+        elif self._stream is not None:  # fit was called before in this process
+            stream.load_state_dict(self._stream.state_dict())
+        elif self._loaded_stream is not None:
+            stream.load_state_dict(self._loaded_stream)
         self._stream, self._loaded_stream = stream, None
+        return self.config.stages(stream.steps)
 
     def _run_epoch(self, stage: Stage, run: _Run) -> None:
         """Train to the end of the epoch or of the stage, whichever comes first."""
-        assert self.steps_per_epoch is not None
-        epoch, offset = divmod(self.step - stage.first, self.steps_per_epoch)
-        end = min(stage.first + stage.steps, self.step - offset + self.steps_per_epoch)
+        epoch, offset = divmod(self.step - stage.first, run.stream.steps)
+        end = min(stage.end, self.step - offset + run.stream.steps)
         flush_every = 1 if self.device.type == "cpu" else _CUDA_FLUSH
         for module in (self._network, *self.adversaries.values()):
             module.train()
         began = time.monotonic() - self.seconds
-        for number, batch in enumerate(run.stream.one_pass(offset), offset + 1):
-            terms = self._train_step(stage, batch)
+        for number, batches in enumerate(run.stream.one_pass(offset), offset + 1):
+            terms = self._train_step(stage, batches)
             self.step += 1
             self.seconds = time.monotonic() - began
             where = (
                 f"stage {stage.name}, epoch {epoch}, step {self.step} "
-                f"(batch {number} of {self.steps_per_epoch})"
+                f"(batch {number} of {run.stream.steps})"
             )
             self._meter.add(where, terms)
             log_now = run.log_every is not None and self.step % run.log_every == 0
@@ -305,47 +285,38 @@ class Trainer:
                 assert run.folder is not None
                 self.save(run.folder / CHECKPOINT)
         self._meter.flush()
+        self._end_epoch(self._record("epoch", stage, epoch), run)
 
-    def _train_step(self, stage: Stage, batch: Batch) -> dict[str, Term]:
-        images, labels, bias = to_device(batch, self._bias_names, self.device)
+    def _train_step(self, stage: Stage, batches: Sequence[Batch]) -> dict[str, Term]:
+        training = stage.name == "train"
+        progress = (self.step - stage.first) / (self.config.ramp_steps or stage.steps)
+        for adversary in self.adversaries.values():
+            adversary.set_progress(min(1.0, progress) if training else 0.0)
+        terms = self._update([self._prepared(b) for b in batches], detached=not training)
+        if training:
+            self.stepper.end_of_train_step()
+        return terms
+
+    def _prepared(self, batch: Batch) -> Batch:
+        images, labels, bias = to_device(batch, self._objective.bias_names, self.device)
         if self.image_transform is not None:
             images = self.image_transform(images)
         if self.config.channels_last and images.dim() == 4:
             images = images.contiguous(memory_format=torch.channels_last)
-        pretraining = stage.name == "pretrain"
-        t = 0.0
-        if not pretraining:
-            t = min(1.0, (self.step - stage.first) / (self.config.ramp_steps or stage.steps))
-        for adversary in self.adversaries.values():
-            adversary.set_progress(t)
-        counts = self._counter.count(labels, bias)
-        shares = self._counter.shares(counts)
-        values = self._update(images, labels, bias, detached=pretraining, shares=shares)
-        if not pretraining:
-            self.stepper.end_of_train_step()
-        return self._counter.terms(counts, values)
+        return images, labels, bias
 
     def _record(self, kind: str, stage: Stage, epoch: int) -> Record:
-        return {
-            "kind": kind,
-            "stage": stage.name,
-            "epoch": epoch,
-            "step": self.step,
-            "seconds": round(self.seconds, 3),
-            **self.stepper.learning_rates(),
-        }
+        record = {"kind": kind, "stage": stage.name, "epoch": epoch, "step": self.step}
+        return record | {"seconds": round(self.seconds, 3)} | self.stepper.learning_rates()
 
-    def _end_epoch(self, stage: Stage, run: _Run) -> None:
-        assert self.steps_per_epoch is not None
-        epoch = (self.step - stage.first - 1) // self.steps_per_epoch
-        record = self._record("epoch", stage, epoch) | self._meter.means()
+    def _end_epoch(self, record: Record, run: _Run) -> None:
+        record |= self._meter.means()
         self._meter.reset()
         if run.evaluate is not None:
-            broadcast_buffers(self._state.modules())
+            self._share_buffers()
             found = {name: float(value) for name, value in run.evaluate(self).items()}
             figures = on_main(lambda: found)
-            taken = sorted(record.keys() & figures.keys())
-            if taken:
+            if taken := sorted(record.keys() & figures.keys()):
                 raise ValueError(f"evaluate gave {', '.join(taken)}, which the record has already")
             record |= figures
         self.history.append(record)
@@ -386,17 +357,15 @@ class Trainer:
         if self._stream is None:
             raise RuntimeError("there is nothing to save: fit has not been called")
         self._meter.flush()  # a loss that is not finite is found before it is saved
-        broadcast_buffers(self._state.modules())
+        self._share_buffers()
         state: dict[str, Any] = {
-            "config": self.config.to_dict(),
-            "taken": self._taken,
+            "identity": self._identity(),
             "step": self.step,
             "steps_per_epoch": self.steps_per_epoch,
             "seconds": self.seconds,
             "history": self.history,
-            "meter": self._meter.state_dict(),
             "streams": gather_objects(self._stream.state_dict()),
-            **self._state.state_dict(self.step),
+            "parts": capture_parts(self._parts(), self.step),
         }
         on_main(lambda: save_checkpoint(path, state))
 
@@ -416,20 +385,11 @@ class Trainer:
         """
         state = load_checkpoint(path)
         try:
-            changes = changed_fields(state["config"], self.config.to_dict())
-            changes += changed_fields(state.get("taken", _NOTHING), self._taken)
+            changes = changed_fields(state["identity"], self._identity())
             if changes:
-                raise ValueError(
-                    f"it was written with another configuration ({'; '.join(changes)})"
-                )
-            processes, written_by = self._processes.world_size, len(state["streams"])
-            if written_by != processes:
-                raise ValueError(
-                    f"it was written by {written_by} processes, here are {processes}: random "
-                    "states and shares of a batch belong to their number"
-                )
+                raise ValueError(f"it is of another run ({'; '.join(changes)})")
             self._start(state["steps_per_epoch"])
-            self._state.load_state_dict(state)
+            restore_parts(state["parts"], self._parts())
         except (ValueError, RuntimeError, KeyError) as error:
             raise CheckpointError(
                 f"checkpoint {path} does not fit this trainer: {error}"
@@ -437,8 +397,32 @@ class Trainer:
         self.step = state["step"]
         self.seconds = state["seconds"]
         self.history = list(state["history"])
-        self._meter.load_state_dict(state["meter"])
         self._stream, self._loaded_stream = None, state["streams"][self._processes.rank]
+
+    def _start(self, steps_per_epoch: int) -> None:
+        """Fix the length of the run, which the learning rate schedules need."""
+        self.steps_per_epoch = steps_per_epoch
+        train_steps = self.config.stages(steps_per_epoch)[-1].steps
+        self.stepper.start(train_steps, steps_per_epoch)
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what must be the same where a run goes on, and in all its processes."""
+        return {
+            "config": self.config.to_dict(),
+            "taken": self._objective.taken,
+            # Random states and shares of a batch belong to it.
+            "processes": self._processes.world_size,
+        }
+
+    def _parts(self) -> dict[str, Any]:
+        """Return everything that has a state_dict, by its name in a checkpoint."""
+        parts: dict[str, Any] = {"features": self.features, "classifier": self.classifier}
+        parts |= {f"adversary:{name}": part for name, part in self.adversaries.items()}
+        return parts | self.stepper.parts() | {"meter": self._meter}
+
+    def _share_buffers(self) -> None:
+        """Give every process the buffers of process 0."""
+        broadcast_buffers(part for part in self._parts().values() if isinstance(part, nn.Module))
 
 
 class _Apply(nn.Module):

@@ -152,7 +152,7 @@ def test_a_run_of_two_processes_resumes_bit_for_bit(tmp_path: Path, update: str)
     lines = [len((f / "metrics.jsonl").read_text().splitlines()) for f in (whole, stopped)]
     assert lines == [3, 3]  # by one process
 
-    with pytest.raises(CheckpointError, match="was written by 2 processes, here are 1"):
+    with pytest.raises(CheckpointError, match=r"of another run \(processes: 2, now 1\)"):
         tiny_trainer(update=update).load(whole / CHECKPOINT)
 
 
