@@ -18,7 +18,7 @@ from torchvision.models import resnet18
 from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.paper.networks import DigitNetwork, PixelColorHead, SeparatePixelColorHeads
 from lnl_ext.training.config import OptimizerConfig, TrainerConfig
-from lnl_ext.training.updates import Objective, Stepper, Update
+from lnl_ext.training.updates import Objective, Update
 
 from .authors import ENTROPY_WEIGHT, REVERSAL, AuthorsProcedure
 from .settings import Settings
@@ -185,12 +185,6 @@ def ours(
             ignore_index=IGNORED,
         )
     }
-    stepper = Stepper(
-        nn.Sequential(modules.features, modules.classifier),
-        adversaries,
-        TrainerConfig(optimizer=OPTIMIZER, head_optimizer=OPTIMIZER, amp=amp),
-        problem.images.device.type,
-    )
     objective = Objective(
         modules.features,
         modules.classifier,
@@ -198,7 +192,8 @@ def ours(
         functional.cross_entropy,
         two_step=update == "two_step",
     )
-    step = Update(objective, stepper)
+    config = TrainerConfig(optimizer=OPTIMIZER, head_optimizer=OPTIMIZER, amp=amp)
+    step = Update(objective, config)
     bias = {"bias": problem.bias if problem.heads > 1 else problem.bias[:, 0]}
     return lambda: step([(modules.images, problem.labels, bias)])
 

@@ -6,7 +6,7 @@ import os
 import pickle
 import random
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from lnl_ext.files import replacing
+from lnl_ext.training.config import changed_fields
 
 FORMAT = 3
 _UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError)
@@ -138,41 +139,68 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     return state
 
 
-# ---------------------------------------------------------------------- what has a state_dict
+# ---------------------------------------------------------------------- the run
 
 
-def capture_parts(parts: Mapping[str, Any], step: int) -> dict[str, Any]:
-    """Return the ``state_dict`` of everything in ``parts``, by name.
+def save_run(path: str | os.PathLike[str], state: dict[str, Any], parts: Mapping[str, Any]) -> None:
+    """Write ``state`` and the ``state_dict`` of everything in ``parts``.
 
     Raises
     ------
+    CheckpointError
+        As :func:`save_checkpoint`.
     NonFiniteError
-        If a weight or buffer of a module is NaN or infinite; it names ``step``.
+        If a weight or buffer of a module is NaN or infinite; it names ``state["step"]``.
     """
     states = {name: part.state_dict() for name, part in parts.items()}
     for name, part in parts.items():
         for key, tensor in states[name].items() if isinstance(part, nn.Module) else ():
             if tensor.is_floating_point() and not tensor.isfinite().all():
-                raise NonFiniteError(f"{key} of {name} is not finite after step {step}: not saved")
-    return states
+                raise NonFiniteError(
+                    f"{key} of {name} is not finite after step {state['step']}: not saved"
+                )
+    save_checkpoint(path, state | {"parts": states})
 
 
-def restore_parts(states: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
-    """Put back what :func:`capture_parts` returned.
+def load_run(
+    path: str | os.PathLike[str],
+    identity: dict[str, Any],
+    parts: Callable[[dict[str, Any]], Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Give the parts back what :func:`save_run` wrote, and return the rest.
+
+    Parameters
+    ----------
+    path
+        The file.
+    identity
+        What ``state["identity"]`` must be.
+    parts
+        Called with the state for the parts to give back to.
 
     Raises
     ------
-    ValueError, RuntimeError
-        If the parts are others, or have another shape.
+    FileNotFoundError
+        If there is no such file.
+    CheckpointError
+        If the file is damaged, or belongs to another run or other parts.
     """
-    missing, surplus = parts.keys() - states.keys(), states.keys() - parts.keys()
-    if missing or surplus:
-        raise ValueError(
-            f"it has {sorted(surplus) or 'nothing'} that this trainer lacks and lacks "
-            f"{sorted(missing) or 'nothing'} that this trainer has"
-        )
-    for name, part in parts.items():
-        part.load_state_dict(states[name])
+    state = load_checkpoint(path)
+    try:
+        if changes := changed_fields(state["identity"], identity):
+            raise ValueError(f"it is of another run ({'; '.join(changes)})")
+        own, states = parts(state), state.pop("parts")
+        missing, surplus = own.keys() - states.keys(), states.keys() - own.keys()
+        if missing or surplus:
+            raise ValueError(
+                f"it has {sorted(surplus) or 'nothing'} that this trainer lacks and lacks "
+                f"{sorted(missing) or 'nothing'} that this trainer has"
+            )
+        for name, part in own.items():
+            part.load_state_dict(states[name])
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"checkpoint {path} does not fit this trainer: {error}") from error
+    return state
 
 
 # ---------------------------------------------------------------------- random generators

@@ -26,6 +26,8 @@ Record = dict[str, Any]
 Tracker = Callable[[Record], object]
 """Called with every record as soon as there is one; what it returns is not used."""
 
+_FLUSH = 50  # steps between transfers of the losses from a GPU, which wait for it
+
 
 class LossMeter:
     """Means of the loss terms over an epoch, each over what it is a mean of.
@@ -236,36 +238,39 @@ class Progress:
 
 
 class RunLog(ExitStack):
-    """Everything a run writes: ``metrics.jsonl``, the trackers, the bar. Leaving it closes them.
+    """Everything a run writes: ``metrics.jsonl``, the tracker, the bar. Leaving it closes them.
 
     Parameters
     ----------
+    meter
+        Takes the terms of the steps.
     output
-        Folder for ``metrics.jsonl`` and ``tensorboard/``; None writes no file.
+        Folder for ``metrics.jsonl``; None writes no file.
     total_steps, done_steps
         Length of the run and where it stands.
+    every
+        Write a record every so many steps.
     tracker
-        What else gets the records.
-    tensorboard, progress
-        Whether `TensorBoard` gets them as well, whether to show the bar.
+        Gets every record.
+    progress
+        Whether to show the bar.
     """
 
     def __init__(
         self,
+        meter: LossMeter,
         output: Path | None,
         total_steps: int,
         done_steps: int,
         *,
+        every: int | None = None,
         tracker: Tracker | None = None,
-        tensorboard: bool,
-        progress: bool,
+        progress: bool = False,
     ) -> None:
         super().__init__()
-        if tensorboard and output is None:
-            raise ValueError("tensorboard=True needs output, the folder to write to")
+        self._meter = meter
+        self._every = every
         self._trackers = [] if tracker is None else [tracker]
-        if output is not None and tensorboard:
-            self._trackers.append(self.enter_context(closing(TensorBoard(output / "tensorboard"))))
         if output is not None:
             lines = JsonLines(output / "metrics.jsonl", done_steps)
             self._trackers.insert(0, self.enter_context(closing(lines)))
@@ -273,12 +278,20 @@ class RunLog(ExitStack):
         if progress:
             self._bar = self.enter_context(closing(Progress(total_steps, done_steps)))
 
+    def add(self, record: Record, batch: str, terms: Mapping[str, Term]) -> None:
+        """Take a step's terms, and write its record if one is due; `batch` tells it to a reader."""
+        where = f"stage {record['stage']}, epoch {record['epoch']}, step {record['step']} ({batch})"
+        self._meter.add(where, terms)
+        due = self._every is not None and record["step"] % self._every == 0
+        on_cpu = all(term.total.device.type == "cpu" for term in terms.values())
+        if due or on_cpu or len(self._meter) >= _FLUSH:
+            self._meter.flush()
+        if due:
+            self.write(record | self._meter.last)
+        if self._bar is not None:
+            self._bar.update(record["stage"], self._meter)
+
     def write(self, record: Record) -> None:
-        """Give a record to the file and the trackers."""
+        """Give a record to the file and the tracker."""
         for tracker in self._trackers:
             tracker(record)
-
-    def advance(self, stage: str, meter: LossMeter) -> None:
-        """Move the bar by one step."""
-        if self._bar is not None:
-            self._bar.update(stage, meter)

@@ -14,14 +14,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.training.batches import Batch, BatchStream, to_device
-from lnl_ext.training.checkpoint import (
-    CheckpointError,
-    capture_parts,
-    load_checkpoint,
-    restore_parts,
-    save_checkpoint,
-)
-from lnl_ext.training.config import Stage, TrainerConfig, changed_fields
+from lnl_ext.training.checkpoint import load_run, save_run
+from lnl_ext.training.config import Stage, TrainerConfig
 from lnl_ext.training.denominators import Term
 from lnl_ext.training.distributed import (
     broadcast_buffers,
@@ -32,15 +26,13 @@ from lnl_ext.training.distributed import (
     on_main,
 )
 from lnl_ext.training.run_log import LossMeter, Record, RunLog, Tracker
-from lnl_ext.training.updates import Objective, Stepper, TaskLoss, Update
+from lnl_ext.training.updates import Objective, TaskLoss, Update
 
 Evaluate = Callable[["Trainer"], Mapping[str, float]]
 """Called at the end of an epoch; returns figures for its record."""
 
 CHECKPOINT = "checkpoint.pt"
 """Name of the checkpoint in a run's output folder."""
-
-_CUDA_FLUSH = 50  # steps between transfers of the losses to the host, which wait for the device
 
 
 class _Run(NamedTuple):
@@ -51,7 +43,6 @@ class _Run(NamedTuple):
     folder: Path | None
     evaluate: Evaluate | None
     checkpoint_every: int | None
-    log_every: int | None
 
 
 class Trainer:
@@ -115,14 +106,13 @@ class Trainer:
         self.adversaries = dict(adversaries or {})
         self.image_transform = image_transform
         self.logit_adjustment = logit_adjustment
-        self.device = next((p.device for p in features.parameters()), torch.device("cpu"))
         self.step = 0
         self.steps_per_epoch: int | None = None
         self.seconds = 0.0
         self.history: list[Record] = []
-        self._network = nn.Sequential(features, classifier)
+        self._modules = (features, classifier, *self.adversaries.values())
         if config.channels_last:
-            for module in (self._network, *self.adversaries.values()):
+            for module in self._modules:
                 module.to(memory_format=torch.channels_last)
         self._objective = Objective(
             features,
@@ -133,14 +123,12 @@ class Trainer:
             logit_adjustment,
             two_step=config.update == "two_step",
         )
-        self.stepper = Stepper(self._network, self.adversaries, config, self.device.type)
+        self.device = self._objective.device
         self._processes = current()
-        self._update = Update(self._objective, self.stepper, compiled=config.compile)
+        self.update = Update(self._objective, config)
         self._meter = LossMeter()
         self._stream: BatchStream | None = None
         self._loaded_stream: dict[str, Any] | None = None
-
-    # ------------------------------------------------------------------ running
 
     def fit(
         self,
@@ -151,7 +139,6 @@ class Trainer:
         checkpoint_every: int | None = None,
         log_every: int | None = None,
         tracker: Tracker | None = None,
-        tensorboard: bool = False,
         progress: bool = True,
     ) -> list[Record]:
         """Run to the end of the configuration, from wherever the trainer stands.
@@ -165,8 +152,8 @@ class Trainer:
             checkpoint. With several processes each is given its share of every batch
             (`lnl_ext.training.batches.ShardedBatchSampler`, which `TensorBatches` uses).
         output : path, optional
-            Folder for ``metrics.jsonl`` (a line per epoch), ``checkpoint.pt`` (written at the end
-            of every epoch) and ``tensorboard/``. With several processes process 0 writes.
+            Folder for ``metrics.jsonl`` (a line per record) and ``checkpoint.pt`` (written at the
+            end of every epoch). With several processes process 0 writes.
         evaluate : callable, optional
             Called with the trainer at the end of every epoch; its figures join the epoch's record.
             With several processes it is called in all, which may share the work
@@ -175,9 +162,9 @@ class Trainer:
             Write a checkpoint, or a record, every so many steps as well.
         tracker : callable, optional
             Called with every record, a dictionary; with several processes in process 0.
-        tensorboard, progress : bool
-            Write TensorBoard scalars to ``output``
-            (`lnl_ext.training.run_log.TensorBoard` is the tracker for another folder); show a bar.
+            `lnl_ext.training.run_log.TensorBoard` is one.
+        progress : bool
+            Show a progress bar.
 
         Returns
         -------
@@ -221,14 +208,15 @@ class Trainer:
             stages = self._begin(stream, folder)
             writes = self._processes.is_main
             with RunLog(
+                self._meter,
                 folder if writes else None,
-                total_steps=sum(stage.steps for stage in stages),
+                total_steps=stages[-1].end,
                 done_steps=self.step,
+                every=log_every,
                 tracker=tracker if writes else None,
-                tensorboard=tensorboard and writes,
                 progress=progress and writes,
             ) as log:
-                run = _Run(stream, log, folder, evaluate, checkpoint_every, log_every)
+                run = _Run(stream, log, folder, evaluate, checkpoint_every)
                 for stage in stages:
                     while self.step < stage.end:
                         self._run_epoch(stage, run)
@@ -258,44 +246,46 @@ class Trainer:
 
     def _run_epoch(self, stage: Stage, run: _Run) -> None:
         """Train to the end of the epoch or of the stage, whichever comes first."""
-        epoch, offset = divmod(self.step - stage.first, run.stream.steps)
-        end = min(stage.end, self.step - offset + run.stream.steps)
-        flush_every = 1 if self.device.type == "cpu" else _CUDA_FLUSH
-        for module in (self._network, *self.adversaries.values()):
+        steps = run.stream.steps
+        epoch, offset = divmod(self.step - stage.first, steps)
+        end = min(stage.end, self.step - offset + steps)
+        for module in self._modules:
             module.train()
         began = time.monotonic() - self.seconds
         for number, batches in enumerate(run.stream.one_pass(offset), offset + 1):
             terms = self._train_step(stage, batches)
             self.step += 1
             self.seconds = time.monotonic() - began
-            where = (
-                f"stage {stage.name}, epoch {epoch}, step {self.step} "
-                f"(batch {number} of {run.stream.steps})"
-            )
-            self._meter.add(where, terms)
-            log_now = run.log_every is not None and self.step % run.log_every == 0
-            if log_now or len(self._meter) >= flush_every:
-                self._meter.flush()
-            if log_now:
-                run.log.write(self._record("step", stage, epoch) | self._meter.last)
-            run.log.advance(stage.name, self._meter)
+            record = self._record("step", stage, epoch)
+            run.log.add(record, f"batch {number} of {steps}", terms)
             if self.step == end:
                 break
             if run.checkpoint_every is not None and self.step % run.checkpoint_every == 0:
                 assert run.folder is not None
                 self.save(run.folder / CHECKPOINT)
         self._meter.flush()
-        self._end_epoch(self._record("epoch", stage, epoch), run)
+        record = self._record("epoch", stage, epoch) | self._meter.means()
+        self._meter.reset()
+        if run.evaluate is not None:
+            broadcast_buffers(
+                part for part in self._parts().values() if isinstance(part, nn.Module)
+            )
+            found = {name: float(value) for name, value in run.evaluate(self).items()}
+            figures = on_main(lambda: found)
+            if taken := sorted(record.keys() & figures.keys()):
+                raise ValueError(f"evaluate gave {', '.join(taken)}, which the record has already")
+            record |= figures
+        self.history.append(record)
+        run.log.write(record)
+        if run.folder is not None:
+            self.save(run.folder / CHECKPOINT)
 
     def _train_step(self, stage: Stage, batches: Sequence[Batch]) -> dict[str, Term]:
         training = stage.name == "train"
         progress = (self.step - stage.first) / (self.config.ramp_steps or stage.steps)
         for adversary in self.adversaries.values():
             adversary.set_progress(min(1.0, progress) if training else 0.0)
-        terms = self._update([self._prepared(b) for b in batches], detached=not training)
-        if training:
-            self.stepper.end_of_train_step()
-        return terms
+        return self.update([self._prepared(b) for b in batches], pretraining=not training)
 
     def _prepared(self, batch: Batch) -> Batch:
         images, labels, bias = to_device(batch, self._objective.bias_names, self.device)
@@ -307,24 +297,7 @@ class Trainer:
 
     def _record(self, kind: str, stage: Stage, epoch: int) -> Record:
         record = {"kind": kind, "stage": stage.name, "epoch": epoch, "step": self.step}
-        return record | {"seconds": round(self.seconds, 3)} | self.stepper.learning_rates()
-
-    def _end_epoch(self, record: Record, run: _Run) -> None:
-        record |= self._meter.means()
-        self._meter.reset()
-        if run.evaluate is not None:
-            self._share_buffers()
-            found = {name: float(value) for name, value in run.evaluate(self).items()}
-            figures = on_main(lambda: found)
-            if taken := sorted(record.keys() & figures.keys()):
-                raise ValueError(f"evaluate gave {', '.join(taken)}, which the record has already")
-            record |= figures
-        self.history.append(record)
-        run.log.write(record)
-        if run.folder is not None:
-            self.save(run.folder / CHECKPOINT)
-
-    # ------------------------------------------------------------------ results and state
+        return record | {"seconds": round(self.seconds, 3)} | self.update.learning_rates()
 
     def inference_modules(self) -> tuple[nn.Module, nn.Module]:
         """Return f and g to evaluate with.
@@ -333,7 +306,7 @@ class Trainer:
         front of f. They share their weights with the trainer.
         """
         features, classifier = self.features, self.classifier
-        averaged = self.stepper.averaged
+        averaged = self.update.averaged
         if averaged is not None and averaged.n_averaged > 0:
             features, classifier = cast(nn.Sequential, averaged.module)
         if self.image_transform is not None:
@@ -343,7 +316,8 @@ class Trainer:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the whole state of the run between two steps to ``path``.
 
-        With several processes each must call it; process 0 writes.
+        With several processes each must call it; process 0 writes its own state, and the random
+        states of all.
 
         Raises
         ------
@@ -357,7 +331,6 @@ class Trainer:
         if self._stream is None:
             raise RuntimeError("there is nothing to save: fit has not been called")
         self._meter.flush()  # a loss that is not finite is found before it is saved
-        self._share_buffers()
         state: dict[str, Any] = {
             "identity": self._identity(),
             "step": self.step,
@@ -365,9 +338,8 @@ class Trainer:
             "seconds": self.seconds,
             "history": self.history,
             "streams": gather_objects(self._stream.state_dict()),
-            "parts": capture_parts(self._parts(), self.step),
         }
-        on_main(lambda: save_checkpoint(path, state))
+        on_main(lambda: save_run(path, state, self._parts()))
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Take over the state that :meth:`save` wrote; :meth:`fit` then goes on from there.
@@ -383,27 +355,10 @@ class Trainer:
         CheckpointError
             If the file is damaged, or belongs to another configuration or other modules.
         """
-        state = load_checkpoint(path)
-        try:
-            changes = changed_fields(state["identity"], self._identity())
-            if changes:
-                raise ValueError(f"it is of another run ({'; '.join(changes)})")
-            self._start(state["steps_per_epoch"])
-            restore_parts(state["parts"], self._parts())
-        except (ValueError, RuntimeError, KeyError) as error:
-            raise CheckpointError(
-                f"checkpoint {path} does not fit this trainer: {error}"
-            ) from error
-        self.step = state["step"]
-        self.seconds = state["seconds"]
-        self.history = list(state["history"])
+        state = load_run(path, self._identity(), self._started)
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.history = state["history"]
         self._stream, self._loaded_stream = None, state["streams"][self._processes.rank]
-
-    def _start(self, steps_per_epoch: int) -> None:
-        """Fix the length of the run, which the learning rate schedules need."""
-        self.steps_per_epoch = steps_per_epoch
-        train_steps = self.config.stages(steps_per_epoch)[-1].steps
-        self.stepper.start(train_steps, steps_per_epoch)
 
     def _identity(self) -> dict[str, Any]:
         """Return what must be the same where a run goes on, and in all its processes."""
@@ -414,15 +369,21 @@ class Trainer:
             "processes": self._processes.world_size,
         }
 
+    def _started(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return the parts of a run that has begun, here or elsewhere."""
+        self._start(state["steps_per_epoch"])
+        return self._parts()
+
+    def _start(self, steps_per_epoch: int) -> None:
+        """Fix the length of the run, which the learning rate schedules need."""
+        self.steps_per_epoch = steps_per_epoch
+        self.update.start(self.config.stages(steps_per_epoch)[-1].steps, steps_per_epoch)
+
     def _parts(self) -> dict[str, Any]:
         """Return everything that has a state_dict, by its name in a checkpoint."""
         parts: dict[str, Any] = {"features": self.features, "classifier": self.classifier}
         parts |= {f"adversary:{name}": part for name, part in self.adversaries.items()}
-        return parts | self.stepper.parts() | {"meter": self._meter}
-
-    def _share_buffers(self) -> None:
-        """Give every process the buffers of process 0."""
-        broadcast_buffers(part for part in self._parts().values() if isinstance(part, nn.Module))
+        return parts | self.update.parts() | {"meter": self._meter}
 
 
 class _Apply(nn.Module):

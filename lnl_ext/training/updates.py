@@ -95,10 +95,8 @@ class Objective(nn.Module):
             has = f'reduction="{adversary.reduction}"'
             if name in self.sample_weights and adversary.reduction != "sum":
                 raise ValueError(f'adversary {name!r} has sample weights and {has}, expected "sum"')
-            if adversary.reduction == "none":
-                raise ValueError(
-                    f'adversary {name!r} has {has}, expected "mean" or "sum": a step needs one number'
-                )
+            if adversary.reduction == "none":  # a step needs one number
+                raise ValueError(f'adversary {name!r} has {has}, expected "mean" or "sum"')
             if two_step and not adversary.known_zero("confusion_weight"):
                 raise ValueError(
                     f"adversary {name!r} has a confusion_weight, which the authors' procedure does "
@@ -112,6 +110,11 @@ class Objective(nn.Module):
         if two_step:
             self.fool.extend(_without(a, "reversal") for a in adversaries.values())
             self.predict.extend(_without(a, "entropy_weight") for a in adversaries.values())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the features are."""
+        return next((p.device for p in self.features.parameters()), torch.device("cpu"))
 
     @property
     def taken(self) -> dict[str, Any]:
@@ -217,63 +220,59 @@ def _without(adversary: BiasAdversary, name: str) -> BiasAdversary:
     )
 
 
-class Stepper:
-    """What moves the weights: optimisers, their learning rates, mixed precision, averaging.
+class Update:
+    """What moves the weights: a step from the batches that it accumulates.
 
     Parameters
     ----------
-    network
-        Features and classifier, one after the other.
-    adversaries
-        The heads.
+    objective
+        The losses. With several processes each must make its update, and the networks of process 0
+        become everybody's.
     config
         The configuration of the run.
-    device_type
-        ``"cpu"`` or ``"cuda"``.
 
     Attributes
     ----------
     optimizers : dict
         ``"model"`` for features and classifier, ``"heads"`` if any head learns.
     averaged : AveragedModel or None
-        The moving average of `network`, buffers included.
+        The moving average of features and classifier, one after the other, buffers included.
 
     Raises
     ------
     ValueError
-        If `network` has nothing to learn.
+        If features and classifier have nothing to learn.
     """
 
-    def __init__(
-        self,
-        network: nn.Sequential,
-        adversaries: Mapping[str, BiasAdversary],
-        config: TrainerConfig,
-        device_type: str,
-    ) -> None:
-        self._network = network
-        self._device_type = device_type
+    def __init__(self, objective: Objective, config: TrainerConfig) -> None:
+        self._network = nn.Sequential(objective.features, objective.classifier)
+        self._device_type = objective.device.type
         self._amp = None if config.amp is None else cast(torch.dtype, getattr(torch, config.amp))
         self._clip_norm = config.clip_norm
         self._configs = {"model": config.optimizer, "heads": config.head_optimizer}
-        heads = nn.ModuleList(adversaries.values())
-        self.parameters = {
+        self._parameters = {
             name: [p for p in module.parameters() if p.requires_grad]
-            for name, module in (("model", network), ("heads", heads))
+            for name, module in (("model", self._network), ("heads", objective.adversaries))
         }
+        if not self._parameters["model"]:
+            raise ValueError("features and classifier have no parameter that requires a gradient")
         self.optimizers = {
             name: self._configs[name].build(group)
-            for name, group in self.parameters.items()
+            for name, group in self._parameters.items()
             if group
         }
-        if "model" not in self.optimizers:
-            raise ValueError("features and classifier have no parameter that requires a gradient")
         self._schedulers: dict[str, LRScheduler] = {}
-        self._scaler = torch.amp.GradScaler(device_type, enabled=self._amp is torch.float16)
+        self._scaler = torch.amp.GradScaler(self._device_type, enabled=self._amp is torch.float16)
         self.averaged: AveragedModel | None = None
         if config.average_decay is not None:
             average = get_ema_multi_avg_fn(config.average_decay)  # type: ignore[no-untyped-call]
-            self.averaged = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+            self.averaged = AveragedModel(self._network, multi_avg_fn=average, use_buffers=True)
+        self._counter = Counter(objective.named_adversaries())
+        self._two_step = objective.two_step
+        if config.compile:
+            objective.compile()
+        # Step 2 of the authors' procedure has no gradient for the classifier, step 1 for the heads.
+        self._objective = replicate(objective, unused=self._two_step)
 
     def start(self, train_steps: int, steps_per_epoch: int) -> None:
         """Begin the learning rate schedules, which need the length of the training stage."""
@@ -282,78 +281,7 @@ class Stepper:
             for name, optimizer in self.optimizers.items()
         }
 
-    def autocast(self) -> torch.autocast:
-        """Return the context for a forward pass."""
-        return torch.autocast(self._device_type, dtype=self._amp, enabled=self._amp is not None)
-
-    def zero_gradients(self, *, set_to_none: bool) -> None:
-        """Clear the gradients of all optimisers' parameters."""
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=set_to_none)
-
-    def backward(self, loss: Tensor) -> None:
-        """Back-propagate `loss`, scaled for float16."""
-        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-
-    def step(self, names: Iterable[str]) -> None:
-        """Clip the gradients of the optimisers called `names` if asked to, and step them."""
-        for name in names:
-            if self._clip_norm is not None:
-                self._scaler.unscale_(self.optimizers[name])
-                clip_grad_norm_(self.parameters[name], self._clip_norm)
-            self._scaler.step(self.optimizers[name])
-        self._scaler.update()
-
-    def end_of_train_step(self) -> None:
-        """Move the learning rates and the average; not called in the pretraining stage."""
-        for scheduler in self._schedulers.values():
-            scheduler.step()
-        if self.averaged is not None:
-            self.averaged.update_parameters(self._network)
-
-    def learning_rates(self) -> dict[str, float]:
-        """Return the current learning rates as fields of a record."""
-        fields = {"model": "learning_rate", "heads": "head_learning_rate"}
-        return {
-            fields[name]: optimizer.param_groups[0]["lr"]
-            for name, optimizer in self.optimizers.items()
-        }
-
-    def parts(self) -> dict[str, Any]:
-        """Return everything here that has a state_dict, by its name in a checkpoint."""
-        parts: dict[str, Any] = {f"optimizer:{n}": part for n, part in self.optimizers.items()}
-        parts |= {f"scheduler:{name}": part for name, part in self._schedulers.items()}
-        if self.averaged is not None:
-            parts["averaged"] = self.averaged
-        if self._scaler.is_enabled():
-            parts["scaler"] = self._scaler
-        return parts
-
-
-class Update:
-    """A step from the batches that it accumulates.
-
-    Parameters
-    ----------
-    objective
-        The losses. With several processes each must make its update, and the networks of process 0
-        become everybody's.
-    stepper
-        What steps its parameters.
-    compiled
-        Whether to compile the computation of the losses.
-    """
-
-    def __init__(self, objective: Objective, stepper: Stepper, *, compiled: bool = False) -> None:
-        if compiled:
-            objective.compile()
-        self._two_step = objective.two_step
-        # Step 2 of the authors' procedure has no gradient for the classifier, step 1 for the heads.
-        self._objective = replicate(objective, unused=self._two_step)
-        self._stepper = stepper
-        self._counter = Counter(objective.named_adversaries())
-
-    def __call__(self, batches: Sequence[Batch], *, detached: bool = False) -> dict[str, Term]:
+    def __call__(self, batches: Sequence[Batch], *, pretraining: bool = False) -> dict[str, Term]:
         """Train on the batches of a step and return its loss terms.
 
         The joint update is one forward of f, g and the heads, one backward, one step of both
@@ -364,32 +292,42 @@ class Update:
            the heads. g's gradient is zero there, not None, so that its momentum and weight decay
            still move it, as they do in the authors' code (their zero_grad filled with zeros).
 
-        In the pretraining stage (`detached`), which the authors do not have, both are one joint
-        step.
+        In the pretraining stage, which the authors do not have, both are one joint step with heads
+        cut from the features; learning rates and averages stay.
         """
         counts = self._counter.count(batches)
         denominators = self._counter.denominators(counts)
-        stepper, two_step = self._stepper, self._two_step and not detached
-        stepper.zero_gradients(set_to_none=not two_step)
+        two_step = self._two_step and not pretraining
+        self._zero_gradients(set_to_none=not two_step)
         if two_step:
-            with _frozen(stepper.parameters["heads"]):  # this step does not move them
+            with _frozen(self._parameters["heads"]):  # this step does not move them
                 terms = self._backward("fool", batches, denominators)
-            stepper.step(["model"])
-            stepper.zero_gradients(set_to_none=False)
+            self._step(["model"])
+            self._zero_gradients(set_to_none=False)
             terms |= self._backward("predict", batches, denominators)
         else:
-            terms = self._backward("detached" if detached else "joint", batches, denominators)
-        stepper.step(stepper.optimizers)
+            which: Pass = "detached" if pretraining else "joint"
+            terms = self._backward(which, batches, denominators)
+        self._step(self.optimizers)
+        if not pretraining:
+            for scheduler in self._schedulers.values():
+                scheduler.step()
+            if self.averaged is not None:
+                self.averaged.update_parameters(self._network)
         return self._counter.terms(counts, terms)
+
+    def _zero_gradients(self, *, set_to_none: bool) -> None:
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=set_to_none)
 
     def _backward(self, which: Pass, batches: Sequence[Batch], denominators: Denominators) -> Terms:
         """Add up the gradients and the terms of the batches."""
         sums: Terms = {}
         for number, batch in enumerate(batches, 1):
             with self._transfer(last=number == len(batches)):
-                with self._stepper.autocast():
+                with torch.autocast(self._device_type, self._amp, self._amp is not None):
                     loss, terms = self._objective(which, *batch, denominators)
-                self._stepper.backward(loss)
+                self._scaler.scale(loss).backward()
             sums = {name: sums[name] + term if sums else term for name, term in terms.items()}
         return sums
 
@@ -398,6 +336,29 @@ class Update:
         if isinstance(self._objective, DistributedDataParallel) and not last:
             return self._objective.no_sync()
         return nullcontext()
+
+    def _step(self, names: Iterable[str]) -> None:
+        for name in names:
+            if self._clip_norm is not None:
+                self._scaler.unscale_(self.optimizers[name])
+                clip_grad_norm_(self._parameters[name], self._clip_norm)
+            self._scaler.step(self.optimizers[name])
+        self._scaler.update()
+
+    def learning_rates(self) -> dict[str, float]:
+        """Return the current learning rates as fields of a record."""
+        fields = {"model": "learning_rate", "heads": "head_learning_rate"}
+        return {fields[n]: part.param_groups[0]["lr"] for n, part in self.optimizers.items()}
+
+    def parts(self) -> dict[str, Any]:
+        """Return everything here that has a state_dict, by its name in a checkpoint."""
+        parts: dict[str, Any] = {f"optimizer:{n}": part for n, part in self.optimizers.items()}
+        parts |= {f"scheduler:{name}": part for name, part in self._schedulers.items()}
+        if self.averaged is not None:
+            parts["averaged"] = self.averaged
+        if self._scaler.is_enabled():
+            parts["scaler"] = self._scaler
+        return parts
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import torch
 
 from lnl_ext.training.checkpoint import NonFiniteError
 from lnl_ext.training.denominators import Term
-from lnl_ext.training.run_log import JsonLines, LossMeter, Progress, RunLog, TensorBoard
+from lnl_ext.training.run_log import JsonLines, LossMeter, Progress, TensorBoard
 
 
 def lines(path: Path) -> list[dict]:
@@ -187,11 +187,6 @@ def test_a_missing_package_is_named(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=message):
         make()
-
-
-def test_tensorboard_without_a_folder_is_refused() -> None:
-    with pytest.raises(ValueError, match="tensorboard=True needs output"):
-        RunLog(None, 10, 0, tensorboard=True, progress=False)
 
 
 # ---------------------------------------------------------------------- progress bar

@@ -37,6 +37,7 @@ from trainer_runs import (
 from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.training.batches import TensorBatches
 from lnl_ext.training.config import OptimizerConfig, TrainerConfig
+from lnl_ext.training.run_log import TensorBoard
 from lnl_ext.training.trainer import Trainer
 
 # ---------------------------------------------------------------------- stages and schedules
@@ -106,8 +107,8 @@ def rates(**optimizer: Any) -> list[float]:
     """Learning rates of the model at the steps of a tiny run."""
     trainer = tiny_trainer(optimizer=OptimizerConfig("sgd", learning_rate=0.1, **optimizer))
     seen = []
-    group = trainer.stepper.optimizers["model"].param_groups[0]
-    trainer.stepper.optimizers["model"].register_step_pre_hook(lambda *_: seen.append(group["lr"]))
+    group = trainer.update.optimizers["model"].param_groups[0]
+    trainer.update.optimizers["model"].register_step_pre_hook(lambda *_: seen.append(group["lr"]))
     trainer.fit(tiny_batches(), progress=False)
     return seen
 
@@ -134,7 +135,7 @@ def test_averages_are_those_of_the_weights_and_buffers_of_the_training_stage() -
     features, classifier = trainer.inference_modules()
     assert features is trainer.features
     assert classifier is trainer.classifier
-    trainer.stepper.optimizers["model"].register_step_post_hook(after_step)
+    trainer.update.optimizers["model"].register_step_post_hook(after_step)
     trainer.fit(tiny_batches(), progress=False)
     features, _ = trainer.inference_modules()
     assert features is not trainer.features
@@ -171,8 +172,9 @@ def test_tensorboard_gets_the_records(tmp_path: Path) -> None:
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is missing"
     )
-    history = tiny_trainer().fit(tiny_batches(), output=tmp_path, tensorboard=True, progress=False)
-    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    tracker = TensorBoard(tmp_path)
+    history = tiny_trainer().fit(tiny_batches(), tracker=tracker, progress=False)
+    events = accumulator.EventAccumulator(str(tmp_path))
     events.Reload()
     found = [(e.step, e.value) for e in events.Scalars("epoch/label_loss")]
     assert found == [(r["step"], pytest.approx(r["label_loss"])) for r in history]

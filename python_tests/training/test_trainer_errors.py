@@ -109,7 +109,6 @@ def test_batches_shorter_than_they_say_are_refused() -> None:
         ({"checkpoint_every": 0}, "checkpoint_every must be >= 1, got 0"),
         ({"log_every": -1}, "log_every must be >= 1, got -1"),
         ({"checkpoint_every": 5}, "checkpoint_every needs output"),
-        ({"tensorboard": True}, "tensorboard=True needs output"),
     ],
 )
 def test_arguments_of_fit_are_checked(arguments: dict[str, Any], message: str) -> None:
