@@ -318,8 +318,13 @@ def _generators(batches: Any) -> list[torch.Generator]:
     return list({id(place): place for place in found if place is not None}.values())
 
 
-def to_device(batch: Batch, names: Collection[str], device: torch.device) -> Batch:
-    """Return ``batch`` on ``device``, with the bias targets in ``names`` only.
+def to_device(
+    batch: Batch,
+    names: Collection[str],
+    device: torch.device,
+    prepare: Callable[[Tensor], Tensor],
+) -> Batch:
+    """Return ``batch`` on ``device``, its images prepared, with the bias targets in ``names`` only.
 
     Raises
     ------
@@ -342,7 +347,7 @@ def to_device(batch: Batch, names: Collection[str], device: torch.device) -> Bat
             f"(it has {', '.join(map(repr, bias)) or 'none'})"
         )
     return (
-        images.to(device, non_blocking=True),
+        prepare(images.to(device, non_blocking=True)),
         labels.to(device, non_blocking=True),
         {name: bias[name].to(device, non_blocking=True) for name in names},
     )

@@ -42,6 +42,15 @@ def _check_below_one(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}, expected a number < 1")
 
 
+def _plain(config: Any, *names: str, positive: bool = False) -> None:
+    """Check fields that are numbers; NumPy's become Python's, which checkpoints hold."""
+    for name in names:
+        value = getattr(config, name)
+        check_number(name, value, positive=positive)
+        if type(value) not in (int, float):
+            object.__setattr__(config, name, float(value))
+
+
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """One optimiser of ``torch.optim`` and how its learning rate moves.
@@ -83,21 +92,18 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         """Check every field."""
         _check_choice("name", self.name, _OPTIMIZERS)
-        check_number("learning_rate", self.learning_rate, positive=True)
-        check_number("weight_decay", self.weight_decay)
+        _plain(self, "weight_decay", "momentum", "final_rate")
+        _plain(self, "learning_rate", "decay_epochs", "decay_factor", positive=True)
         _check_below_one("momentum", self.momentum)
         if self.momentum and self.name != "sgd":
             raise ValueError(f'momentum is for name="sgd"; name="{self.name}" has betas')
-        # Checkpoints and TOML files give lists back, and two configurations are compared.
-        object.__setattr__(self, "betas", tuple(self.betas))
         if len(self.betas) != 2:
             raise ValueError(f"betas is {self.betas!r}, expected two numbers")
         for beta in self.betas:
             _check_below_one("betas", beta)
+        # Checkpoints and TOML files give lists back, and two configurations are compared.
+        object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))
         _check_choice("schedule", self.schedule, _SCHEDULES)
-        check_number("final_rate", self.final_rate)
-        check_number("decay_epochs", self.decay_epochs, positive=True)
-        check_number("decay_factor", self.decay_factor, positive=True)
 
     def build(self, parameters: Iterable[Tensor]) -> Optimizer:
         """Return the optimiser of ``parameters``."""
@@ -202,12 +208,12 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        check_number("epochs", self.epochs, positive=True)
-        check_number("pretrain_epochs", self.pretrain_epochs)
+        _plain(self, "epochs", positive=True)
+        _plain(self, "pretrain_epochs")
         _check_choice("update", self.update, _UPDATES)
         _check_whole("accumulate", self.accumulate, 1)
         if self.clip_norm is not None:
-            check_number("clip_norm", self.clip_norm, positive=True)
+            _plain(self, "clip_norm", positive=True)
         if self.ramp_steps is not None:
             _check_whole("ramp_steps", self.ramp_steps, 1)
         for name in ("optimizer", "head_optimizer"):
@@ -215,6 +221,7 @@ class TrainerConfig:
             if not isinstance(given, OptimizerConfig):
                 raise TypeError(f"{name} is {given!r}, expected an OptimizerConfig")
         if self.average_decay is not None:
+            _plain(self, "average_decay")
             _check_below_one("average_decay", self.average_decay)
         _check_whole("seed", self.seed, 0)
         if self.seed >= 2**32:  # numpy.random.seed takes no more

@@ -244,12 +244,12 @@ class RunLog(ExitStack):
     ----------
     meter
         Takes the terms of the steps.
-    output
-        Folder for ``metrics.jsonl``; None writes no file.
     total_steps, done_steps
         Length of the run and where it stands.
     every
         Write a record every so many steps.
+    output
+        Folder for ``metrics.jsonl``; None writes no file.
     tracker
         Gets every record.
     progress
@@ -259,11 +259,11 @@ class RunLog(ExitStack):
     def __init__(
         self,
         meter: LossMeter,
-        output: Path | None,
         total_steps: int,
         done_steps: int,
-        *,
         every: int | None = None,
+        *,
+        output: Path | None = None,
         tracker: Tracker | None = None,
         progress: bool = False,
     ) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,16 +35,6 @@ CHECKPOINT = "checkpoint.pt"
 """Name of the checkpoint in a run's output folder."""
 
 
-class _Run(NamedTuple):
-    """What one call of `Trainer.fit` was given."""
-
-    stream: BatchStream
-    log: RunLog
-    folder: Path | None
-    evaluate: Evaluate | None
-    checkpoint_every: int | None
-
-
 class Trainer:
     """Trains features, a classifier and bias adversaries together.
 
@@ -60,7 +50,8 @@ class Trainer:
         is no step for that head, and counts nothing in its figures.
     config : TrainerConfig
     task_loss : callable
-        ``task_loss(logits, labels)``, a mean over the batch; cross-entropy by default.
+        ``task_loss(logits, labels)``, a mean over the batch; cross-entropy by default. With several
+        processes or ``accumulate`` all samples must weigh alike in it.
     image_transform : callable, optional
         Applied to images in training and by :meth:`inference_modules` alike (grey input).
     sample_weights : mapping of str to str, optional
@@ -76,16 +67,14 @@ class Trainer:
     >>> trainer = Trainer(f, g, {"colour": BiasAdversary(head)}, TrainerConfig(epochs=3))
     >>> history = trainer.fit(batches, output="runs/colour")
 
-    With several processes (`lnl_ext.training.distributed`), connected before, the same program in
-    each of them trains as one process with the whole batch does, but for what is drawn at random in
-    the networks and for the statistics of batch norm, which are over the share of each process;
-    those of process 0 are kept. There, and where batches are accumulated, ``task_loss`` must be a
-    mean over samples that all weigh alike.
-
     To go on after an interruption, build the same trainer and load before :meth:`fit`:
 
     >>> trainer.load("runs/colour/checkpoint.pt")
     >>> history = trainer.fit(batches, output="runs/colour")
+
+    With several processes (`lnl_ext.training.distributed`), connected before, the same program in
+    each of them trains as one with the whole batch does, but for random draws in the networks and
+    the statistics of batch norm, which are over the share of each; those of process 0 are kept.
     """
 
     def __init__(
@@ -114,15 +103,8 @@ class Trainer:
         if config.channels_last:
             for module in self._modules:
                 module.to(memory_format=torch.channels_last)
-        self._objective = Objective(
-            features,
-            classifier,
-            self.adversaries,
-            task_loss,
-            sample_weights,
-            logit_adjustment,
-            two_step=config.update == "two_step",
-        )
+        losses = (task_loss, sample_weights, logit_adjustment, config.update == "two_step")
+        self._objective = Objective(features, classifier, self.adversaries, *losses)
         self.device = self._objective.device
         self._processes = current()
         self.update = Update(self._objective, config)
@@ -161,8 +143,8 @@ class Trainer:
         checkpoint_every, log_every : int, optional
             Write a checkpoint, or a record, every so many steps as well.
         tracker : callable, optional
-            Called with every record, a dictionary; with several processes in process 0.
-            `lnl_ext.training.run_log.TensorBoard` is one.
+            Called with every record, a dictionary, in process 0; for instance
+            `lnl_ext.training.run_log.TensorBoard`.
         progress : bool
             Show a progress bar.
 
@@ -178,15 +160,14 @@ class Trainer:
         FileExistsError
             ``output`` holds the checkpoint of another run.
         LostProcessError
-            Another process of the run ended, or did not answer in time. The last checkpoint is
-            whole.
+            Another process ended, or did not answer in time. The last checkpoint is whole.
         RuntimeError
             Processes were connected after this trainer was made.
         """
-        if current() != self._processes:
+        if (now := current()) != self._processes:
             raise RuntimeError(
-                f"{current().world_size} processes take part, but {self._processes.world_size} did "
-                "when this Trainer was made: connect them before"
+                f"{now.world_size} processes take part, but {self._processes.world_size} did when "
+                "this Trainer was made: connect them before"
             )
         for name, every in (("checkpoint_every", checkpoint_every), ("log_every", log_every)):
             if every is not None and every < 1:
@@ -209,17 +190,22 @@ class Trainer:
             writes = self._processes.is_main
             with RunLog(
                 self._meter,
-                folder if writes else None,
-                total_steps=stages[-1].end,
-                done_steps=self.step,
-                every=log_every,
+                stages[-1].end,
+                self.step,
+                log_every,
+                output=folder if writes else None,
                 tracker=tracker if writes else None,
                 progress=progress and writes,
             ) as log:
-                run = _Run(stream, log, folder, evaluate, checkpoint_every)
                 for stage in stages:
                     while self.step < stage.end:
-                        self._run_epoch(stage, run)
+                        for _ in self._epoch(stage, stream, log):
+                            if folder and checkpoint_every and self.step % checkpoint_every == 0:
+                                self.save(folder / CHECKPOINT)
+                        self.history.append(self._end_epoch(stage, evaluate))
+                        log.write(self.history[-1])
+                        if folder is not None:
+                            self.save(folder / CHECKPOINT)
         return self.history
 
     def _begin(self, stream: BatchStream, folder: Path | None) -> list[Stage]:
@@ -244,58 +230,57 @@ class Trainer:
         self._stream, self._loaded_stream = stream, None
         return self.config.stages(stream.steps)
 
-    def _run_epoch(self, stage: Stage, run: _Run) -> None:
-        """Train to the end of the epoch or of the stage, whichever comes first."""
-        steps = run.stream.steps
-        epoch, offset = divmod(self.step - stage.first, steps)
-        end = min(stage.end, self.step - offset + steps)
+    def _epoch(self, stage: Stage, stream: BatchStream, log: RunLog) -> Iterator[None]:
+        """Train to the end of the epoch or of the stage, whichever comes first.
+
+        Yields between two steps, where the run can be saved.
+        """
+        offset = (self.step - stage.first) % stream.steps
+        end = min(stage.end, self.step - offset + stream.steps)
         for module in self._modules:
             module.train()
         began = time.monotonic() - self.seconds
-        for number, batches in enumerate(run.stream.one_pass(offset), offset + 1):
+        for number, batches in enumerate(stream.one_pass(offset), offset + 1):
             terms = self._train_step(stage, batches)
             self.step += 1
             self.seconds = time.monotonic() - began
-            record = self._record("step", stage, epoch)
-            run.log.add(record, f"batch {number} of {steps}", terms)
+            log.add(self._record("step", stage), f"batch {number} of {stream.steps}", terms)
             if self.step == end:
                 break
-            if run.checkpoint_every is not None and self.step % run.checkpoint_every == 0:
-                assert run.folder is not None
-                self.save(run.folder / CHECKPOINT)
+            yield
+
+    def _end_epoch(self, stage: Stage, evaluate: Evaluate | None) -> Record:
+        """Return the record of the epoch that ends at this step."""
         self._meter.flush()
-        record = self._record("epoch", stage, epoch) | self._meter.means()
+        record = self._record("epoch", stage) | self._meter.means()
         self._meter.reset()
-        if run.evaluate is not None:
-            broadcast_buffers(
-                part for part in self._parts().values() if isinstance(part, nn.Module)
-            )
-            found = {name: float(value) for name, value in run.evaluate(self).items()}
+        if evaluate is not None:
+            averaged = [] if self.update.averaged is None else [self.update.averaged]
+            broadcast_buffers([*self._modules, *averaged])
+            found = {name: float(value) for name, value in evaluate(self).items()}
             figures = on_main(lambda: found)
             if taken := sorted(record.keys() & figures.keys()):
                 raise ValueError(f"evaluate gave {', '.join(taken)}, which the record has already")
             record |= figures
-        self.history.append(record)
-        run.log.write(record)
-        if run.folder is not None:
-            self.save(run.folder / CHECKPOINT)
+        return record
 
     def _train_step(self, stage: Stage, batches: Sequence[Batch]) -> dict[str, Term]:
         training = stage.name == "train"
         progress = (self.step - stage.first) / (self.config.ramp_steps or stage.steps)
         for adversary in self.adversaries.values():
             adversary.set_progress(min(1.0, progress) if training else 0.0)
-        return self.update([self._prepared(b) for b in batches], pretraining=not training)
+        taken = self._objective.bias_names
+        ready = [to_device(b, taken, self.device, self._prepare_images) for b in batches]
+        return self.update(ready, pretraining=not training)
 
-    def _prepared(self, batch: Batch) -> Batch:
-        images, labels, bias = to_device(batch, self._objective.bias_names, self.device)
-        if self.image_transform is not None:
-            images = self.image_transform(images)
-        if self.config.channels_last and images.dim() == 4:
-            images = images.contiguous(memory_format=torch.channels_last)
-        return images, labels, bias
+    def _prepare_images(self, images: Tensor) -> Tensor:
+        images = images if self.image_transform is None else self.image_transform(images)
+        layout = self.config.channels_last and images.dim() == 4
+        return images.contiguous(memory_format=torch.channels_last) if layout else images
 
-    def _record(self, kind: str, stage: Stage, epoch: int) -> Record:
+    def _record(self, kind: str, stage: Stage) -> Record:
+        assert self.steps_per_epoch is not None
+        epoch = (self.step - stage.first - 1) // self.steps_per_epoch
         record = {"kind": kind, "stage": stage.name, "epoch": epoch, "step": self.step}
         return record | {"seconds": round(self.seconds, 3)} | self.update.learning_rates()
 
@@ -355,7 +340,7 @@ class Trainer:
         CheckpointError
             If the file is damaged, or belongs to another configuration or other modules.
         """
-        state = load_run(path, self._identity(), self._started)
+        state = load_run(path, self._identity(), lambda s: self._start(s["steps_per_epoch"]))
         self.step, self.seconds = state["step"], state["seconds"]
         self.history = state["history"]
         self._stream, self._loaded_stream = None, state["streams"][self._processes.rank]
@@ -369,15 +354,11 @@ class Trainer:
             "processes": self._processes.world_size,
         }
 
-    def _started(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Return the parts of a run that has begun, here or elsewhere."""
-        self._start(state["steps_per_epoch"])
-        return self._parts()
-
-    def _start(self, steps_per_epoch: int) -> None:
-        """Fix the length of the run, which the learning rate schedules need."""
+    def _start(self, steps_per_epoch: int) -> dict[str, Any]:
+        """Fix the length of the run, which the schedules need; return what has a state then."""
         self.steps_per_epoch = steps_per_epoch
         self.update.start(self.config.stages(steps_per_epoch)[-1].steps, steps_per_epoch)
+        return self._parts()
 
     def _parts(self) -> dict[str, Any]:
         """Return everything that has a state_dict, by its name in a checkpoint."""

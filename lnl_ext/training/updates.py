@@ -78,7 +78,6 @@ class Objective(nn.Module):
         task_loss: TaskLoss,
         sample_weights: Mapping[str, str] | None = None,
         logit_adjustment: str | None = None,
-        *,
         two_step: bool = False,
     ) -> None:
         super().__init__()

@@ -122,7 +122,12 @@ def test_resume_is_exact_with_any_source_of_batches(
         {"amp": "bfloat16"},
         {"average_decay": None},
         {"clip_norm": 0.5},
-        {"optimizer": OptimizerConfig("adamw", weight_decay=0.1, schedule="cosine")},
+        # NumPy's numbers come from np.logspace, for instance.
+        {
+            "optimizer": OptimizerConfig(
+                "adamw", np.float64(1e-3), np.float32(0.1), schedule="cosine"
+            )
+        },
     ],
     ids=lambda changes: next(iter(changes)),
 )
