@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import itertools
 import json
 import shlex
 import sys
@@ -21,12 +22,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from colored_mnist_page import summary
+from digits.page import summary
 from torch import nn
 
 from lnl_ext.data import ColoredMNIST
+from lnl_ext.measuring import BiasAudit, audit
 from lnl_ext.measuring.evaluation import Predictions, predict
-from lnl_ext.measuring.probe import ProbeResult, fresh_probe
 from lnl_ext.paper.colored_mnist import IMAGE_MEAN, IMAGE_STD, VARIANCES, normalize
 from lnl_ext.paper.networks import DigitNetwork, GlobalColorHead
 from lnl_ext.paper.recipes import RECIPES, Recipe, get_recipe
@@ -120,17 +121,20 @@ class Measured(NamedTuple):
     """On the test set."""
 
 
-def probe_color(features: nn.Module, data: Data, seed: int) -> ProbeResult:
+def probe_color(features: nn.Module, data: Data, seed: int) -> BiasAudit:
     """Measure the colour leakage of ``features`` on the unbiased test set."""
-    return fresh_probe(
+    sets = (data.probe_train, data.probe_test)
+    return audit(
         features,
-        GlobalColorHead(),
-        data.probe_train.batches(500),
-        data.probe_test.batches(500),
-        "color",
+        torch.cat([part.labels for part in sets]),
+        {"color": torch.cat([part.bias["color"] for part in sets]).long()},
+        inputs=itertools.chain.from_iterable(part.batches(500) for part in sets),
+        test=torch.arange(sum(map(len, sets))) >= len(data.probe_train),
+        probes=(),
+        head=GlobalColorHead(),
         heads=3,
         seed=seed,
-    )
+    ).biases["color"]
 
 
 def train_method(
@@ -269,7 +273,7 @@ def measure(
 
     def probe_before(features: nn.Module) -> None:
         if before:
-            probed.append(round(probe_color(features, data, seed).accuracy, 4))
+            probed.append(round(probe_color(features, data, seed).leakage.accuracy, 4))
 
     trainers = train_method(
         method,
@@ -293,10 +297,10 @@ def measure(
         seed=seed,
         epoch=sum(config.epochs + config.pretrain_epochs for config in configs),
         test_accuracy=round(predicted.accuracy, 4),
-        leakage=round(after.accuracy, 4),
+        leakage=round(after.leakage.accuracy, 4),
         leakage_before=probed[0] if probed else None,
         leakage_chance=round(after.majority, 4),
-        information=round(after.information, 4),
+        information=round(after.leakage.information, 4),
         minutes=round(sum(trainer.seconds for trainer in trainers) / 60, 2),
         train_samples=len(data.train),
         threads=torch.get_num_threads(),

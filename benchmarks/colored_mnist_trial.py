@@ -163,9 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "seed": options.seed,
         "held_out_last": round(predict(last, held_out.batches(500)).accuracy, 4),
         "held_out_averaged": round(accuracy(trainer, held_out), 4),
-        "leakage": round(leaks.accuracy, 4),
+        "leakage": round(leaks.leakage.accuracy, 4),
         "leakage_chance": round(leaks.majority, 4),
-        "information": round(leaks.information, 4),
+        "information": round(leaks.leakage.information, 4),
         "minutes": round(trainer.seconds / 60, 2),
     }
     line = json.dumps(settings)

@@ -28,7 +28,7 @@ from colored_mnist import (
 from torch import Tensor, nn
 
 from lnl_ext import AuditReport, audit
-from lnl_ext.measuring.evaluation import evaluating, predict
+from lnl_ext.measuring.evaluation import evaluating, outputs, predict
 from lnl_ext.paper.colored_mnist import MEAN_COLORS, VARIANCES
 from lnl_ext.paper.networks import GlobalColorHead
 from lnl_ext.paper.recipes import RECIPES, get_recipe
@@ -70,7 +70,7 @@ def outcome(method: str, data: Data, options: argparse.Namespace) -> Outcome:
         features = trainer.inference_modules()[0]
         return {
             "test_accuracy": accuracy(trainer, data.test),
-            "leakage": probe_color(features, data, options.seed).accuracy,
+            "leakage": probe_color(features, data, options.seed).leakage.accuracy,
         }
 
     trainer = train_method(
@@ -86,8 +86,7 @@ def outcome(method: str, data: Data, options: argparse.Namespace) -> Outcome:
     )[-1]
     features, classifier = trainer.inference_modules()
     prediction = predict(nn.Sequential(features, classifier), data.test.batches(500))
-    with evaluating(features):  # once for both audits
-        tap = torch.cat([features(images) for images, *_ in data.test.batches(500)])
+    tap = outputs(features, data.test.batches(500))  # once for both audits
     report = audit(
         tap,
         data.test.labels,
@@ -110,7 +109,7 @@ def outcome(method: str, data: Data, options: argparse.Namespace) -> Outcome:
     merged = dataclasses.replace(groups, biases=report.biases | groups.biases)
     log = folder / method / "metrics.jsonl"
     records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    return Outcome(trainer, records, prediction.logits.argmax(1), prediction.accuracy, merged)
+    return Outcome(trainer, records, prediction.classes, prediction.accuracy, merged)
 
 
 def embedded(features: nn.Module, data: Data, rows: Tensor) -> Tensor:

@@ -7,14 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lnl_ext import _C
 from lnl_ext.ops import bias_loss as ops
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 # For more outputs torch's own products in half precision are faster on the CPU
 # (docs/performance.md). Without instructions for float16 torch's products of it are tens
 # of times slower, whatever their width.
-_BFLOAT16_OUTPUTS = 32 if _C.multiplies_bfloat16() else 16
+_BFLOAT16_OUTPUTS = 16
 _FLOAT16_OUTPUTS = (
     16
     if torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]

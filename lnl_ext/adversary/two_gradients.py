@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lnl_ext.ops import bias_loss as ops
-from lnl_ext.ops.formula import BiasTerms, bias_terms, combine
+from lnl_ext.ops.formula import BiasTerms, bias_terms, combine, is_zero
 from lnl_ext.ops.given_denominators import divide_sums, divide_terms, fold_heads
 from lnl_ext.ops.types import BiasLoss
 
@@ -218,7 +218,7 @@ def _kernel_backward(
     return gradients
 
 
-def _plain_terms(call: HeadCall, logits: Tensor) -> BiasTerms:
+def _plain_terms(call: HeadCall, logits: Tensor, unregularised: bool | Tensor = False) -> BiasTerms:
     options, target = call.options, call.target
     if call.denominators is not None:
         logits, target = fold_heads(logits, target, options.heads)
@@ -233,6 +233,7 @@ def _plain_terms(call: HeadCall, logits: Tensor) -> BiasTerms:
         mask_entropy=options.mask_entropy,
         heads=options.heads,
         confusion=call.confusion_weight is not None,
+        unregularised=unregularised,
     )
     return terms if call.denominators is None else divide_terms(terms, call.denominators)
 
@@ -256,14 +257,13 @@ def _plain_backward(
     for_features, for_head = call.logit_gradients
     with torch.enable_grad():
         logits = call.logits.detach().requires_grad_()
-        terms = _plain_terms(call, logits)
         if for_head:
-            (head_gradient,) = torch.autograd.grad(
-                terms.cross_entropy, logits, upstream, retain_graph=for_features
-            )
+            cross_entropy = _plain_terms(call, logits, True).cross_entropy
+            (head_gradient,) = torch.autograd.grad(cross_entropy, logits, upstream)
         if for_features:
+            zero = is_zero(call.entropy_weight) & is_zero(call.confusion_weight)
             loss = combine(
-                terms,
+                _plain_terms(call, logits, zero),
                 reversal=call.reversal,
                 entropy_weight=call.entropy_weight,
                 confusion_weight=call.confusion_weight,

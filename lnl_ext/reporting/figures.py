@@ -1,4 +1,4 @@
-"""Figures of a run: who is mistaken for whom, what training did, where features lie."""
+"""Figures: who is mistaken for whom, what training did, where features lie, what an audit found."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["confusion_figure", "embedding_figure", "history_figure", "png"]
+from lnl_ext.measuring.groups import GroupAccuracy
+from lnl_ext.measuring.report import AuditReport, BiasAudit
+
+__all__ = ["audit_figure", "confusion_figure", "embedding_figure", "history_figure", "png"]
 
 _LONG = 18  # letters of a class's name
 _ABREAST = 40  # letters that the names along an axis may have together
@@ -118,7 +121,6 @@ def history_figure(
     panels: Mapping[str, Sequence[str]],
     *,
     levels: Mapping[str, float] | None = None,
-    x: str = "step",
 ) -> Any:
     """Draw what was recorded during training, a panel a subject, a line a run and field.
 
@@ -127,11 +129,10 @@ def history_figure(
     histories
         By run: the records, as `Trainer.fit` returns and logs them.
     panels
-        By title: the fields to draw. A record without a field, or with None, gives no point.
+        By title: the fields to draw. A record without a step, without
+        a field, or with None, gives no point.
     levels
         By title: a height to draw a dotted line at (chance).
-    x
-        The field of the horizontal axis.
 
     Returns
     -------
@@ -144,7 +145,11 @@ def history_figure(
     for axes, (title, fields) in zip(grid, panels.items(), strict=False):
         for name, records in histories.items():
             for field in fields:
-                points = [(r[x], r[field]) for r in records if r.get(field) is not None and x in r]
+                points = [
+                    (r["step"], r[field])
+                    for r in records
+                    if None not in (r.get("step"), r.get(field))
+                ]
                 if points:
                     marker = "o" if len(points) < 20 else None
                     label = name if len(fields) == 1 else f"{name}, {field}"
@@ -155,8 +160,8 @@ def history_figure(
                     axes.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=4)
         if levels and title in levels:
             axes.axhline(levels[title], color="black", linewidth=1, linestyle=":", label="chance")
-        axes.set(title=title, xlabel=x)
-        axes.xaxis.get_major_locator().set_params(integer=x in ("step", "epoch"))
+        axes.set(title=title, xlabel="step")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         if len(axes.lines) > 1 or len(histories) > 1:
             axes.legend(fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
@@ -212,3 +217,81 @@ def embedding_figure(
             axes.set_yticks([])
             axes.set_facecolor("#f2f2f2")
     return figure
+
+
+def audit_figure(report: AuditReport) -> Any:
+    """Draw a row for every bias: accuracy of the probes, their information, the groups.
+
+    Parameters
+    ----------
+    report
+        What `lnl_ext.audit` returned.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed.
+    """
+    biases = report.biases
+    columns = 3 if any(bias.groups is not None for bias in biases.values()) else 2
+    figure = _figure(4.2 * columns, 3.4 * len(biases))
+    axes = figure.subplots(len(biases), columns, squeeze=False)
+    for row, (name, bias) in zip(axes, biases.items(), strict=True):
+        _probe_accuracy(row[0], name, bias)
+        _probe_information(row[1], name, bias)
+        if bias.groups is not None:
+            _group_grid(row[2], name, bias.groups)
+        elif columns == 3:
+            row[2].axis("off")
+    return figure
+
+
+def _probe_bars(axis: Any, bias: BiasAudit, values: list[float], intervals: list[Any]) -> None:
+    errors = [
+        [max(0.0, v - i.low) for v, i in zip(values, intervals, strict=True)],
+        [max(0.0, i.high - v) for v, i in zip(values, intervals, strict=True)],
+    ]
+    axis.bar(list(bias.probes), values, yerr=errors, capsize=4, color="#4c72b0", width=0.6)
+
+
+def _probe_accuracy(axis: Any, name: str, bias: BiasAudit) -> None:
+    probes = list(bias.probes.values())
+    _probe_bars(axis, bias, [p.accuracy for p in probes], [p.accuracy_interval for p in probes])
+    axis.axhline(bias.majority, color="#c44e52", linestyle="--", label="most frequent class")
+    axis.axhline(bias.chance, color="#8c8c8c", linestyle=":", label="chance")
+    axis.set(title=f"{name}: accuracy of fresh probes", ylim=(0, 1), ylabel="accuracy")
+    axis.legend(fontsize="small")
+
+
+def _probe_information(axis: Any, name: str, bias: BiasAudit) -> None:
+    probes = list(bias.probes.values())
+    _probe_bars(
+        axis, bias, [p.information for p in probes], [p.information_interval for p in probes]
+    )
+    axis.axhline(bias.entropy, color="#c44e52", linestyle="--", label="H(b)")
+    axis.axhline(0, color="black", linewidth=0.8)
+    axis.set(title=f"{name}: lower bound of I(b; f)", ylabel="nats")
+    axis.legend(fontsize="small")
+
+
+def _group_grid(axis: Any, name: str, groups: GroupAccuracy) -> None:
+    labels = sorted({label for label, _ in groups.accuracy})
+    biases = sorted({bias for _, bias in groups.accuracy})
+    grid = [
+        [groups.accuracy.get((label, bias), float("nan")) for bias in biases] for label in labels
+    ]
+    shown = axis.imshow(grid, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    axis.set_xticks(range(len(biases)), biases)
+    axis.set_yticks(range(len(labels)), labels)
+    axis.set(title=f"{name}: accuracy by group", xlabel="bias class", ylabel="label")
+    if len(labels) * len(biases) <= 144:
+        for y, row in enumerate(grid):
+            for x, value in enumerate(row):
+                if value == value:  # not NaN: a group without samples stays empty
+                    color = "black" if value > 0.6 else "white"
+                    axis.text(x, y, f"{value:.2f}", ha="center", va="center", color=color, size=7)
+    axis.figure.colorbar(shown, ax=axis)

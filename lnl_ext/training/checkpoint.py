@@ -8,13 +8,13 @@ import random
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from lnl_ext.files import replacing
+from lnl_ext.files import write_state
 from lnl_ext.training.config import changed_fields
 
 FORMAT = 3
@@ -53,51 +53,9 @@ def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None
     """
     path = Path(path)
     try:
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            write_state({"format": FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        _sync_folder(path.parent)
+        write_state(path, {"format": FORMAT, **state})
     except (OSError, RuntimeError, *_UNPICKLABLE) as error:  # a full disk may be either of two
         raise CheckpointError(f"could not write checkpoint {path}: {error}") from error
-
-
-def write_state(state: dict[str, Any], file: BinaryIO) -> None:
-    """Save to a file, and raise its own error: torch's hides it ("unexpected pos")."""
-    watched = _Watched(file)
-    try:
-        torch.save(state, watched)  # type: ignore[arg-type]
-    except RuntimeError as error:
-        raise (watched.error or error) from None
-
-
-class _Watched:
-    """A file for writing that remembers the first error."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.error: OSError | None = None
-
-    def write(self, content: bytes) -> int:
-        try:
-            return self._file.write(content)
-        except OSError as error:
-            self.error = self.error or error
-            raise
-
-    def flush(self) -> None:
-        self._file.flush()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new directory entry survive a power cut, where folders can be opened (POSIX)."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:

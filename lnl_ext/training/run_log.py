@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from lnl_ext.files import write_whole
-from lnl_ext.json_values import finite_or_none
+from lnl_ext.files import finite_or_none, write_whole
 from lnl_ext.training.checkpoint import NonFiniteError
 from lnl_ext.training.denominators import Term
 from lnl_ext.training.distributed import sum_over_processes

@@ -10,8 +10,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from image_runs import Measured, Run, Sets
-
 from lnl_ext.reporting import (
     PAGE,
     Confusion,
@@ -22,6 +20,7 @@ from lnl_ext.reporting import (
     trainer_settings,
     write_run_page,
 )
+from photographs.runs import Measured, Run, Sets
 
 LEAKAGE = (
     "How often a new head on the frozen features names the bias of unbiased images; it learned "
@@ -82,7 +81,7 @@ def summary(
             column = groups_of(predictions, images.bias[target], target, classes, names.labels)
             if column is not None:
                 groups[f"Accuracy by {run.label} and {target}: {title}"] = column.table()
-        predicted = predictions.logits.argmax(1)
+        predicted = predictions.classes
         confusions.append(
             Confusion(title, predictions.labels, predicted, names.labels, row_name=run.label)
         )

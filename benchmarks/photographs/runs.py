@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from lnl_ext import BiasAdversary, OptimizerConfig, Trainer, TrainerConfig
 from lnl_ext.data.images import IMAGENET_MEAN, IMAGENET_STD, read_images
+from lnl_ext.measuring import BiasAudit, audit
 from lnl_ext.measuring.evaluation import Predictions, predict
-from lnl_ext.measuring.probe import ProbeResult, fresh_probe
 from lnl_ext.paper.augmented_batches import AugmentedBatches, ImageTarget
-from lnl_ext.paper.image_networks import ARCHITECTURES, GlobalHead, SplitNetwork, build_network
+from lnl_ext.paper.image_networks import ARCHITECTURES, GlobalHead, SplitNetwork, photo_network
 from lnl_ext.schedules import Linear
 from lnl_ext.training.batches import Batch
 from lnl_ext.training.methods import Method, get_method
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(__file__).resolve().parent.parent / "results"
 CROP = 5 / 6  # side of the part of an image that the network sees
 
 
@@ -202,7 +202,7 @@ def train(
     """Train one method from the weights named; return the trainer and the crop it saw."""
     method = get_method(options.method)
     torch.manual_seed(options.seed)
-    network = build_network(options.arch, classes, tap=options.tap or None, weights=options.weights)
+    network = photo_network(options.arch, classes, tap=options.tap or None, weights=options.weights)
     crop = crop_of(options.image_size, network)
     used = adversaries if method.adversarial else ()
     built = {
@@ -245,7 +245,7 @@ def predictions(trainer: Trainer, images: Images, crop: int) -> Predictions:
     return predict(nn.Sequential(*trainer.inference_modules()), batches)
 
 
-def leakage(trainer: Trainer, sets: Sets, probe: Probe, crop: int, seed: int) -> ProbeResult:
+def leakage(trainer: Trainer, sets: Sets, probe: Probe, crop: int, seed: int) -> BiasAudit:
     """Probe the features of the unbiased set: one half to learn from, the other to be measured."""
 
     def batches(images: Images) -> list[Batch]:
@@ -257,23 +257,23 @@ def leakage(trainer: Trainer, sets: Sets, probe: Probe, crop: int, seed: int) ->
             )
         )
 
-    learn = sets.test_validation
+    learn = len(sets.test_validation.labels)
+    both = [*batches(sets.test_validation), *batches(sets.test)]
     features = trainer.inference_modules()[0]
-    learned = batches(learn)
     with torch.no_grad():
-        channels = features.eval()(learned[0][0][:1]).shape[1]
-    head = GlobalHead(channels, probe.classes, probe.heads)
-    return fresh_probe(
+        channels = features.eval()(both[0][0][:1]).shape[1]
+    labels = torch.cat([batch[1] for batch in both])
+    return audit(
         features,
-        head,
-        learned,
-        batches(sets.test),
-        probe.target,
+        labels,
+        {probe.target: torch.cat([batch[2][probe.target] for batch in both])},
+        inputs=both,
+        test=torch.arange(len(labels)) >= learn,
+        probes=(),
+        head=GlobalHead(channels, probe.classes, probe.heads),
         heads=probe.heads,
-        epochs=20,
-        batch_size=min(64, len(learn.labels)),
         seed=seed,
-    )
+    ).biases[probe.target]
 
 
 def measure(
@@ -301,9 +301,9 @@ def measure(
         opposite_accuracy=round(opposite.accuracy, 4),
         test_validation_accuracy=round(accuracy(trainer, sets.test_validation, crop), 4),
         opposite_validation_accuracy=round(accuracy(trainer, sets.opposite_validation, crop), 4),
-        leakage=round(probed.accuracy, 4),
+        leakage=round(probed.leakage.accuracy, 4),
         leakage_chance=round(probed.majority, 4),
-        information=round(probed.information, 4),
+        information=round(probed.leakage.information, 4),
         minutes=round(trainer.seconds / 60, 2),
         train_samples=len(sets.train.labels),
         arch=options.arch,
