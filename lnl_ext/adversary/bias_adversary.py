@@ -167,7 +167,7 @@ class BiasAdversary(ScheduledCoefficients):
             Shape ``(heads, 2)``: what each head's sums of CE and of H (and of the confusion term)
             are divided by, whatever `reduction` says. For a batch that is computed in parts, in
             several processes or one after the other, whose parts have different numbers of targets
-            that are not ignored (`lnl_ext.training.batch_counts.count_sites`). The logits are read
+            that are not ignored (`lnl_ext.training.denominators.count_sites`). The logits are read
             twice.
         sample_weight
             Shape ``(N,)``, floating point: a factor of each sample's terms, for the head as for the
