@@ -50,6 +50,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
 
 pytest: install
@@ -69,4 +70,4 @@ format: install
 	$(BIN)/clang-format -i $(CPP_FILES)
 
 clean:
-	rm -rf $(VENV) build dist lnl_ext.egg-info lnl_ext/_C.*.so
+	rm -rf $(VENV) build dist lnl_ext.egg-info lnl_ext/_C.*.so lnl_ext/_C.*.json
