@@ -10,8 +10,7 @@ from lnl_ext.build import (
 from lnl_ext import reference
 from lnl_ext._version import __version__
 from lnl_ext.adversary.bias_adversary import BiasAdversary
-from lnl_ext.adversary.logit_adjustment import logit_adjustment
-from lnl_ext.adversary.sample_weights import independence_weights
+from lnl_ext.adversary.reweighting import independence_weights, logit_adjustment
 from lnl_ext.functional import fused_bias_loss, fused_linear_bias_loss
 from lnl_ext.gradient_reversal import GradientReversal, grad_reverse
 from lnl_ext.measuring import AuditReport, audit

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lnl_ext.adversary.linear_call import linear_call
 from lnl_ext.adversary.linear_head import take_apart
-from lnl_ext.adversary.sample_weights import check_sample_weight, weigh_samples
+from lnl_ext.adversary.reweighting import check_sample_weight, weigh_samples
 from lnl_ext.adversary.two_gradients import Call, HeadCall, adversary_loss
 from lnl_ext.coefficients import ScheduledCoefficients
 from lnl_ext.ops import bias_loss as ops
