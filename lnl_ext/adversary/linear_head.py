@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lnl_ext import _C
+from lnl_ext.adversary.loss_gradients import Operands
 from lnl_ext.ops import bias_loss as ops
+from lnl_ext.ops import linear_bias_loss as ops_linear
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 # For more outputs torch's own products in half precision are faster on the CPU
@@ -30,6 +32,40 @@ class LinearHead(NamedTuple):
     before: list[nn.Module]
     """What runs before the layer, in this order."""
     layer: Layer
+
+    @property
+    def only_the_layer_trains(self) -> bool:
+        """Whether nothing before the layer can have a gradient of its own.
+
+        True where these are torch's modules without parameters. An own module may use tensors that
+        it does not register.
+        """
+        return all(
+            type(part).__module__.startswith("torch.nn.modules.")
+            and next(part.parameters(), None) is None
+            and not _is_watched(part)
+            for module in self.before
+            for part in module.modules()
+        )
+
+    def run_before(self, features: Tensor) -> Tensor:
+        """Return the layer's input."""
+        for module in self.before:
+            features = module(features)
+        return features
+
+    def operands(self, tap: Tensor, target: Tensor, heads: int) -> tuple[Operands, Tensor]:
+        """Return the layer and its input as rows, and the target of these.
+
+        Rows are the samples or, with a convolution, the positions of all samples.
+        """
+        rows = tap.movedim(1, -1).reshape(-1, tap.shape[1])
+        operands = ops_linear.autocast(rows, self.layer.weight.flatten(1), self.layer.bias)
+        if target.dim() > 1 and (target.is_floating_point() or heads > 1):
+            target = target.movedim(1, -1).reshape(len(rows), -1)
+        else:
+            target = target.reshape(len(rows))
+        return Operands(*operands), target
 
     def fits(self, tap: Tensor) -> bool:
         """Whether the layer's input can be taken as rows without a copy, in the layer's dtype.
