@@ -148,7 +148,7 @@ class ScheduledCoefficients(nn.Module):
         return result
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        super()._save_to_state_dict(destination, prefix, keep_vars)
         for name in self._absent:
             destination[prefix + name] = getattr(self, name)
 
@@ -169,7 +169,7 @@ class ScheduledCoefficients(nn.Module):
                     missing_keys.append(prefix + name)
             elif not value.is_meta and value.item() != 0:
                 error_msgs.append(_written(name, value.item()))
-        super()._load_from_state_dict(  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(
             state_dict,
             prefix,
             local_metadata,

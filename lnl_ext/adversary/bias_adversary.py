@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
-from lnl_ext.adversary.linear_head import LinearHead, take_apart
+from lnl_ext.adversary.linear_head import LinearHead, is_first_layer, steps, take_apart
 from lnl_ext.adversary.loss_gradients import LossArguments, Operands
 from lnl_ext.adversary.reweighting import check_sample_weight, weigh_samples
-from lnl_ext.adversary.two_gradients import Boundary, adversary_loss, enter_head
+from lnl_ext.adversary.two_gradients import Boundary, adversary_loss, enter_head, enter_layer
 from lnl_ext.coefficients import ScheduledCoefficients
 from lnl_ext.gradient_reversal import scale_gradient
 from lnl_ext.ops import bias_loss as ops
@@ -258,7 +259,7 @@ class BiasAdversary(ScheduledCoefficients):
         return result
 
     # Autograd is called by hand in the backward, which torch.compile cannot trace.
-    _loss_outside_of_graphs = torch.compiler.disable(_loss)
+    _loss_outside_of_graphs = torch.compiler.disable(_loss)  # type: ignore[no-untyped-call]
 
     def _run_head(
         self, features: Tensor, needs_logits: bool
@@ -270,47 +271,31 @@ class BiasAdversary(ScheduledCoefficients):
         """
         linear = take_apart(self.head)
         if linear is None:
-            inner, boundary = self._enter(self.head, features)
-            return self.head(inner), None, boundary
+            logits, boundary = self._enter(steps(self.head), features)
+            return logits, None, boundary
         if linear.only_the_layer_trains:
-            tap = linear.run_before(_writable(self.head, features))
+            tap = _run(linear.before, _writable(self.head, features))
             if linear.fits(tap) and not needs_logits:
                 return tap, linear, None
-            inner, boundary = self._enter(linear.layer, tap)
-            return linear.layer(inner), None, boundary
-        inner, boundary = self._enter(self.head, features)
-        tap = linear.run_before(inner)
+            logits, boundary = self._enter([linear.layer], tap)
+            return logits, None, boundary
+        tap, boundary = self._enter(linear.before, features)
         if linear.fits(tap) and not needs_logits:
             return tap, linear, boundary
         return linear.layer(tap), None, boundary
 
-    def _enter(self, head: nn.Module, features: Tensor) -> tuple[Tensor, Boundary | None]:
-        """Return the features for `head`, and the boundary of two gradients."""
+    def _enter(self, modules: list[nn.Module], features: Tensor) -> tuple[Tensor, Boundary | None]:
+        """Run modules one after the other; return the result, and the boundary of two gradients."""
         boundary = None
         if features.requires_grad and torch.is_grad_enabled():
             if self._is_cross_entropy:
                 features = scale_gradient(features, -self.reversal)
+            elif type(features) is Tensor and is_first_layer(modules[0]):
+                output, boundary = enter_layer(modules[0], features, self.reversal)
+                return _run(modules[1:], output), boundary
             else:
                 features, boundary = enter_head(features, self.reversal)
-        return _writable(head, features), boundary
-
-    def extra_repr(self) -> str:
-        """Show the coefficients, and the options that are not the default."""
-        parts = [super().extra_repr()]
-        defaults = {
-            "heads": 1,
-            "ignore_index": -100,
-            "label_smoothing": 0.0,
-            "reduction": "mean",
-            "mask_entropy": False,
-            "return_terms": False,
-        }
-        parts += [
-            f"{name}={getattr(self, name)!r}"
-            for name, default in defaults.items()
-            if getattr(self, name) != default
-        ]
-        return ", ".join(parts)
+        return _run(modules, _writable(modules[0], features)), boundary
 
     def _check_features(self, features: Tensor) -> None:
         if not isinstance(features, Tensor):
@@ -328,16 +313,18 @@ class BiasAdversary(ScheduledCoefficients):
             )
 
 
+def _run(modules: Iterable[nn.Module], features: Tensor) -> Tensor:
+    for module in modules:
+        features = module(features)
+    return features
+
+
 def _writable(head: nn.Module, features: Tensor) -> Tensor:
     """Return a copy of the features, unless the head is known not to write into its input.
 
     A layer of torch's own with parameters makes a new tensor. Anything else may work in place.
     """
-    first = head
-    while isinstance(first, nn.Sequential) and type(first).forward is nn.Sequential.forward:
-        if not len(first):
-            break
-        first = first[0]
+    first = steps(head)[0]
     makes_new = type(first).__module__.startswith("torch.nn.modules.")
     if makes_new and next(first.parameters(), None) is not None:
         return features

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from lnl_ext.adversary.loss_gradients import (
@@ -22,14 +22,17 @@ from lnl_ext.adversary.loss_gradients import (
 )
 from lnl_ext.ops.types import BiasLoss
 
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
 
 class Boundary(NamedTuple):
     """Where the features enter the head."""
 
     edge: GradientEdge
-    """Of the head's input."""
+    """Of the head's input, or of its first layer's output."""
     cell: dict[str, Tensor]
-    """Holds the features' gradient from the loss's backward until that of the boundary."""
+    """Holds the gradient that the features get, or their layer's output, from the loss's backward
+    until that of the boundary."""
 
 
 def enter_head(features: Tensor, reversal: Tensor) -> tuple[Tensor, Boundary]:
@@ -40,6 +43,20 @@ def enter_head(features: Tensor, reversal: Tensor) -> tuple[Tensor, Boundary]:
     cell: dict[str, Tensor] = {}
     inner: Tensor = _Boundary.apply(features, cell, -reversal)
     return inner, Boundary(get_gradient_edge(inner), cell)
+
+
+def enter_layer(
+    layer: nn.Linear | Convolution, features: Tensor, reversal: Tensor
+) -> tuple[Tensor, Boundary]:
+    """Return the output of the head's first layer, and where its gradient is to be left.
+
+    As `enter_head`, without the gradient of the layer's input that the head has no use for: a
+    quarter of the time of a head whose first layer is the largest.
+    """
+    cell: dict[str, Tensor] = {}
+    output = layer(features.detach())
+    output = _LayerBoundary.apply(output, features, layer.weight.detach(), cell, -reversal, layer)
+    return output, Boundary(get_gradient_edge(output), cell)
 
 
 def adversary_loss(
@@ -78,10 +95,58 @@ class _Boundary(torch.autograd.Function):
     # Else torch.compile traces it where a compiled step calls backward.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        found = ctx.cell.pop("gradient", None)
-        if found is None:
-            found = grads[0] * ctx.scale.to(grads[0].dtype)
-        return found, None, None
+        return _taken(ctx, grads[0]), None, None
+
+
+class _LayerBoundary(torch.autograd.Function):
+    """The identity of a layer's output; sends what the cell holds through the layer."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        output: Tensor,
+        features: Tensor,
+        weight: Tensor,
+        cell: dict[str, Tensor],
+        scale: Tensor,
+        layer: nn.Linear | Convolution,
+    ) -> Tensor:
+        ctx.cell, ctx.scale = cell, scale
+        ctx.save_for_backward(features, weight)
+        ctx.layer = None
+        if not isinstance(layer, nn.Linear):
+            ctx.layer = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        return output.view_as(output)
+
+    @staticmethod
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+        features, weight = ctx.saved_tensors
+        taken = _taken(ctx, grads[0])
+        weight = weight.to(taken.dtype)
+        if ctx.layer is None:
+            gradient = taken @ weight
+        else:
+            stride, padding, dilation, groups = ctx.layer
+            gradient, _, _ = torch.ops.aten.convolution_backward(
+                taken,
+                features.detach().to(taken.dtype),
+                weight,
+                None,
+                stride,
+                padding,
+                dilation,
+                False,
+                [0] * len(stride),
+                groups,
+                (True, False, False),
+            )
+        return grads[0], gradient.to(features.dtype), None, None, None, None
+
+
+def _taken(ctx: Any, gradient: Tensor) -> Tensor:
+    found: Tensor | None = ctx.cell.pop("gradient", None)
+    return gradient * ctx.scale.to(gradient.dtype) if found is None else found
 
 
 _OPERANDS = len(Operands._fields)
@@ -106,9 +171,7 @@ def _forward(ctx: Any, walk: Any, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
     else:
         # Copies, so that set_progress between forward and backward changes nothing.
         coefficients = [None if c is None else c.clone() for c in arguments[2:5]]
-        ctx.save_for_backward(
-            *operands, *arguments[:2], *coefficients, values.denominators
-        )
+        ctx.save_for_backward(*operands, *arguments[:2], *coefficients, values.denominators)
         ctx.options = arguments[6:]
     return values[:3]
 
