@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from colored_mnist_page import summary
+from digits.page import summary
 from torch import nn
 
 from lnl_ext.data import ColoredMNIST

@@ -3,8 +3,8 @@
     python benchmarks/cuda_static.py [--architectures sm_80 ...] [--json FILE] [--write-bounds]
 
 Compiles csrc/cuda/bias_loss_kernels.cu alone for each architecture, reads ptxas' report and the
-machine code, holds both against benchmarks/cuda_static_bounds.json and prints a table. Exits with
-1 where a bound is broken. What is counted is said in benchmarks/cuda_static_cost.py. The last
+machine code, holds both against benchmarks/gpu/bounds.json and prints a table. Exits with
+1 where a bound is broken. What is counted is said in benchmarks/gpu/cost.py. The last
 column is a roofline estimate from these figures and data sheet numbers, not a measurement: nothing
 here has run on a GPU.
 """
@@ -20,8 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from cuda_static_code import Kernel, find_tool, missing, read_code, read_report, run
-from cuda_static_cost import (
+from gpu.cost import (
     LIMITS,
     Shape,
     cost_of,
@@ -31,10 +30,11 @@ from cuda_static_cost import (
     threads_of,
     widest,
 )
+from gpu.machine_code import Kernel, find_tool, missing, read_code, read_report, run
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "csrc" / "cuda" / "bias_loss_kernels.cu"
-BOUNDS = Path(__file__).resolve().parent / "cuda_static_bounds.json"
+BOUNDS = Path(__file__).resolve().parent / "gpu" / "bounds.json"
 ARCHITECTURES = tuple(LIMITS)
 
 

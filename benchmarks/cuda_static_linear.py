@@ -2,7 +2,7 @@
 
     python benchmarks/cuda_static_linear.py [--architectures sm_80 ...] [--write-bounds]
 
-As cuda_static.py, for csrc/cuda/linear_bias_loss_kernels.cu and cuda_static_linear_bounds.json.
+As cuda_static.py, for csrc/cuda/linear_bias_loss_kernels.cu and gpu/linear_bounds.json.
 Instructions are per element of the features, of all that linear_on_chip does with them: the copy to
 shared memory and three products, in a call with all gradients. The losses of a row are not in them.
 The roofline columns are an estimate, not a measurement: nothing here has run on a GPU.
@@ -21,11 +21,11 @@ from typing import Any
 
 import cuda_static
 from cuda_static import ARCHITECTURES, GPUS, Facts, ShapeFacts
-from cuda_static_code import Instruction, Kernel, missing
-from cuda_static_cost import LIMITS, occupancy
+from gpu.cost import LIMITS, occupancy
+from gpu.machine_code import Instruction, Kernel, missing
 
 KERNELS = cuda_static.KERNELS.with_name("linear_bias_loss_kernels.cu")
-BOUNDS = Path(__file__).resolve().parent / "cuda_static_linear_bounds.json"
+BOUNDS = Path(__file__).resolve().parent / "gpu" / "linear_bounds.json"
 GROUP = 4  # rows that a thread works on at a time: kGroup
 WARP = 32
 DOUBLE_LANES = {"sm_80": 32, "sm_90": 64}

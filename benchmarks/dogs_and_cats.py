@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
-from image_report import Names, report
-from image_runs import (
+from photographs.report import Names, report
+from photographs.runs import (
     Adversary,
     Images,
     Probe,
@@ -28,7 +28,7 @@ from image_runs import (
 from torch import Tensor
 
 from lnl_ext.paper.dogs_and_cats import COLOR_BINS, SPLITS, color_map, list_pets
-from lnl_ext.paper.image_networks import GlobalHead, MapHead, SplitNetwork, build_network
+from lnl_ext.paper.image_networks import GlobalHead, MapHead, SplitNetwork, photo_network
 
 BENCHMARK = "dogs_and_cats"
 METHODS = ("baseline", "gray", "blindeye", "grl", "lnl")
@@ -71,7 +71,7 @@ def colors_and_label(step: int, images: Tensor, labels: Tensor) -> Tensor:
 
 def adversaries(options: argparse.Namespace) -> list[Adversary]:
     """Return the bias heads asked for."""
-    stride = build_network(options.arch, 2, tap=options.tap).stride
+    stride = photo_network(options.arch, 2, tap=options.tap).stride
 
     def global_head(network: SplitNetwork) -> GlobalHead:
         return GlobalHead(network.channels, COLOR_BINS, heads=9)

@@ -16,8 +16,8 @@ import time
 from collections.abc import Sequence
 
 import torch
-from image_report import Names, report
-from image_runs import (
+from photographs.report import Names, report
+from photographs.runs import (
     Adversary,
     Images,
     Probe,
@@ -37,7 +37,7 @@ from lnl_ext.paper.faces import (
     binary_age,
     select_faces,
 )
-from lnl_ext.paper.image_networks import GlobalHead, MapHead, SplitNetwork, build_network
+from lnl_ext.paper.image_networks import GlobalHead, MapHead, SplitNetwork, photo_network
 
 BENCHMARK = "imdb_faces"
 METHODS = ("baseline", "blindeye", "grl", "lnl")
@@ -67,7 +67,7 @@ def head(classes: int, heads: int, linear: bool, network: SplitNetwork) -> Globa
 
 def side(options: argparse.Namespace) -> int:
     """Return the number of rows of the features, which is that of their columns."""
-    network = build_network(options.arch, 2, tap=options.tap)
+    network = photo_network(options.arch, 2, tap=options.tap)
     return crop_of(options.image_size, network) // network.stride
 
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import adversary, linear, losses, memory, plots, scaling, steps, tables
-from measuring.settings import Settings, describe, environment
+from timing import adversary, linear, losses, memory, plots, scaling, steps, tables
+from timing.settings import Settings, describe, environment
 
 ROOT = Path(__file__).resolve().parent.parent
 SUBJECTS: dict[str, Callable[[Settings], dict[str, Any]]] = {

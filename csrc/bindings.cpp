@@ -5,9 +5,6 @@
 
 #include <string>
 
-#include "cpu/kept_memory.h"
-#include "cpu/kernel.h"
-
 #ifdef LNL_WITH_CUDA
 #include <cuda_runtime_api.h>
 #endif
@@ -54,10 +51,5 @@ PYBIND11_MODULE(_C, module) {
       "Compiled part of lnl_ext: importing it registers the torch operators of the namespace "
       "lnl_ext.";
   module.attr("build_facts") = kBuildFacts;
-  module.def(
-      "multiplies_bfloat16", [] { return lnl::cpu::chosen_bfloat16_linear_kernel() != nullptr; },
-      "Whether the linear kernel for bfloat16 uses the processor's products of it.");
-  module.def("release_kept_memory", &lnl::cpu::release_kept_memory,
-             "Unmap the memory that is kept for the next large results; return its bytes.");
   module.def("cpu_capability", &at::get_cpu_capability, "Instruction set chosen at run time.");
 }

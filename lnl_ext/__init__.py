@@ -14,7 +14,6 @@ from lnl_ext.adversary.reweighting import independence_weights, logit_adjustment
 from lnl_ext.functional import fused_bias_loss, fused_linear_bias_loss
 from lnl_ext.gradient_reversal import GradientReversal, grad_reverse
 from lnl_ext.measuring import AuditReport, audit
-from lnl_ext.ops.memory import release_memory
 from lnl_ext.ops.types import BiasLoss
 from lnl_ext.training.config import TrainerConfig
 from lnl_ext.training.optimizers import OptimizerConfig
@@ -37,5 +36,4 @@ __all__ = [
     "independence_weights",
     "logit_adjustment",
     "reference",
-    "release_memory",
 ]

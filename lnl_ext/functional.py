@@ -87,7 +87,8 @@ def fused_bias_loss(
         gets that gradient, *the head's own parameters too*: use it where those are frozen or
         detached. To train the head and fool it in one backward pass, use `BiasAdversary`.
     ignore_index
-        Sites with this target add nothing to CE. With class indices only.
+        Sites with this target add nothing to CE. With class indices only. Where they do not count
+        for H either (`entropy_weight` 0, or `mask_entropy`), their logits may be NaN or infinite.
     label_smoothing
         Between 0 and 1, as in `torch.nn.functional.cross_entropy`.
     reduction

@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from lnl_ext.gradient_reversal import grad_reverse
 from lnl_ext.ops.checks import Coefficient, check_bias_loss, check_linear_bias_loss
-from lnl_ext.ops.formula import BiasTerms, bias_terms, combine
+from lnl_ext.ops.formula import BiasTerms, bias_terms, combine, is_zero
 from lnl_ext.ops.types import BiasLoss
 
 __all__ = ["fused_bias_loss", "fused_linear_bias_loss", "grad_reverse"]
@@ -94,6 +94,7 @@ def fused_bias_loss(
         reduction=reduction,
         mask_entropy=mask_entropy,
         heads=heads,
+        unregularised=is_zero(entropy_weight),
     )
     loss = combine(terms, reversal=reversal, entropy_weight=entropy_weight)
     if return_terms:
@@ -215,7 +216,7 @@ def linear_loss(
     dCE, and the features ``-reversal * dCE - entropy_weight * dH`` and the confusion term's.
     """
 
-    def terms_of(x: Tensor, w: Tensor, b: Tensor | None) -> BiasTerms:
+    def terms_of(x: Tensor, w: Tensor, b: Tensor | None, unregularised: bool | Tensor) -> BiasTerms:
         return bias_terms(
             F.linear(x, w, b),
             target,
@@ -226,16 +227,18 @@ def linear_loss(
             mask_entropy=mask_entropy,
             heads=heads,
             confusion=confusion_weight is not None,
+            unregularised=unregularised,
         )
 
+    unregularised = is_zero(entropy_weight) & is_zero(confusion_weight)
     coefficients = {"entropy_weight": entropy_weight, "confusion_weight": confusion_weight}
     if reversal is None:
-        terms = terms_of(features, head_weight, head_bias)
+        terms = terms_of(features, head_weight, head_bias, unregularised)
         return combine(terms, reversal=None, **coefficients), terms
     bias = None if head_bias is None else head_bias.detach()
-    terms = terms_of(features, head_weight.detach(), bias)
+    terms = terms_of(features, head_weight.detach(), bias, unregularised)
     for_features = combine(terms, reversal=reversal, **coefficients)
-    for_head = terms_of(features.detach(), head_weight, head_bias).cross_entropy
+    for_head = terms_of(features.detach(), head_weight, head_bias, True).cross_entropy
     loss: Tensor = _WithGradientOf.apply(for_features, for_head)
     return loss, terms
 

@@ -83,7 +83,7 @@ class BiasAdversary(ScheduledCoefficients):
     Of a head that is, or as an `nn.Sequential` ends in, an `nn.Linear` or a convolution of one
     position, that layer and the loss run as one operation, as in `lnl_ext.fused_linear_bias_loss`:
     the logits never exist whole. It is so for rows ``(N, D)`` and channels_last maps, on CPU and
-    CUDA; in bfloat16 on the CPU for up to 32 logits (16 where the processor does not multiply it;
+    CUDA; XX
     likewise float16 where it does). Every other head runs as it is, and so
     does a layer that does more than its product (hooks, parametrizations, a subclass, a weight that
     the head uses twice, ``layer.compile()``),

@@ -7,7 +7,6 @@ from typing import NamedTuple, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from lnl_ext import _C
 from lnl_ext.adversary.loss_gradients import Operands
 from lnl_ext.ops import bias_loss as ops
 from lnl_ext.ops import linear_bias_loss as ops_linear
@@ -16,7 +15,7 @@ Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 # For more outputs torch's own products in half precision are faster on the CPU
 # (docs/performance.md). Without instructions for float16 torch's products of it are tens
 # of times slower, whatever their width.
-_BFLOAT16_OUTPUTS = 32 if _C.multiplies_bfloat16() else 16
+_BFLOAT16_OUTPUTS = 16
 _FLOAT16_OUTPUTS = (
     16
     if torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]

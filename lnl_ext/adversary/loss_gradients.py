@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lnl_ext.ops import bias_loss as ops
 from lnl_ext.ops import linear_bias_loss as ops_linear
-from lnl_ext.ops.formula import BiasTerms, bias_terms, combine
+from lnl_ext.ops.formula import BiasTerms, bias_terms, combine, is_zero
 from lnl_ext.ops.given_denominators import divide_sums, divide_terms, fold_heads
 
 _REDUCTION_NAMES = {number: name for name, number in ops.REDUCTIONS.items()}
@@ -228,7 +228,9 @@ def _of_layer(
     )
 
 
-def _plain_terms(logits: Tensor, arguments: LossArguments) -> BiasTerms:
+def _plain_terms(
+    logits: Tensor, arguments: LossArguments, unregularised: bool | Tensor = False
+) -> BiasTerms:
     options, target = _options(arguments), arguments.target
     if arguments.denominators is not None:
         logits, target = fold_heads(logits, target, options.heads)
@@ -243,6 +245,7 @@ def _plain_terms(logits: Tensor, arguments: LossArguments) -> BiasTerms:
         mask_entropy=options.mask_entropy,
         heads=options.heads,
         confusion=arguments.confusion_weight is not None,
+        unregularised=unregularised,
     )
     if arguments.denominators is None:
         return terms
@@ -269,12 +272,12 @@ def _plain_gradients(upstream: Tensor, operands: Operands, arguments: LossArgume
     for_features = for_head = None
     with torch.enable_grad():
         logits = operands.first.detach().requires_grad_()
-        terms = _plain_terms(logits, arguments)
         if arguments.for_head:
-            (for_head,) = torch.autograd.grad(
-                terms.cross_entropy, logits, upstream, retain_graph=arguments.for_features
-            )
+            cross_entropy = _plain_terms(logits, arguments, True).cross_entropy
+            (for_head,) = torch.autograd.grad(cross_entropy, logits, upstream)
         if arguments.for_features:
+            zero = is_zero(arguments.entropy_weight) & is_zero(arguments.confusion_weight)
+            terms = _plain_terms(logits, arguments, zero)
             loss = _plain_loss(terms, arguments, arguments.reversal)
             (for_features,) = torch.autograd.grad(loss, logits, upstream)
     return Gradients(for_features, for_head)

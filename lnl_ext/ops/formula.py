@@ -43,18 +43,26 @@ def combine(
         None for the true gradient. Otherwise CE keeps its value and its derivatives are multiplied
         by ``-reversal``: those of ``-reversal * CE + (1 + reversal) * CE.detach()``.
     entropy_weight, confusion_weight
-        None or the number 0 leaves the term out.
+        None or 0 leaves the term out.
     """
     loss = terms.cross_entropy
     if reversal is not None:
         # On the value and not on the logits: there the second derivative would be scaled twice. As
         # a product with a detached copy, CE = inf would become NaN.
         loss = scale_gradient(loss, -_like(reversal, loss))
-    if not _absent(entropy_weight):
-        loss = loss - _like(entropy_weight, loss) * terms.entropy
-    if terms.confusion is not None and not _absent(confusion_weight):
-        loss = loss + _like(confusion_weight, loss) * terms.confusion
+    loss = _with_term(loss, entropy_weight, -terms.entropy)
+    if terms.confusion is not None:
+        loss = _with_term(loss, confusion_weight, terms.confusion)
     return loss
+
+
+def _with_term(loss: Tensor, coefficient: Coefficient | None, term: Tensor) -> Tensor:
+    """Add a term, but not with a coefficient of 0: that of an ignored site may be NaN."""
+    zero = is_zero(coefficient)
+    if zero is True:
+        return loss
+    added = loss + _like(coefficient, loss) * term
+    return torch.where(zero.to(loss.device), loss, added) if isinstance(zero, Tensor) else added
 
 
 def bias_terms(
@@ -68,6 +76,7 @@ def bias_terms(
     mask_entropy: bool,
     heads: int,
     confusion: bool = False,
+    unregularised: bool | Tensor = False,
 ) -> BiasTerms:
     """Compute CE, H and, if asked for, ``CE(uniform, p)``: reduced, and summed over heads.
 
@@ -81,6 +90,9 @@ def bias_terms(
         Class weights ``(C,)`` or None.
     confusion
         Whether to compute the confusion term; it is counted over the sites of the entropy.
+    unregularised
+        Whether only CE is going to be differentiated (a bool or a 0-dim tensor of one). Sites whose
+        target is ignored then get a gradient of 0 also where their logits are NaN or infinite.
 
     Notes
     -----
@@ -94,6 +106,12 @@ def bias_terms(
     z = _split_heads(logits.to(accumulate), heads)  # (N, K, C, *S)
     if weight is not None:
         weight = weight.to(accumulate)
+    valid: Tensor | None = None
+    if not target.is_floating_point():
+        valid = (target if heads > 1 else target.unsqueeze(1)) != ignore_index  # (N, K, *S)
+        # 0 * NaN is what the gradient would be where no term has one.
+        silent = ~valid if mask_entropy else ~valid & unregularised
+        z = torch.where(silent.unsqueeze(2), z.detach(), z)
 
     top, place = z.max(dim=2, keepdim=True)
     # The maximum's own d is the constant 0 (NaN where an infinite or NaN maximum leaves no
@@ -106,8 +124,8 @@ def bias_terms(
     u = (rest * d.masked_fill(d == -torch.inf, 0.0)).sum(dim=2)
     log_sum = torch.log1p(t)  # (N, K, *S)
 
-    cross_entropy, valid, counted = _cross_entropy_sites(
-        d, log_sum, target, weight, ignore_index, label_smoothing, heads
+    cross_entropy, counted = _cross_entropy_sites(
+        d, log_sum, target, valid, weight, label_smoothing
     )
     entropy = log_sum - u / (1.0 + t)
     uniform = log_sum - d.mean(dim=2) if confusion else None
@@ -129,25 +147,22 @@ def _cross_entropy_sites(
     d: Tensor,
     log_sum: Tensor,
     target: Tensor,
+    valid: Tensor | None,
     weight: Tensor | None,
-    ignore_index: int,
     label_smoothing: float,
-    heads: int,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return CE per site, the sites that are not ignored, and what each counts in the mean.
+) -> tuple[Tensor, Tensor | None]:
+    """Return CE per site, and what each site counts in the mean.
 
-    The last two are None for probabilities: no site is ignored, and each counts 1.
+    `valid`, the sites that are not ignored, is None for probabilities, and each counts 1 there.
     """
     classes = d.shape[2]
-    if target.is_floating_point():
-        y = _split_heads(target.to(d.dtype), heads)
+    if valid is None:
+        y = target.to(d.dtype).reshape(d.shape)
         if label_smoothing:
             y = (1.0 - label_smoothing) * y + label_smoothing / classes
-        return (_times_classes(y, weight) * (log_sum.unsqueeze(2) - d)).sum(dim=2), None, None
+        return (_times_classes(y, weight) * (log_sum.unsqueeze(2) - d)).sum(dim=2), None
 
-    index = target if heads > 1 else target.unsqueeze(1)  # (N, K, *S)
-    valid = index != ignore_index
-    index = index.masked_fill(~valid, 0).unsqueeze(2)
+    index = target.reshape(valid.shape).masked_fill(~valid, 0).unsqueeze(2)
     counted = valid.to(d.dtype)
     cross_entropy = log_sum - d.gather(2, index).squeeze(2)
     if weight is not None:
@@ -157,7 +172,7 @@ def _cross_entropy_sites(
     if label_smoothing:
         smooth = _times_classes(log_sum.unsqueeze(2) - d, weight).sum(dim=2)
         cross_entropy = (1.0 - label_smoothing) * cross_entropy + label_smoothing / classes * smooth
-    return cross_entropy.masked_fill(~valid, 0.0), valid, counted
+    return cross_entropy.masked_fill(~valid, 0.0), counted
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:
@@ -188,8 +203,9 @@ def _reduce(values: Tensor, counted: Tensor | None, reduction: str) -> Tensor:
     return (total / counted.sum(dim=dims)).sum()
 
 
-def _absent(coefficient: Coefficient | None) -> bool:
-    return coefficient is None or (not isinstance(coefficient, Tensor) and coefficient == 0)
+def is_zero(coefficient: Coefficient | None) -> bool | Tensor:
+    """Tell whether a term has no weight: a bool, or a 0-dim tensor of one."""
+    return coefficient is None or coefficient == 0
 
 
 def _like(coefficient: Coefficient | None, value: Tensor) -> Coefficient:

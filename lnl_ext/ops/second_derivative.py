@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lnl_ext.ops.checks import accumulation_dtype
+from lnl_ext.ops.formula import is_zero
 
 
 def vector_products(
@@ -62,12 +63,16 @@ def vector_products(
     per_head = (1, heads, *[1] * (logits.dim() - 1))  # against (N, K, C, *S)
     z = logits.to(dtype).reshape(split)
     v = vector.to(dtype).reshape(split)
+    y, counted = _dense_target(target, weight, split, ignore_index, label_smoothing, dtype)
+    if counted is not None:
+        # Where no term has a derivative, NaN logits must not make one of 0 * NaN.
+        zero = is_zero(entropy_weight) & is_zero(confusion_weight)
+        z = z.masked_fill(~counted if mask_entropy else ~counted & zero, 0.0)
     log_p = torch.log_softmax(z, dim=2)
     p = log_p.exp()
     log_p = log_p.masked_fill(log_p == -torch.inf, 0.0)  # p is 0 there, and so is every product
     entropy = -(p * log_p).sum(dim=2, keepdim=True)
 
-    y, counted = _dense_target(target, weight, split, ignore_index, label_smoothing, dtype)
     total = y.sum(dim=2, keepdim=True)
     scale = torch.ones(per_head, dtype=dtype, device=logits.device)
     entropy_scale = scale

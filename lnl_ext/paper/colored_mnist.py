@@ -168,15 +168,6 @@ class ColoredMNIST(Dataset[Batch]):
         images, labels, targets = self.batch([range(len(self))[index]])
         return images[0], labels[0], {name: target[0] for name, target in targets.items()}
 
-    def __getitems__(self, indices: list[int]) -> Batch:
-        """Give a whole batch at once to a DataLoader whose ``collate_fn`` is :meth:`collate`."""
-        return self.batch(indices)
-
-    @staticmethod
-    def collate(batch: Batch) -> Batch:
-        """Pass on a batch that :meth:`__getitems__` has already made."""
-        return batch
-
     def batch(self, indices: Sequence[int] | Tensor) -> Batch:
         """Make the batch of the given positions.
 

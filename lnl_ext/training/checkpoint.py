@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
+
+from lnl_ext.files import write_state
 
 FORMAT = 2
 _UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError)
@@ -39,58 +40,10 @@ def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None
         then unchanged and the temporary file is gone.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            write_state({"format": FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        write_state(path, {"format": FORMAT, **state})
     except (OSError, RuntimeError, *_UNPICKLABLE) as error:  # a full disk may be either of two
         raise CheckpointError(f"could not write checkpoint {path}: {error}") from error
-    finally:
-        with contextlib.suppress(OSError):  # which would hide why it could not be written
-            temporary.unlink(missing_ok=True)
-
-
-def write_state(state: dict[str, Any], file: BinaryIO) -> None:
-    """Save to a file, and raise its own error: torch's hides it ("unexpected pos")."""
-    watched = _Watched(file)
-    try:
-        torch.save(state, watched)  # type: ignore[arg-type]
-    except RuntimeError as error:
-        raise (watched.error or error) from None
-
-
-class _Watched:
-    """A file for writing that remembers the first error."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.error: OSError | None = None
-
-    def write(self, content: bytes) -> int:
-        try:
-            return self._file.write(content)
-        except OSError as error:
-            self.error = self.error or error
-            raise
-
-    def flush(self) -> None:
-        self._file.flush()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new directory entry survive a power cut, where folders can be opened (POSIX)."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from lnl_ext.files import finite_or_none, write_whole
 from lnl_ext.training.batch_counts import Term
 from lnl_ext.training.distributed import sum_over_processes
 
@@ -135,17 +136,12 @@ class JsonLines:
             if keep:
                 kept.append(line)
         if "".join(kept) != text:
-            temporary = self.path.with_name(self.path.name + ".tmp")
-            temporary.write_text("".join(kept), encoding="utf-8")
-            os.replace(temporary, self.path)
+            write_whole(self.path, "".join(kept))
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a line. A value that is NaN or infinite becomes null, as JSON has neither."""
-        clean = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in record.items()
-        }
-        self._file.write(json.dumps(clean, allow_nan=False) + "\n")
+        line = json.dumps(finite_or_none(dict(record)), allow_nan=False)
+        self._file.write(line + "\n")
         self._file.flush()
 
     def close(self) -> None:

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import dogs_and_cats
-import image_runs
-import image_table
 import imdb_faces
 import pytest
 import torch
 from face_data import write_pets, write_utkface
+from photographs import runs as image_runs
+from photographs import table as image_table
 
 from lnl_ext.paper.augmented_batches import AugmentedBatches, normalize_imagenet
 

@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterator
 
 import cuda_static
-import cuda_static_code
-import cuda_static_cost
 import emulated_cuda
 import pytest
 import torch
 from compiled_kernels import Compiled, compile_all
-from cuda_static_cost import Shape
+from gpu import cost as launch_cost
+from gpu import machine_code
+from gpu.cost import Shape
 
 # As sites_small: a turn is four sites. Inside, loops that read, sum and write; blocks that the hot
 # path avoids: slow division, unreduced values, single elements; and what stands behind RET.
@@ -48,51 +48,51 @@ SASS = """
 
 
 @pytest.fixture
-def kernel() -> cuda_static_code.Kernel:
-    result = cuda_static_code.Kernel("sites_small<float, false, 4, true>")
-    cuda_static_code.read_code(SASS, {"kernel": result})
+def kernel() -> machine_code.Kernel:
+    result = machine_code.Kernel("sites_small<float, false, 4, true>")
+    machine_code.read_code(SASS, {"kernel": result})
     return result
 
 
-def test_reads_machine_code(kernel: cuda_static_code.Kernel):
+def test_reads_machine_code(kernel: machine_code.Kernel):
     assert [i.opcode for i in kernel.code][:3] == ["S2R", "BRA", "CALL.REL.NOINC"]
     moved = [i.bytes for i in kernel.code if i.is_access]
     assert moved == [16, 4, 4, 4, 16, 4]
 
 
-def test_finds_natural_loops(kernel: cuda_static_code.Kernel):
+def test_finds_natural_loops(kernel: machine_code.Kernel):
     headers = [loop.header for loop in kernel.loops]
     assert headers == [0x10, 0x50, 0x80, 0x120]
     assert kernel.loops[0].blocks > {0x20, 0x40, 0x50, 0x80, 0xD0, 0xF0, 0x120, 0x140, 0x148}
     assert kernel.loops[1].blocks == {0x50}
 
 
-def test_counts_the_hot_path_of_a_shape(kernel: cuda_static_code.Kernel):
+def test_counts_the_hot_path_of_a_shape(kernel: machine_code.Kernel):
     # Once a turn: 0x10, 0x40, 0xc0, 0xf0, 0x100, 0x110, 0x140, 0x148; the loops take 3, 4
     # and 2.
     outer = 8
     for classes, batches in ((8, 2), (2, 1), (5, 2)):
-        cost = cuda_static_cost.cost_of(kernel, Shape(classes, 64))
+        cost = launch_cost.cost_of(kernel, Shape(classes, 64))
         elements = 4 * classes
         inner = 3 * batches + 4 * classes + 2 * classes
         assert cost.instructions == pytest.approx((outer + inner) / elements)
         assert cost.mufu == pytest.approx((1 + classes) / elements)
 
 
-def test_other_loops_than_the_source_has_are_an_error(kernel: cuda_static_code.Kernel):
+def test_other_loops_than_the_source_has_are_an_error(kernel: machine_code.Kernel):
     kernel.code = [i for i in kernel.code if i.address != 0x130]
     with pytest.raises(RuntimeError, match="2 inner loops, expected 3"):
-        cuda_static_cost.cost_of(kernel, Shape(8, 64))
+        launch_cost.cost_of(kernel, Shape(8, 64))
 
 
 def test_reads_the_report_of_ptxas(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cuda_static_code, "demangle", lambda name: f"{name}<float, false>")
+    monkeypatch.setattr(machine_code, "demangle", lambda name: f"{name}<float, false>")
     report = (
         "ptxas info    : Compiling entry function 'k' for 'sm_90'\n"
         "    8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads\n"
         "ptxas info    : Used 72 registers, used 1 barriers, 16 bytes smem\n"
     )
-    (kernel,) = cuda_static_code.read_report(report).values()
+    (kernel,) = machine_code.read_report(report).values()
     assert (kernel.registers, kernel.stack, kernel.spills) == (72, 8, 16)
     assert kernel.static_shared_memory == 16
 
@@ -102,8 +102,8 @@ def test_reads_the_report_of_ptxas(monkeypatch: pytest.MonkeyPatch):
     [(32, 256, 0, 1.0), (64, 256, 0, 0.5), (32, 128, 100 * 1024, 8 / 64), (255, 128, 0, 8 / 64)],
 )
 def test_occupancy(registers: int, threads: int, shared: int, expected: float):
-    limits = cuda_static_cost.LIMITS["sm_90"]
-    assert cuda_static_cost.occupancy(limits, registers, threads, shared) == expected
+    limits = launch_cost.LIMITS["sm_90"]
+    assert launch_cost.occupancy(limits, registers, threads, shared) == expected
 
 
 def test_broken_bounds_are_named():
@@ -134,7 +134,7 @@ def test_broken_bounds_are_named():
     assert cuda_static.broken_bounds([good], {})
 
 
-def kernels_of(name: str, dense: bool) -> list[cuda_static_code.Kernel]:
+def kernels_of(name: str, dense: bool) -> list[machine_code.Kernel]:
     """Return an instance of every main kernel for a dtype."""
     start = f"{name}, {str(dense).lower()}"
     narrow, scalars = (2, 1) if name == "double" else (4, 1 if name == "float" else 2)
@@ -145,7 +145,7 @@ def kernels_of(name: str, dense: bool) -> list[cuda_static_code.Kernel]:
     for base, unaligned in (("sites_small", narrow), ("sites_large", scalars)):
         instances += [f"{base}<{start}, {sites}, true>" for sites in sorted({narrow, wide})]
         instances.append(f"{base}<{start}, {unaligned}, false>")
-    return [cuda_static_code.Kernel(instance) for instance in instances]
+    return [machine_code.Kernel(instance) for instance in instances]
 
 
 @pytest.mark.skipif(emulated_cuda.missing() is not None, reason=str(emulated_cuda.missing()))
@@ -156,12 +156,12 @@ def kernels_of(name: str, dense: bool) -> list[cuda_static_code.Kernel]:
 )
 def test_shapes_are_what_the_launcher_makes_of_them(name: str, dtype: torch.dtype, dense: bool):
     for kernel in kernels_of(name, dense):
-        shapes = cuda_static_cost.shapes_of(kernel)
+        shapes = launch_cost.shapes_of(kernel)
         assert shapes
         for shape in shapes:
             launched = emulated_cuda.launch(dtype, 4096, shape.classes, shape.positions, dense)
-            threads = cuda_static_cost.threads_of(kernel, shape)
-            shared = cuda_static_cost.shared_memory_of(kernel, shape)
+            threads = launch_cost.threads_of(kernel, shape)
+            shared = launch_cost.shared_memory_of(kernel, shape)
             assert launched == (kernel.base, threads, shared), (kernel.name, shape)
 
 
@@ -171,7 +171,7 @@ def compiled() -> Iterator[Compiled]:
         yield running
 
 
-@pytest.mark.skipif(cuda_static_code.missing() is not None, reason=str(cuda_static_code.missing()))
+@pytest.mark.skipif(machine_code.missing() is not None, reason=str(machine_code.missing()))
 @pytest.mark.parametrize("architecture", cuda_static.ARCHITECTURES)
 def test_machine_code_stays_within_its_bounds(architecture: str, compiled: Compiled):
     bounds = json.loads(cuda_static.BOUNDS.read_text())[architecture]
@@ -179,7 +179,7 @@ def test_machine_code_stays_within_its_bounds(architecture: str, compiled: Compi
     problems = cuda_static.broken_bounds(facts, bounds)
     assert not problems, "\n".join(problems)
     for row in facts:
-        kernel = cuda_static_code.Kernel(row.kernel)
+        kernel = machine_code.Kernel(row.kernel)
         is_main = kernel.base.startswith(("rows_", "sites_"))
         assert bool(row.shapes) == (is_main and not kernel.is_dense), row.kernel
         if is_main and kernel.access == 16:

@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterator
 
 import cuda_static
-import cuda_static_code
 import cuda_static_linear as linear
 import emulated_cuda
 import pytest
 import torch
 from compiled_kernels import Compiled, compile_all
+from gpu import machine_code
 
 SIZES = {torch.float32: 4, torch.float64: 8, torch.float16: 2, torch.bfloat16: 2}
 
@@ -44,7 +44,7 @@ def compiled() -> Iterator[Compiled]:
         yield running
 
 
-@pytest.mark.skipif(cuda_static_code.missing() is not None, reason=str(cuda_static_code.missing()))
+@pytest.mark.skipif(machine_code.missing() is not None, reason=str(machine_code.missing()))
 @pytest.mark.parametrize("architecture", cuda_static.ARCHITECTURES)
 def test_machine_code_stays_within_its_bounds(architecture: str, compiled: Compiled):
     bounds = json.loads(linear.BOUNDS.read_text())[architecture]
@@ -69,8 +69,8 @@ PRODUCTS = "".join(
 
 
 def test_products_are_found_in_machine_code():
-    kernel = cuda_static_code.Kernel("linear_on_chip<float, 4>")
-    cuda_static_code.read_code(f"\tFunction : kernel\n{PRODUCTS}", {"kernel": kernel})
+    kernel = machine_code.Kernel("linear_on_chip<float, 4>")
+    machine_code.read_code(f"\tFunction : kernel\n{PRODUCTS}", {"kernel": kernel})
     # An inner loop's own instructions, and two around it with the branch back.
     assert linear.products(kernel) == [
         linear.Product(64, 73, 3),

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import cuda_static
-from cuda_static_code import Kernel
+from gpu.machine_code import Kernel
 
 Compiled = dict[str, Future[list[Kernel]]]
 """By architecture: kernels that are there once they are compiled."""

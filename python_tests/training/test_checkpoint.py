@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from lnl_ext.training import checkpoint
 from lnl_ext.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from lnl_ext.training.random_state import capture_random_state, restore_random_state, seed_all
 
@@ -138,7 +137,7 @@ def test_a_failure_at_any_moment_leaves_the_old_checkpoint(
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    owner = torch if moment == "save" else checkpoint.os
+    owner = torch if moment == "save" else os
     monkeypatch.setattr(owner, moment, fail)
     with pytest.raises(CheckpointError, match=r"checkpoint\.pt.*No space left on device"):
         save_checkpoint(path, {**STATE, "step": 8})
@@ -175,14 +174,14 @@ def test_a_kill_while_writing_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     save_checkpoint(path, STATE)
     program = f"""
         import os, signal, torch
-        from lnl_ext.training import checkpoint
+        from lnl_ext.training.checkpoint import save_checkpoint
         real = os.fsync
         def kill_at_fsync(descriptor):
             os.ftruncate(descriptor, 1500)  # the disk has only a part of it
             real(descriptor)
             os.kill(os.getpid(), signal.SIGKILL)
-        checkpoint.os.fsync = kill_at_fsync
-        checkpoint.save_checkpoint({str(path)!r}, {{"step": 8, "weights": torch.zeros(1000)}})
+        os.fsync = kill_at_fsync
+        save_checkpoint({str(path)!r}, {{"step": 8, "weights": torch.zeros(1000)}})
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=False)
     assert done.returncode == -9

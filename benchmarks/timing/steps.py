@@ -34,7 +34,7 @@ from .turns import row, take_turns
 
 TITLE = "A training step at equal batch"
 NOTES = [
-    "`authors` is their procedure in plain PyTorch (benchmarks/measuring/authors.py): two forward "
+    "`authors` is their procedure in plain PyTorch (benchmarks/timing/authors.py): two forward "
     "and two backward passes, and a head per colour channel. `two_step` is the same procedure in "
     "this package: after steps from the same start the weights agree (tested). `joint` is the "
     "package's update with the same heads and memory layout: **the equal comparison is `joint` "

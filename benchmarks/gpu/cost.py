@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from bisect import bisect
+from collections import Counter
 
-from cuda_static_code import Block, Instruction, Kernel, Loop, backwards, reachable
+from gpu.machine_code import Block, Instruction, Kernel, Loop, backwards, reachable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +155,8 @@ def is_cold(kernel: Kernel, block: Block) -> bool:
 
     Guarded narrow accesses are, in kernels for rows,
     the elements around a window; in those for sites, values of a site that are not wanted. A single
-    guarded read of an element's size is a coefficient, and so may be a float64 kernel's label.
+    guarded read of an element's size is a coefficient, and so may be a float64 kernel's label, or,
+    on the other side of a barrier, the label's logit.
     """
     accesses = [i for i in block.code if i.is_access]
     if any(i.opcode.startswith("CALL") and not i.guarded for i in block.code):
@@ -166,7 +169,11 @@ def is_cold(kernel: Kernel, block: Block) -> bool:
     elements = [i for i in narrow if i.bytes == kernel.size]
     if kernel.base.startswith("sites_"):
         elements = [i for i in elements if not i.guarded]
-    return len(elements) > 1 or (kernel.size < 8 and any(not i.guarded for i in elements))
+    barriers = [i.address for i in block.code if i.opcode.startswith("BAR")]
+    sides = Counter(bisect(barriers, i.address) for i in elements)
+    return max(sides.values(), default=0) > 1 or (
+        kernel.size < 8 and any(not i.guarded for i in elements)
+    )
 
 
 def main_loop(kernel: Kernel) -> Loop:

@@ -18,7 +18,7 @@ TITLE = "Peak of extra memory of forward and backward, float32"
 NOTES = [
     "What resident memory rises by above the inputs, until and including the gradients, which "
     "every way must make: they are the floor, `gradients`. Each figure is from a process of its "
-    "own, which has warmed up (benchmarks/measuring/peak.py); on CUDA it is what the allocator "
+    "own, which has warmed up (benchmarks/timing/peak.py); on CUDA it is what the allocator "
     "counts.",
 ]
 CASES = [
@@ -46,7 +46,7 @@ def peak(operation: str, name: str, shape: tuple[int, ...], settings: Settings) 
     if settings.device.type == "cpu" and not Path("/proc/self/clear_refs").exists():
         raise RuntimeError("the peak of memory is read from Linux's /proc, which is not here")
     search = os.pathsep.join([str(BENCHMARKS), *map(os.path.abspath, sys.path)])
-    command = [sys.executable, "-m", "measuring.peak", operation, name, *map(str, shape)]
+    command = [sys.executable, "-m", "timing.peak", operation, name, *map(str, shape)]
     command += ["--threads", str(settings.threads), "--device", str(settings.device)]
     done = subprocess.run(
         command,

@@ -1,6 +1,6 @@
 """Set the recorded runs of a benchmark on photographs out as the tables of benchmarks/README.md.
 
-python benchmarks/image_table.py benchmarks/results/dogs_and_cats.jsonl
+python benchmarks/photographs/table.py benchmarks/results/dogs_and_cats.jsonl
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 Recorded = dict[str, Any]
-"""A line of a results file: the fields of `image_runs.Run`."""
+"""A line of a results file: the fields of `photographs.runs.Run`."""
 
 HEADER = """\
 | method | heads | arch | pixels | epochs | seed | opposite | unbiased | leakage | minutes |

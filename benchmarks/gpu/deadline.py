@@ -1,4 +1,4 @@
-"""Steps that share one deadline: each is a process of its own, ended when its time is up.
+"""Steps that share one deadline: each is one process or several, ended when its time is up.
 
 A step may take what is left after the least that every later step is promised, so that the promises
 hold however long the steps before them run. Whatever a step prints, and whatever it has written to
@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ GRACE = 4.0
 """Seconds of a step's time between asking it to end (SIGINT) and ending it (SIGKILL)."""
 LINES = 40
 """Lines of output that are kept of a step that did not pass."""
+
+
+Command = Callable[[float, Path], Sequence[str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,21 +50,32 @@ class Step:
     read
         Makes the result of the output where the command writes no file; raises ValueError where
         the output shows that nothing was checked.
+    parts
+        Commands by name, in place of `command`: each is a process of its own, because a CUDA error
+        may fail every later call of its process.
+    together
+        How many parts run at the same time; 0 for all.
     """
 
     name: str
-    command: Callable[[float, Path], Sequence[str]]
+    command: Command | None
     least: float
     most: float
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     skip: str | None = None
     needs: str | None = None
     read: Callable[[str], Any] | None = None
+    parts: Mapping[str, Command] = dataclasses.field(default_factory=dict)
+    together: int = 0
 
 
 @dataclasses.dataclass
 class Outcome:
-    """How a step ended: passed, failed, killed (out of time) or skipped."""
+    """How a step ended: passed, failed, killed (out of time) or skipped.
+
+    The detail of one with parts is their status, seconds and detail by name; its output is that of
+    the parts that did not pass.
+    """
 
     name: str
     status: str
@@ -117,7 +132,7 @@ def run_steps(
             outcome = Outcome(step.name, "skipped", detail=f"{step.needs!r} did not pass")
         else:
             limit = limit_of(step, steps[index + 1 :], end - time.monotonic())
-            outcome = run_step(step, limit, root)
+            outcome = (run_parts if step.parts else run_step)(step, limit, root)
         if outcome.status == "passed":
             passed.add(step.name)
         outcomes.append(outcome)
@@ -126,8 +141,33 @@ def run_steps(
     return outcomes
 
 
+def run_parts(step: Step, limit: float, root: Path) -> Outcome:
+    """Run the parts of a step for at most `limit` seconds in all."""
+    begin = time.monotonic()
+
+    def run_part(name: str) -> Outcome:
+        left = begin + limit - time.monotonic()
+        if left <= GRACE:
+            return Outcome(name, "killed", output=["no time was left for it"])
+        part = dataclasses.replace(step, name=name, command=step.parts[name])
+        return run_step(part, left, root)
+
+    with ThreadPoolExecutor(step.together or len(step.parts)) as pool:
+        outcomes = list(pool.map(run_part, step.parts))
+    ended = {outcome.status for outcome in outcomes}
+    return Outcome(
+        step.name,
+        next((status for status in ("failed", "killed") if status in ended), "passed"),
+        round(time.monotonic() - begin, 1),
+        round(limit, 1),
+        {o.name: {"status": o.status, "seconds": o.seconds, "detail": o.detail} for o in outcomes},
+        [f"{outcome.name}: {line}" for outcome in outcomes for line in outcome.output],
+    )
+
+
 def run_step(step: Step, limit: float, root: Path) -> Outcome:
-    """Run one step for at most `limit` seconds."""
+    """Run one process for at most `limit` seconds."""
+    assert step.command is not None
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         result, log = Path(folder) / "result.json", Path(folder) / "output.txt"

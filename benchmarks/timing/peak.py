@@ -1,8 +1,8 @@
-"""One candidate's peak of extra memory, in a process of its own: ``python -m measuring.peak``.
+"""One candidate's peak of extra memory, in a process of its own: ``python -m timing.peak``.
 
 Prints the bytes. The peak is that of the resident memory (``VmHWM`` after a reset), which also sees
-what is not a tensor; malloc is told to give freed memory back, and so is this package, so that what
-a warm-up left behind does not hide a need.
+what is not a tensor; malloc is told to give freed memory back, so that what a warm-up left behind
+does not hide a need.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-
-from lnl_ext.ops.memory import release_memory
 
 from . import linear, losses
 
@@ -43,7 +41,6 @@ def extra_peak(run: Callable[[], object], device: torch.device) -> int:
         run()
         return torch.cuda.max_memory_allocated(device) - held
     ctypes.CDLL(None).malloc_trim(0)
-    release_memory()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM := VmRSS
     held = status("VmRSS")
     run()

@@ -16,12 +16,12 @@ from lnl_ext.data.images import IMAGENET_MEAN, IMAGENET_STD, read_images
 from lnl_ext.measuring.evaluation import Predictions, predict
 from lnl_ext.measuring.probe import ProbeResult, fresh_probe
 from lnl_ext.paper.augmented_batches import AugmentedBatches, ImageTarget
-from lnl_ext.paper.image_networks import ARCHITECTURES, GlobalHead, SplitNetwork, build_network
+from lnl_ext.paper.image_networks import ARCHITECTURES, GlobalHead, SplitNetwork, photo_network
 from lnl_ext.schedules import Linear
 from lnl_ext.training.batches import Batch
 from lnl_ext.training.methods import Method, get_method
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(__file__).resolve().parent.parent / "results"
 CROP = 5 / 6  # side of the part of an image that the network sees
 
 
@@ -202,7 +202,7 @@ def train(
     """Train one method from the weights named; return the trainer and the crop it saw."""
     method = get_method(options.method)
     torch.manual_seed(options.seed)
-    network = build_network(options.arch, classes, tap=options.tap or None, weights=options.weights)
+    network = photo_network(options.arch, classes, tap=options.tap or None, weights=options.weights)
     crop = crop_of(options.image_size, network)
     used = adversaries if method.adversarial else ()
     built = {

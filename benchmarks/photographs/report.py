@@ -10,8 +10,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from image_runs import Measured, Run, Sets
-
 from lnl_ext.reporting import (
     PAGE,
     Confusion,
@@ -22,6 +20,7 @@ from lnl_ext.reporting import (
     trainer_settings,
     write_run_page,
 )
+from photographs.runs import Measured, Run, Sets
 
 LEAKAGE = (
     "How often a new head on the frozen features names the bias of unbiased images; it learned "
