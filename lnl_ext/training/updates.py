@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
-from lnl_ext.adversary.sample_weights import weigh_samples
+from lnl_ext.adversary.reweighting import weigh_samples
 from lnl_ext.functional import fused_bias_loss
 from lnl_ext.gradient_reversal import grad_reverse
 from lnl_ext.ops.given_denominators import divide_by_head, divide_sums, fold_heads
