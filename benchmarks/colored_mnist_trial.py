@@ -33,7 +33,7 @@ from lnl_ext.data import ColoredMNIST
 from lnl_ext.measuring.evaluation import predict
 from lnl_ext.paper.networks import GlobalColorHead
 from lnl_ext.paper.recipes import RECIPES, HeadRecipe, Recipe
-from lnl_ext.schedules import Piecewise
+from lnl_ext.schedules import Linear
 
 TRIALS = RESULTS.with_name("colored_mnist_trials.jsonl")
 HELD_OUT = 5_000
@@ -90,7 +90,7 @@ def recipe(options: argparse.Namespace) -> Recipe:
         ),
         heads=tuple(options.head),
         logit_adjustment=default.logit_adjustment if options.adjust else None,
-        pressure=Piecewise(((0.0, 0.0), (RAMP, 1.0), (1.0, options.ease))),
+        pressure=Linear(finish=RAMP),
     )
 
 
@@ -116,7 +116,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--final", type=float, default=0.3, help="of the rate, what is left at the end (cosine)")
     add("--classifier-rate", type=float, default=1.0, help="of --rate, the classifier's multiple")
     add("--head-rate", type=float, default=3e-3)
-    add("--ease", type=float, default=1.0, help="of the pressure, what is left at the end (a line)")
     add("--average", type=float, default=0.999, help="decay of the averaged weights")
     add("--seed", type=int, default=0)
     add("--data-root", type=Path, default=MNIST, help="a folder with MNIST's IDX files")
@@ -162,7 +161,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "final": options.final,
         "classifier_rate": options.classifier_rate,
         "head_rate": options.head_rate,
-        "ease": options.ease,
         "average": options.average,
         "seed": options.seed,
         "held_out_last": round(predict(last, held_out.batches(500)).accuracy, 4),
