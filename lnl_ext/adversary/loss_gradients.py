@@ -234,7 +234,11 @@ def _core(arguments: LossArguments) -> CoreArguments:
         arguments.target,
         arguments.class_weight,
         *_coefficients(arguments),
-        *_options(arguments),
+        arguments.ignore_index,
+        arguments.label_smoothing,
+        arguments.reduction,
+        arguments.mask_entropy,
+        arguments.heads,
     )
 
 
