@@ -8,9 +8,10 @@ eager, torch.compile and, if installed, Liger's cross-entropy, with the achieved
 of a copy, runs compute-sanitizer if it is installed, and writes gpu_<name>.json after every step.
 It needs the packages of `pip install '.[test]'`.
 
-Every step is a process of its own with a time limit: what is left after the least that the later
-steps are promised. Exits with 1 where a step failed or ran out of time; a target that was missed is
-reported and does not fail.
+Every step has a time limit: what is left after the least that the later steps are promised. Its
+kernel families are processes of their own, since a CUDA error may fail all later calls of a
+process. Exits with 1 where a step failed or ran out of time; a target that was missed is reported
+and does not fail. This process does not import the package, so that a broken build is reported too.
 
 `--device cpu` goes the same way on the CPU with tiny shapes, which is how it is tested: pip
 resolves and does not build, there is no graph to capture, and times mean nothing.
@@ -26,12 +27,14 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpu_checking.deadline import Outcome, Step, run_steps, write_json
+from gpu.deadline import Command, Outcome, Step, run_steps, write_json
+from gpu.targets import Rows, judge
 
 ROOT = Path(__file__).resolve().parent.parent
 MINUTES = 8.0
@@ -41,12 +44,33 @@ SECONDS = {
     "build": (150, 220),
     "calls": (20, 45),
     "graph capture": (15, 30),
-    "beyond 2^31": (20, 40),
+    "beyond 2^31": (30, 60),
     "tests": (80, 200),
     "loss timings": (70, 120),
     "linear timings": (55, 90),
     "memcheck": (20, 60),
     "racecheck": (20, 60),
+}
+# What a process of its own each calls: kernel families, and what checks.py has by these names.
+KERNELS = (
+    *("rows_small", "rows_medium", "rows_large", "sites_small", "sites_large"),
+    *("linear_on_chip", "linear in chunks"),
+)
+PARTS = {
+    "calls": KERNELS,
+    "memcheck": KERNELS,
+    "racecheck": KERNELS,
+    "graph capture": ("sites", "rows", "linear on chip", "linear in chunks", "adversary"),
+    "beyond 2^31": ("logits", "features", "logits in chunks"),
+}
+# The files that have tests on CUDA tensors, and which of them.
+TESTS = {
+    "edges": ("ops/test_bias_loss_edges.py", ""),
+    "operators": ("ops/test_bias_loss_operators.py", ""),
+    "parity": ("ops/test_bias_loss_parity.py", ""),
+    "weights of 0": ("ops/test_zero_coefficients.py", ""),
+    "linear head": ("ops/test_devices.py", "linear"),
+    "devices": ("ops/test_devices.py", "not linear"),
 }
 NO_PYTEST = "pytest and hypothesis are not installed: pip install '.[test]' first"
 
@@ -90,37 +114,49 @@ def plan(
     on_gpu = device == "cuda"
     script = str(Path(__file__).resolve())
 
-    def own(name: str, limit: float, result: Path) -> list[str]:
-        command = [sys.executable, script, "--step", name, "--device", device]
+    def own(name: str, part: str, limit: float, result: Path) -> list[str]:
+        command = [sys.executable, script, "--step", name, "--part", part, "--device", device]
         command += ["--seconds", f"{limit:.1f}", "--result", str(result)]
         return command + (["--quick"] if quick else [])
 
-    def sanitizer(tool: str, limit: float, result: Path) -> list[str]:
+    def sanitizer(tool: str, part: str, limit: float, result: Path) -> list[str]:
         found = shutil.which("compute-sanitizer") or "compute-sanitizer"
-        checked = own("calls under a sanitizer", limit, result)
+        checked = own("calls under a sanitizer", part, limit, result)
         return [found, "--tool", tool, "--error-exitcode", "1", *checked]
 
-    pip = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps"]
-    pip += ["--editable", ".", *([] if on_gpu else ["--dry-run"])]
-    selected = ["-m", "cuda and not slow", "python_tests"]
+    def parts_of(name: str, command: Callable[..., list[str]]) -> dict[str, Command]:
+        return {part: functools.partial(command, part) for part in PARTS[name]}
+
+    def pytest(*selected: str) -> Command:
+        command = [sys.executable, "-m", "pytest", "-v", "--durations=10", *selected]
+        return lambda limit, result: command
+
+    tests = {
+        name: pytest("-m", "cuda and not slow", "-k", only, f"python_tests/{file}")
+        for name, (file, only) in TESTS.items()
+    }
     if not on_gpu:
-        selected = ["-k", "cpu and test_scale", "python_tests/ops/test_bias_loss_operators.py"]
-    pytest = [sys.executable, "-m", "pytest", "-v", "--durations=10", *selected]
+        tests = {
+            "scale": pytest(
+                "-k", "cpu and test_scale", "python_tests/ops/test_bias_loss_operators.py"
+            )
+        }
     missing = None if shutil.which("compute-sanitizer") else "compute-sanitizer is not installed"
     jobs = os.environ.get("MAX_JOBS") or str(min(8, os.cpu_count() or 1))
     needs = None if "build" in skip else "build"
 
     def step(name: str, **rest: Any) -> Step:
         least, most = (seconds * minutes / MINUTES for seconds in SECONDS[name])
-        command = rest.pop("command", functools.partial(own, name))
+        if name in PARTS:
+            rest.setdefault("parts", parts_of(name, functools.partial(own, name)))
         if name in skip:
             rest["skip"] = "left out by --skip"
+        command = None if "parts" in rest else functools.partial(own, name, "")
         return Step(name, command, least, most, **{"needs": needs, **rest})
 
     return [
         step(
             "build",
-            command=lambda limit, result: pip,
             environment={
                 "LNL_EXT_CUDA": "1" if on_gpu else "0",
                 "MAX_JOBS": jobs,
@@ -130,10 +166,10 @@ def plan(
         ),
         step("calls"),
         step("graph capture", skip=None if on_gpu else "the CPU has no CUDA graphs"),
-        step("beyond 2^31"),
+        step("beyond 2^31", together=1),  # each takes much of the memory
         step(
             "tests",
-            command=lambda limit, result: pytest,
+            parts=tests,
             read=counts_of,
             skip=None if has_pytest() else NO_PYTEST,
         ),
@@ -142,11 +178,15 @@ def plan(
         # Every tensor an allocation of its own, so that an access beyond its end is seen.
         step(
             "memcheck",
-            command=functools.partial(sanitizer, "memcheck"),
+            parts=parts_of("memcheck", functools.partial(sanitizer, "memcheck")),
             skip=missing,
             environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
         ),
-        step("racecheck", command=functools.partial(sanitizer, "racecheck"), skip=missing),
+        step(
+            "racecheck",
+            parts=parts_of("racecheck", functools.partial(sanitizer, "racecheck")),
+            skip=missing,
+        ),
     ]
 
 
@@ -155,10 +195,37 @@ def has_pytest() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in ("pytest", "hypothesis"))
 
 
-def run_own_step(name: str, device: str, quick: bool, seconds: float, result: Path) -> int:
-    """Run a step in this process, and write its result whenever it knows more."""
+def build(device: str, result: Path) -> int:
+    """Install the package, then import it, in a process that finds what has been installed."""
+    pip = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps"]
+    pip += ["--editable", ".", *([] if device == "cuda" else ["--dry-run"])]
+    imported = [sys.executable, str(Path(__file__).resolve()), "--step", "import"]
+    imported += ["--device", device, "--result", str(result)]
+    return subprocess.run(pip).returncode or subprocess.run(imported).returncode
+
+
+def import_package(device: str, result: Path) -> int:
+    """Import the package, and write what it was built with."""
+    import lnl_ext
+
+    info = lnl_ext.build_info()
+    write_json(result, info)
+    if device == "cuda" and not info["cuda"]:
+        print(f"lnl_ext was built without CUDA: {info}")
+        return 1
+    return 0
+
+
+def run_own_step(
+    name: str, part: str, device: str, quick: bool, seconds: float, result: Path
+) -> int:
+    """Run a step, or a part of it, in this process; write its result whenever it knows more."""
+    if name == "build":
+        return build(device, result)
+    if name == "import":
+        return import_package(device, result)
     import torch
-    from gpu_checking import checks, timings
+    from gpu import checks, timings
 
     where = torch.device(device)
 
@@ -168,15 +235,17 @@ def run_own_step(name: str, device: str, quick: bool, seconds: float, result: Pa
     if name in ("loss timings", "linear timings"):
         complete = timings.measure(name == "linear timings", where, quick, seconds, report)
         return 0 if complete else 1
-    report(
-        {
-            "calls": lambda: checks.calls(where),
-            "calls under a sanitizer": lambda: checks.calls(where, compare=False),
-            "graph capture": lambda: checks.graph_capture(where),
-            "beyond 2^31": lambda: checks.large_tensors(where, quick),
-        }[name]()
-    )
-    return 0
+    if name == "graph capture":
+        report(checks.graph_capture(where, part))
+        return 0
+    if name == "beyond 2^31":
+        report(checks.large_tensors(where, part, quick))
+        return 0
+    found = checks.calls(where, part, compare=name == "calls")
+    report(found)
+    for call, lines in found["failed"].items():
+        print(call, *lines, sep="\n  ")
+    return 1 if found["failed"] else 0
 
 
 def file_name(gpu: str) -> str:
@@ -209,13 +278,12 @@ def facts(device: str) -> dict[str, Any]:
 
 def report_of(about: dict[str, Any], outcomes: list[Outcome], measured: bool) -> dict[str, Any]:
     """Return what is written: facts, targets held against the timings so far, all outcomes."""
-    from gpu_checking import timings
 
-    def rows(name: str) -> timings.Rows:
+    def rows(name: str) -> Rows:
         found = [outcome.detail for outcome in outcomes if outcome.name == name]
         return found[0]["rows"] if found and isinstance(found[0], dict) else []
 
-    judged = timings.judge(rows("loss timings"), rows("linear timings")) if measured else []
+    judged = judge(rows("loss timings"), rows("linear timings")) if measured else []
     return {**about, "targets": judged, "steps": [dataclasses.asdict(each) for each in outcomes]}
 
 
@@ -252,13 +320,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--skip", nargs="*", default=[], choices=tuple(SECONDS))
     # How this script calls itself for one step.
     parser.add_argument("--step", help=argparse.SUPPRESS)
+    parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     on_gpu = options.device == "cuda"
     quick = options.quick or not on_gpu
     if options.step:
-        return run_own_step(options.step, options.device, quick, options.seconds, options.result)
+        return run_own_step(
+            options.step, options.part, options.device, quick, options.seconds, options.result
+        )
     import torch
 
     if on_gpu and not torch.cuda.is_available():

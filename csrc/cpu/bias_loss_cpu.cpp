@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "../bias_loss.h"
-#include "kept_memory.h"
 #include "kernel.h"
 #include "problem.h"
 
@@ -34,7 +33,7 @@ struct Gradients {
   }
 
   static at::Tensor allocate(const at::Tensor& like, bool wanted) {
-    return wanted ? new_tensor_like(like) : at::empty({0}, like.options());
+    return wanted ? at::empty_like(like) : at::empty({0}, like.options());
   }
 };
 

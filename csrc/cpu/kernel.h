@@ -72,10 +72,6 @@ struct LinearProblem {
   Problem loss;
   const void* features = nullptr;     // [rows, width]
   const void* head_weight = nullptr;  // [heads * classes, padded_width], accumulation dtype
-  // For LinearKernel of bfloat16 instead: the same in bfloat16, and as [class pairs, padded_width,
-  // 2] with a class of zeros where their number is odd.
-  const void* pair_weight = nullptr;
-  const void* pair_classes = nullptr;
   const void* head_bias = nullptr;    // [heads * classes], accumulation dtype, or null
   void* features_gradient = nullptr;  // [rows, width], or null
   int64_t width = 0;
@@ -85,7 +81,6 @@ struct LinearProblem {
   bool two_gradients = false;  // of the logits: the features' and dCE for the head
 };
 constexpr int64_t kWidthMultiple = 16;
-constexpr int64_t kPairMultiple = 32;  // of padded_width for bfloat16's own kernel
 constexpr int64_t kMostLinearClasses = 64;
 
 // Sums over a part of the sites of one head.
@@ -131,14 +126,7 @@ const KernelTable& kernels_avx2();
 const KernelTable& kernels_avx512();
 #endif
 
-// Older ones do not tell whether the processor multiplies bfloat16.
-#if defined(LNL_CPU_X86) && (defined(__clang__) || __GNUC__ >= 11)
-#define LNL_CPU_BFLOAT16 1
-LinearKernel bfloat16_linear_kernel();  // where the processor has AVX512_BF16
-#endif
-
 // The best the processor and ATEN_CPU_CAPABILITY allow.
 const KernelTable& kernels();
-LinearKernel chosen_bfloat16_linear_kernel();  // null: there is none of its own
 
 }  // namespace lnl::cpu

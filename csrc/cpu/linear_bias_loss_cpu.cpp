@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "../linear_bias_loss.h"
-#include "kept_memory.h"
 #include "kernel.h"
 #include "problem.h"
 
@@ -48,7 +47,10 @@ Plan make_plan(const LinearBiasLossArguments& arguments, const Coefficients& coe
     plan.two_gradients = true;
     return plan;
   }
-  plan.features_factor = coefficients.cross_entropy;
+  // In the dtype of the products, where a number too large for it is infinite.
+  plan.features_factor = accumulation_dtype(arguments.features) == at::kDouble
+                             ? coefficients.cross_entropy
+                             : static_cast<float>(coefficients.cross_entropy);
   plan.coefficients.cross_entropy = 1.0;
   plan.coefficients.entropy = plan.coefficients.confusion = 0.0;
   return plan;
@@ -113,25 +115,15 @@ int64_t part_rows(int64_t rows, int64_t outputs) {
 Gradients run_kernel(Call& call, const Plan& plan, std::vector<Sums>& total) {
   const LinearBiasLossArguments& arguments = call.arguments;
   const int64_t rows = call.geometry.rows, outputs = call.outputs(), width = call.width();
-  const LinearKernel of_pairs =
-      arguments.features.scalar_type() == at::kBFloat16 ? chosen_bfloat16_linear_kernel() : nullptr;
-  const int64_t padded = round_up(width, of_pairs != nullptr ? kPairMultiple : kWidthMultiple);
+  const int64_t padded = round_up(width, kWidthMultiple);
   const auto options = arguments.features.options().dtype(call.accumulate());
-  at::Tensor weight = arguments.head_weight;
+  at::Tensor weight = arguments.head_weight.to(call.accumulate());
   if (padded != width) {
     weight = at::constant_pad_nd(weight, {0, padded - width});
   }
-  at::Tensor bias, class_pairs;
+  at::Tensor bias;
   LinearProblem problem;
-  if (of_pairs != nullptr) {
-    const at::Tensor even = outputs % 2 == 0 ? weight : at::constant_pad_nd(weight, {0, 0, 0, 1});
-    class_pairs = even.view({even.size(0) / 2, 2, padded}).transpose(1, 2).contiguous();
-    problem.pair_weight = weight.const_data_ptr();
-    problem.pair_classes = class_pairs.const_data_ptr();
-  } else {
-    weight = weight.to(call.accumulate());
-    problem.head_weight = weight.const_data_ptr();
-  }
+  problem.head_weight = weight.const_data_ptr();
   problem.loss = call.problem;
   problem.loss.coefficients = plan.coefficients;
   problem.features = arguments.features.const_data_ptr();
@@ -147,7 +139,7 @@ Gradients run_kernel(Call& call, const Plan& plan, std::vector<Sums>& total) {
 
   Gradients gradients;
   if (arguments.features_gradient) {
-    gradients.features = new_tensor({rows, width}, arguments.features.options());
+    gradients.features = at::empty({rows, width}, arguments.features.options());
     problem.features_gradient = gradients.features.data_ptr();
   }
   const int64_t each = part_rows(rows, outputs);
@@ -156,7 +148,6 @@ Gradients run_kernel(Call& call, const Plan& plan, std::vector<Sums>& total) {
   const at::Tensor weight_parts = at::empty({head_parts, outputs, padded}, options);
   const at::Tensor bias_parts = at::empty({head_parts, outputs}, options);
   std::vector<Sums> sums(parts * call.geometry.heads);
-  const LinearKernel kernel = of_pairs != nullptr ? of_pairs : kernels().run_linear;
   const int64_t grain = rows * outputs * width < kParallelProducts ? parts : 1;
   at::parallel_for(0, parts, grain, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
@@ -166,8 +157,9 @@ Gradients run_kernel(Call& call, const Plan& plan, std::vector<Sums>& total) {
         weight_gradient = weight_parts[part].zero_().data_ptr();
         bias_gradient = bias_parts[part].zero_().data_ptr();
       }
-      kernel(problem, part * each, std::min(rows, (part + 1) * each),
-             sums.data() + part * call.geometry.heads, weight_gradient, bias_gradient);
+      kernels().run_linear(problem, part * each, std::min(rows, (part + 1) * each),
+                           sums.data() + part * call.geometry.heads, weight_gradient,
+                           bias_gradient);
     }
   });
   add(sums, total);
@@ -202,14 +194,14 @@ Gradients run_products(Call& call, const Plan& plan, std::vector<Sums>& total) {
     bias = arguments.head_bias->to(accumulate);
   }
   // The first gradient overwrites the logits.
-  const at::Tensor buffer = new_tensor({chunk, outputs}, options);
-  const at::Tensor second = new_tensor({plan.two_gradients ? chunk : 0, outputs}, options);
+  const at::Tensor buffer = at::empty({chunk, outputs}, options);
+  const at::Tensor second = at::empty({plan.two_gradients ? chunk : 0, outputs}, options);
   Gradients gradients;
   if (arguments.features_gradient) {
-    gradients.features = new_tensor({rows, width}, arguments.features.options());
+    gradients.features = at::empty({rows, width}, arguments.features.options());
   }
   if (arguments.head_gradient) {
-    gradients.weight = new_tensor({outputs, width}, options);
+    gradients.weight = at::empty({outputs, width}, options);
     gradients.bias = at::zeros({outputs}, options);
   }
   Problem problem = call.problem;

@@ -6,6 +6,7 @@
 #include <ATen/Version.h>
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 
 namespace lnl::cpu {
@@ -22,18 +23,6 @@ const KernelTable& kernels() {
   return chosen;
 #else
   return kernels_baseline();
-#endif
-}
-
-LinearKernel chosen_bfloat16_linear_kernel() {
-#ifdef LNL_CPU_BFLOAT16
-  static const LinearKernel chosen =
-      &kernels() == &kernels_avx512() && __builtin_cpu_supports("avx512bf16")
-          ? bfloat16_linear_kernel()
-          : nullptr;
-  return chosen;
-#else
-  return nullptr;
 #endif
 }
 
@@ -225,12 +214,31 @@ Values SiteValues::values(const BiasLossArguments& arguments,
   Values values;
   values.cross_entropy = cross_entropy_.sum(1).view(sites);
   values.entropy = entropy_.sum(1).view(sites);
-  values.loss = values.cross_entropy - coefficients.entropy * values.entropy;
-  if (confusion_.defined()) {
-    values.loss = values.loss + coefficients.confusion * confusion_.sum(1).view(sites);
+  values.loss = values.cross_entropy.clone();
+  if (coefficients.entropy != 0.0) {
+    values.loss.sub_(coefficients.entropy * values.entropy);
+  }
+  if (coefficients.confusion != 0.0) {
+    values.loss.add_(coefficients.confusion * confusion_.sum(1).view(sites));
   }
   return values;
 }
+
+namespace {
+
+// Numbers that a float32 cannot hold are infinite in it.
+double as_held(double value, const at::TensorOptions& options) {
+  const bool wide = options.dtype() == at::kDouble;
+  return wide ? value : static_cast<double>(static_cast<float>(value));
+}
+
+// Also where its mean is not: as in torch, and where the kernels have summed in float32.
+double unless_too_large(double sum, const at::TensorOptions& options) {
+  const double held = as_held(sum, options);
+  return std::isinf(held) ? held : sum;
+}
+
+}  // namespace
 
 Values reduced_values(const std::vector<Sums>& sums, const at::Tensor& denominators,
                       const BiasLossArguments& arguments, const Coefficients& coefficients,
@@ -239,16 +247,24 @@ Values reduced_values(const std::vector<Sums>& sums, const at::Tensor& denominat
   const bool mean = arguments.reduction == Reduction::kMean;
   Sums value;
   for (size_t head = 0; head < sums.size(); ++head) {
-    value.cross_entropy += sums[head].cross_entropy / (mean ? divisor[2 * head] : 1.0);
-    value.entropy += sums[head].entropy / (mean ? divisor[2 * head + 1] : 1.0);
-    value.confusion += sums[head].confusion / (mean ? divisor[2 * head + 1] : 1.0);
+    const double by_weight = mean ? divisor[2 * head] : 1.0;
+    const double by_site = mean ? divisor[2 * head + 1] : 1.0;
+    value.cross_entropy += unless_too_large(sums[head].cross_entropy, options) / by_weight;
+    value.entropy += sums[head].entropy / by_site;
+    value.confusion += unless_too_large(sums[head].confusion, options) / by_site;
   }
-  double total = value.cross_entropy - coefficients.entropy * value.entropy;
-  if (coefficients.has_confusion) {
+  // A term of weight 0 is not added: where sites are ignored it may be NaN.
+  double total = value.cross_entropy;
+  if (coefficients.entropy != 0.0) {
+    total -= coefficients.entropy * value.entropy;
+  }
+  if (coefficients.confusion != 0.0) {
     total += coefficients.confusion * value.confusion;
   }
-  return {at::full({}, total, options), at::full({}, value.cross_entropy, options),
-          at::full({}, value.entropy, options)};
+  const auto scalar = [&](double number) {
+    return at::full({}, as_held(number, options), options);
+  };
+  return {scalar(total), scalar(value.cross_entropy), scalar(value.entropy)};
 }
 
 }  // namespace lnl::cpu

@@ -10,6 +10,7 @@ struct Row {
   T* head_gradient;        // [classes] or null
   int64_t target;          // -1 where ignored or where probabilities are given
   T counted;               // 0: the site is ignored
+  T entropy_counted;       // likewise for the entropy and the confusion term
   T scale;                 // of dCE: upstream / denominator, 0 where not counted
   T entropy_scale;
 };
@@ -224,6 +225,15 @@ RowResult row_block(const Row<T>& row, const ClassTerms<T>& terms) {
       row.gradient[row.target] = static_cast<T>(hit);
       if constexpr (Gradients > 1) {
         row.head_gradient[row.target] = static_cast<T>(head_hit);
+      }
+    }
+    // No term gives this site a gradient, also where NaN logits made it NaN.
+    if (row.counted == T(0)) {
+      if (!terms.regularised || row.entropy_counted == T(0)) {
+        memset(row.gradient, 0, classes * sizeof(T));
+      }
+      if constexpr (Gradients > 1) {
+        memset(row.head_gradient, 0, classes * sizeof(T));
       }
     }
   }

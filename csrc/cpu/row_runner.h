@@ -32,6 +32,7 @@ struct RowRunner {
     Row<T> row{};
     row.target = site.target;
     row.counted = site.counted;
+    row.entropy_counted = site.entropy_counted;
     row.scale = site.scale;
     row.entropy_scale = site.entropy_scale;
     if constexpr (kDirect) {

@@ -13,6 +13,7 @@ struct ClassTerms {
   T entropy;        // entropy_weight
   T confusion;      // confusion_weight
   bool has_confusion;
+  bool regularised;  // whether entropy or confusion have a gradient
 };
 
 // One block of sites. Class strides are in elements.
@@ -59,6 +60,27 @@ LNL_INLINE Vec<T, N> dense_target(const SiteBlock<T, B>& block, const ClassTerms
   }
   const V smoothed = share * V::fill(terms.keep) + V::fill(terms.spread);
   return terms.weight != nullptr ? smoothed * V::fill(terms.weight[c]) : smoothed;
+}
+
+// Zeros in the gradient of sites to which no term gives one, where NaN logits made it NaN.
+template <typename T, int N, int U>
+void clear_sites(const typename Vec<T, N>::Mask (&mask)[U], int64_t classes, T* gradient,
+                 int64_t stride) {
+  using V = Vec<T, N>;
+  const V zero = V::fill(T(0));
+  V any = zero;
+  for (int u = 0; u < U; ++u) {
+    any = any + select<T, N>(mask[u], V::fill(T(1)), zero);
+  }
+  if (horizontal_sum<T, N>(any) == T(0)) {
+    return;
+  }
+  for (int64_t c = 0; c < classes; ++c) {
+    for (int u = 0; u < U; ++u) {
+      T* const at = gradient + c * stride + u * N;
+      select<T, N>(mask[u], zero, V::load(at)).store(at);
+    }
+  }
 }
 
 template <typename T, int N, int U, bool Dense, int Gradients>
@@ -218,6 +240,18 @@ void site_block(SiteBlock<T, N * U>& block, const ClassTerms<T>& terms) {
           head.store(head_gradient + c * head_gradient_stride + u * N);
         }
       }
+    }
+    typename V::Mask silent[U], head_silent[U];
+    for (int u = 0; u < U; ++u) {
+      const V is_nan = select<T, N>(inverse[u] == inverse[u], zero, one);
+      const V counted = V::load(block.counted + u * N);
+      const V others = terms.regularised ? V::load(block.entropy_counted + u * N) : zero;
+      silent[u] = select<T, N>(counted + others == zero, is_nan, zero) == one;
+      head_silent[u] = select<T, N>(counted == zero, is_nan, zero) == one;
+    }
+    clear_sites<T, N, U>(silent, classes, gradient, gradient_stride);
+    if constexpr (Gradients > 1) {
+      clear_sites<T, N, U>(head_silent, classes, head_gradient, head_gradient_stride);
     }
   }
 }

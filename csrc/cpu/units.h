@@ -96,6 +96,7 @@ ClassTerms<T> class_terms(const Problem& problem) {
   terms.entropy = static_cast<T>(problem.coefficients.entropy);
   terms.confusion = static_cast<T>(problem.coefficients.confusion);
   terms.has_confusion = problem.coefficients.has_confusion;
+  terms.regularised = problem.coefficients.entropy != 0.0 || problem.coefficients.confusion != 0.0;
   return terms;
 }
 

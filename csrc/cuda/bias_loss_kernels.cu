@@ -6,20 +6,8 @@
 namespace lnl::cuda {
 
 LaunchFacts launch_facts(const BiasLossCall& call, const Device& device) {
-  static const char* const names[] = {"rows_small", "rows_medium", "rows_medium",
-                                      "rows_large", "sites_small", "sites_large"};
-  const Plan plan =
-      with_dtype(call.dtype, [&](auto type) { return make_plan<decltype(type)>(call, device); });
-  const bool large = plan.kernel == Kernel::kRowsLarge || plan.kernel == Kernel::kSitesLarge;
-  LaunchFacts facts;
-  facts.kernel = names[static_cast<int>(plan.kernel)];
-  facts.threads = plan.threads;
-  facts.blocks = plan.blocks;
-  facts.shared_memory = plan.shared;
-  facts.dense = plan.dense;
-  facts.reads_logits_once = !large || plan.stage;
-  facts.workspace = plan.total;
-  return facts;
+  return facts_of(
+      with_dtype(call.dtype, [&](auto type) { return make_plan<decltype(type)>(call, device); }));
 }
 
 int launch_bias_loss(const BiasLossCall& call, const Device& device, void* workspace,

@@ -201,6 +201,21 @@ Plan make_plan(const BiasLossCall& call, const Device& device) {
   return plan;
 }
 
+inline LaunchFacts facts_of(const Plan& plan) {
+  static const char* const names[] = {"rows_small", "rows_medium", "rows_medium",
+                                      "rows_large", "sites_small", "sites_large"};
+  const bool large = plan.kernel == Kernel::kRowsLarge || plan.kernel == Kernel::kSitesLarge;
+  LaunchFacts facts;
+  facts.kernel = names[static_cast<int>(plan.kernel)];
+  facts.threads = plan.threads;
+  facts.blocks = plan.blocks;
+  facts.shared_memory = plan.shared;
+  facts.dense = plan.dense;
+  facts.reads_logits_once = !large || plan.stage;
+  facts.workspace = plan.total;
+  return facts;
+}
+
 template <typename A>
 DeviceCoefficient<A> coefficient(const Coefficient& given) {
   return {static_cast<const A*>(given.device), static_cast<A>(given.host)};
@@ -241,7 +256,6 @@ Problem<T> make_problem(const BiasLossCall& call, const Plan& plan, unsigned cha
   problem.entropy_weight = coefficient<A>(call.entropy_weight);
   problem.confusion_weight = coefficient<A>(call.confusion_weight);
   problem.reversed = call.reversal.present;
-  problem.regularised = call.entropy_weight.present;
   problem.confused = call.confusion_weight.present;
   problem.mask_entropy = call.mask_entropy;
   problem.sites = sites;
@@ -401,8 +415,6 @@ cudaError_t launch_fold(const BiasLossCall& call, const Plan& plan, unsigned cha
   problem.confusion_weight = coefficient<A>(call.confusion_weight);
   problem.blocks = static_cast<int>(plan.blocks);
   problem.heads = static_cast<int>(call.heads);
-  problem.regularised = call.entropy_weight.present;
-  problem.confused = call.confusion_weight.present;
   const auto kernel = fold_totals<A>;
   LNL_LAUNCH(kernel, dim3(1), dim3(256), 8 * kTotals * sizeof(A), stream, problem);
   return cudaGetLastError();

@@ -122,16 +122,17 @@ __global__ void __launch_bounds__(kLargeThreads, 1) rows_large(Problem<T> proble
         add_online<T>(online, values[k], y, inside, one_hot);
       }
     }
+    A label_logit = 0;
+    const bool wants_logit = !kDense && label_class >= 0;
+    // Beyond the barrier other threads write the row's gradient, maybe over its logits.
+    if (wants_logit && !problem.stage) label_logit = widen(logits[label_class]);
     merge_lanes<T>(online);
     if (lane == 0) by_warp[warp] = online;
     __syncthreads();
     if (lane < warps) online = by_warp[lane];
     if (lane >= warps) online = Online();
     merge_lanes<T>(online);
-    A label_logit = 0;
-    if (!kDense && label_class >= 0) {
-      label_logit = problem.stage ? widen(stage[label_class + before]) : widen(logits[label_class]);
-    }
+    if (wants_logit && problem.stage) label_logit = widen(stage[label_class + before]);
     const auto site =
         finish_site(problem, scales, label, place.output, online.sums, online.maximum, label_logit);
     if (threadIdx.x == 0) {
@@ -153,7 +154,7 @@ __global__ void __launch_bounds__(kLargeThreads, 1) rows_large(Problem<T> proble
         }
 #pragma unroll
         for (int i = 0; i < kWide<T>; ++i) {
-          values[i] = clamp_distance(values[i] - online.maximum);
+          values[i] = finite_distance(values[i] - online.maximum);
           powers[i] = exp_distance<T>(values[i]);
         }
         if (problem.gradient != nullptr) {
@@ -391,7 +392,7 @@ __global__ void __launch_bounds__(256, kSitesLargeBlocks<kDense, kSites>)
       if constexpr (kDense) sites.load_targets(problem, c, c * stride, label, y);
 #pragma unroll
       for (int v = 0; v < kSites; ++v) {
-        distance[v] = clamp_distance(A(widen(logits.values[v])) - maximum[v]);
+        distance[v] = finite_distance(A(widen(logits.values[v])) - maximum[v]);
         power[v] = exp_distance<T>(distance[v]);
       }
       if (problem.gradient != nullptr) {

@@ -61,6 +61,8 @@ struct BiasLossCall {
   // entropy alone. [LaunchFacts::blocks, K, 3] of the accumulation dtype.
   void* partials = nullptr;
 
+  // One of them may be the logits' own memory: no thread reads a logit that another may have
+  // overwritten.
   void* gradient = nullptr;       // dtype and memory order of logits; null: not wanted
   void* head_gradient = nullptr;  // likewise
 };

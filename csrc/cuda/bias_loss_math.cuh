@@ -87,6 +87,14 @@ __device__ inline double clamp_distance(double distance) {
   return distance < lowest_distance<double>() ? lowest_distance<double>() : distance;
 }
 
+// Likewise without NaN, as the gradients take it.
+__device__ inline float finite_distance(float distance) {
+  return fmaxf(distance, lowest_distance<float>());
+}
+__device__ inline double finite_distance(double distance) {
+  return distance > lowest_distance<double>() ? distance : lowest_distance<double>();
+}
+
 // 2^x with flushed subnormals: one MUFU instruction, at most 2 ulp off.
 __device__ inline float exp2_fast(float x) {
 #if defined(__CUDA_ARCH__)

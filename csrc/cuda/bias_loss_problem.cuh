@@ -48,7 +48,6 @@ struct Problem {
   A keep;   // 1 - label_smoothing
   A floor;  // label_smoothing / C
   bool reversed;
-  bool regularised;
   bool confused;
   bool mask_entropy;
   bool upstream_per_site;

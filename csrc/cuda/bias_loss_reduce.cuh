@@ -87,9 +87,10 @@ __device__ void write_site(const Problem<T>& problem, const HeadScales<Accumulat
                            std::int64_t target, const Site<Accumulation<T>, kDense>& site) {
   if (problem.site_loss == nullptr) return;
   auto loss = site.cross_entropy;
-  if (problem.regularised) loss -= scales.entropy_weight * site.entropy;
+  // A term of weight 0 is not added: that of an ignored site may be NaN.
+  if (scales.entropy_weight != 0) loss -= scales.entropy_weight * site.entropy;
   if constexpr (kDense) {
-    if (problem.confused) loss += scales.confusion_weight * site.confusion;
+    if (scales.confusion_weight != 0) loss += scales.confusion_weight * site.confusion;
   }
   problem.site_loss[target] = loss;
   problem.site_cross_entropy[target] = site.cross_entropy;
@@ -214,8 +215,6 @@ struct FoldProblem {
   DeviceCoefficient<A> entropy_weight, confusion_weight;
   int blocks;
   int heads;
-  bool regularised;
-  bool confused;
 };
 
 template <typename A>
@@ -249,8 +248,10 @@ __global__ void __launch_bounds__(256) fold_totals(FoldProblem<A> problem) {
   }
   if (threadIdx.x == 0) {
     A loss = cross_entropy;
-    if (problem.regularised) loss -= problem.entropy_weight.read() * entropy;
-    if (problem.confused) loss += problem.confusion_weight.read() * confusion;
+    const A entropy_weight = problem.entropy_weight.read();
+    const A confusion_weight = problem.confusion_weight.read();
+    if (entropy_weight != A(0)) loss -= entropy_weight * entropy;
+    if (confusion_weight != A(0)) loss += confusion_weight * confusion;
     *problem.loss = loss;
     *problem.cross_entropy = cross_entropy;
     *problem.entropy = entropy;

@@ -172,6 +172,11 @@ __device__ inline void work_on_row(const Problem<T>& problem,
     A distance[4], power[4], y[4] = {}, gradient[4];
     load_four(distances + c, distance);
     load_four(powers + c, power);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      distance[i] = finite_distance(distance[i]);
+      power[i] = larger(power[i], A(0));
+    }
     if constexpr (kDense) load_four(targets + c, y);
     if (problem.gradient != nullptr) {
 #pragma unroll
@@ -224,7 +229,7 @@ __device__ inline void work_on_tile(const Problem<T>& problem,
     copy_tile_out(problem, distances, count, problem.wide_head_gradient,
                   problem.head_gradient + begin);
   }
-  __syncwarp();  // the next rows overwrite the tiles
+  // No barrier before the next rows: a lane copies in over what it has itself copied out.
 }
 
 template <typename T, bool kDense>
@@ -337,6 +342,16 @@ __global__ void __launch_bounds__(128, kMediumBlocks<T, kDense, kElements>)
       write_site(problem, scales, place.target, site);
     }
     if (!problem.wants_gradient()) continue;
+    if (sums.t != sums.t) {  // distances and powers are finite in Site::gradient
+#pragma unroll
+      for (int w = 0; w < kWindows; ++w) {
+#pragma unroll
+        for (int i = 0; i < kWide<T>; ++i) {
+          values[w][i] = lowest_distance<A>();
+          if constexpr (kKeepPowers) powers[w][i] = 0;
+        }
+      }
+    }
 #pragma unroll
     for (int w = 0; w < kWindows; ++w) {
       const int c = (w * lanes + lane) * kWide<T> - before;

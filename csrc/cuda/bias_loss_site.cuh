@@ -96,6 +96,8 @@ struct Site {
   A entropy = 0;
   A confusion = 0;
 
+  // Distances and powers are finite here: logits that are NaN make the factors NaN, but of a site
+  // to which no term gives a gradient, whose factors are 0.
   A multiplier = 0;  // gradient = e^d * (multiplier + slope * d) ...
   A slope = 0;
   A head_multiplier = 0;  // head gradient = e^d * head_multiplier ...
@@ -226,6 +228,11 @@ __device__ Site<Accumulation<T>, kDense> finish_site(const Problem<T>& problem,
     site.head_multiplier = head * inverse;
     site.at_label = (power * slope * (distance - mean_distance) - direct * others) * inverse;
     site.head_at_label = -head * others * inverse;
+  }
+  if (!label.counted()) {
+    site.head_multiplier = 0;
+    const bool others = scales.entropy_weight != A(0) || scales.confusion_weight != A(0);
+    if (!entropy_counted || !others) site.multiplier = site.slope = 0;
   }
   return site;
 }

@@ -232,7 +232,7 @@ __global__ void __launch_bounds__(128, kSmallBlocks<T, kDense, kSites>)
       if constexpr (kDense) load_column(target_column, y);
 #pragma unroll
       for (int v = 0; v < kSites; ++v) {
-        distance[v] = clamp_distance(A(widen(logits.values[v])) - maximum[v]);
+        distance[v] = finite_distance(A(widen(logits.values[v])) - maximum[v]);
         power[v] = exp_distance<T>(distance[v]);
       }
       if (problem.gradient != nullptr) {

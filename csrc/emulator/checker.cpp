@@ -74,9 +74,10 @@ void Checker::mark_written(int id) {
   for (Cell& cell : regions_[id].cells) cell.written = true;
 }
 
-bool Checker::all_written(int id) const {
+bool Checker::all_written(int id, std::size_t first) const {
   const auto& cells = regions_[id].cells;
-  return std::all_of(cells.begin(), cells.end(), [](const Cell& cell) { return cell.written; });
+  return std::all_of(cells.begin() + first / kCell, cells.end(),
+                     [](const Cell& cell) { return cell.written; });
 }
 
 void Checker::fault(const Region& region, const std::string& what, std::uintptr_t address,

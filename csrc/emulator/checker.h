@@ -23,7 +23,7 @@ class Checker {
   unsigned char* add(const std::string& name, std::size_t bytes, Kind kind, int& id);
   void remove(int id);
   void mark_written(int id);
-  bool all_written(int id) const;
+  bool all_written(int id, std::size_t first) const;  // from this offset on
 
   // An access of the running thread by the instruction at `place`.
   void access(const void* place, std::uintptr_t address, std::size_t bytes, bool write,

@@ -46,9 +46,9 @@ Buffer::Buffer(std::string name, std::size_t bytes, Access access, const void* c
 
 Buffer::~Buffer() { give_back(data_, id_); }
 
-bool Buffer::is_written() const {
+bool Buffer::is_written([[maybe_unused]] std::size_t first) const {
 #if defined(LNL_EMULATOR_HOOKS)
-  return checker().all_written(id_);
+  return checker().all_written(id_, first);
 #else
   return true;
 #endif

@@ -23,8 +23,8 @@ class Buffer {
 
   void* data() const { return data_; }
   std::size_t size() const { return bytes_; }
-  // Whether kernels have written every byte; always true without hooks.
-  bool is_written() const;
+  // Whether kernels have written every byte from this offset on; always true without hooks.
+  bool is_written(std::size_t first = 0) const;
 
  private:
   void* data_ = nullptr;

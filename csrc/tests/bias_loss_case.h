@@ -22,6 +22,7 @@ enum class Pattern {
   kInfiniteRow,   // some sites all -inf
   kNotANumber,    // a NaN
   kPlusInfinity,  // a +inf
+  kEqual,         // all the same
 };
 
 struct Case {
@@ -41,9 +42,12 @@ struct Case {
   bool coefficients_on_device = false;
   bool gradient = true, head_gradient = true;
   bool separate_backward = false;  // forward without gradients, then backward with upstream
-  std::int64_t misaligned = 0;     // elements before the logits (not before the gradients)
-  bool misaligned_labels = false;  // one label before the first
-  bool few_blocks = false;         // so that each takes several turns
+  bool in_place = false;  // the gradient (the head's, where it alone is wanted) is over the logits
+  std::int64_t misaligned = 0;  // elements before the logits (not before the gradients)
+  bool misaligned_gradient = false, misaligned_head_gradient = false;  // one element before them
+  bool misaligned_labels = false;                                      // one label before the first
+  bool few_blocks = false;   // so that each takes several turns
+  bool many_blocks = false;  // a device with room for more than a block of a fold has threads
   int shared_memory = 227 * 1024;
   std::uint64_t seed = 1;
 

@@ -3,6 +3,7 @@
 #include <limits>
 #include <random>
 #include <sstream>
+#include <utility>
 
 #include "bias_loss_case.h"
 
@@ -120,8 +121,8 @@ std::string Case::name() const {
   static const char* dtypes[] = {"float32", "float64", "float16", "bfloat16"};
   static const char* reductions[] = {"none", "mean", "sum"};
   static const char* targets[] = {"labels", "probabilities", "wide-probabilities"};
-  static const char* patterns[] = {"normal",   "large",        "certain", "ties",
-                                   "infinite", "infinite-row", "nan",     "plus-infinity"};
+  static const char* patterns[] = {"normal",       "large", "certain",       "ties", "infinite",
+                                   "infinite-row", "nan",   "plus-infinity", "equal"};
   std::ostringstream out;
   out << dtypes[static_cast<int>(dtype)] << " N" << rows << " K" << heads << " C" << classes << " S"
       << positions << (channels_last ? " channels_last" : "") << ' '
@@ -140,7 +141,11 @@ std::string Case::name() const {
   if (!head_gradient) out << " no-head-gradient";
   if (separate_backward) out << " backward";
   if (few_blocks) out << " few-blocks";
+  if (many_blocks) out << " many-blocks";
+  if (in_place) out << " in-place";
   if (misaligned != 0) out << " misaligned=" << misaligned;
+  if (misaligned_gradient) out << " misaligned-gradient";
+  if (misaligned_head_gradient) out << " misaligned-head-gradient";
   if (misaligned_labels) out << " misaligned-labels";
   if (shared_memory != 227 * 1024) out << " shared=" << shared_memory;
   return out.str();
@@ -167,6 +172,7 @@ Inputs make_inputs(const Case& c) {
         logit = static_cast<double>(random() % 3);
         break;
       case Pattern::kCertain:
+      case Pattern::kEqual:
         logit = 0;
         break;
       default:
@@ -262,7 +268,7 @@ std::vector<Case> all_cases() {
         Case c = options[1 + (turn++ & 1)];
         c.pattern = static_cast<Pattern>(pattern);
         const bool many = shape.classes == 1500;
-        c.shared_memory = many && pattern % 2 == 1 ? 4096 : 227 * 1024;
+        c.shared_memory = (many && pattern % 2 == 1 ? 2 : 227) * 1024;
         if (dtype == Dtype::kFloat64 && shape.classes == 700) continue;
         add(c, shape, dtype);
         if (pattern <= static_cast<int>(Pattern::kInfinite)) {
@@ -283,6 +289,15 @@ std::vector<Case> all_cases() {
       c.ignored = 1.1;
       c.mask_entropy = false;
       add(c, shape, dtype);
+      // NaN at sites to which no term gives a gradient.
+      c = Case{};
+      c.pattern = Pattern::kNotANumber;
+      c.ignored = 1.1;
+      c.reduction = Reduction::kSum;
+      c.entropy_weight = 0.0, c.coefficients_on_device = true;
+      add(c, shape, dtype);
+      c.confusion_weight = 0.0, c.reversal = 0.3;
+      add(c, shape, dtype);
       // Logits off the alignment that wide accesses need.
       c = options[turn % options.size()];
       c.misaligned = 1;
@@ -290,6 +305,28 @@ std::vector<Case> all_cases() {
       c = options[6];
       c.misaligned = 3;
       add(c, shape, dtype);
+      // One gradient off it where nothing else is.
+      c = options[1];
+      c.misaligned_gradient = true;
+      add(c, shape, dtype);
+      std::swap(c.misaligned_gradient, c.misaligned_head_gradient);
+      add(c, shape, dtype);
+      // A gradient over the logits: with either or both wanted, and where each class has a target.
+      const bool large = shape.classes > 1024 || (shape.positions > 1 && shape.classes > 32);
+      for (const int shared_memory : {227 * 1024, 2 * 1024}) {
+        if (shared_memory < 227 * 1024 && !large) continue;
+        c = options[1];
+        c.in_place = true;
+        c.shared_memory = shared_memory;
+        add(c, shape, dtype);
+        c.gradient = false;
+        add(c, shape, dtype);
+        c = options[5];
+        c.in_place = true;
+        c.shared_memory = shared_memory;
+        c.misaligned = 3;
+        add(c, shape, dtype);
+      }
       // Labels that cannot be read two at a time.
       for (const std::size_t i : {2u, 5u}) {
         c = options[i];
@@ -314,6 +351,17 @@ std::vector<Case> all_cases() {
       add(options[6], shape, dtype);
     }
   }
+  // A thread that adds up hundreds of equal terms, whose rounding errors have the same sign; and
+  // more partial sums than a fold has threads, of values and of denominators.
+  Case sums = options[1];
+  sums.gradient = sums.head_gradient = false;
+  sums.pattern = Pattern::kEqual;
+  add(sums, {100'000, 1, 3, 1}, Dtype::kFloat32);
+  cases.back().few_blocks = true;
+  sums.pattern = Pattern::kNormal;
+  sums.many_blocks = true;
+  add(sums, {33'000, 1, 2, 1}, Dtype::kFloat32);
+  cases.back().few_blocks = false;
   // Labels, plain or smoothed, and probabilities, narrow or wide, in turn.
   for (const Shape& shape : kManyClasses) {
     for (const Dtype dtype : dtypes) {

@@ -77,22 +77,23 @@ inline double decode(cuda::Dtype dtype, const unsigned char* from) {
 class Numbers {
  public:
   Numbers(const std::string& name, cuda::Dtype dtype, const std::vector<double>& values,
-          std::int64_t before = 0)
+          std::int64_t before = 0, Access access = Access::kReadOnly)
       : dtype_(dtype), count_(values.size()), before_(before) {
     const std::size_t size = size_of(dtype);
     std::vector<unsigned char> bytes((count_ + before) * size, 0);
     for (std::size_t i = 0; i < count_; ++i) encode(dtype, values[i], &bytes[(i + before) * size]);
-    buffer_.emplace(name, bytes.size(), Access::kReadOnly, bytes.data());
+    buffer_.emplace(name, bytes.size(), access, bytes.data());
   }
-  Numbers(const std::string& name, cuda::Dtype dtype, std::size_t count)
-      : dtype_(dtype), count_(count) {
-    buffer_.emplace(name, count * size_of(dtype), Access::kReadWrite);
+  Numbers(const std::string& name, cuda::Dtype dtype, std::size_t count, std::int64_t before = 0)
+      : dtype_(dtype), count_(count), before_(before) {
+    buffer_.emplace(name, (count + before) * size_of(dtype), Access::kReadWrite);
   }
   void* data() const {
     return static_cast<unsigned char*>(buffer_->data()) + before_ * size_of(dtype_);
   }
   std::vector<double> values(const char* what) const {
-    if (!buffer_->is_written()) throw emulator::Fault(std::string("unwritten output: ") + what);
+    if (!buffer_->is_written(before_ * size_of(dtype_)))
+      throw emulator::Fault(std::string("unwritten output: ") + what);
     std::vector<double> result(count_);
     const auto* bytes = static_cast<const unsigned char*>(data());
     for (std::size_t i = 0; i < count_; ++i)
@@ -172,10 +173,10 @@ class DeviceInputs {
 };
 
 // A device with few multiprocessors, or with one and one block on it, which then takes several
-// turns.
+// turns, or with many.
 inline cuda::Device device_of(const Case& c) {
   emulator::settings().shared_memory = c.shared_memory;
-  return {c.few_blocks ? 1 : 2, c.shared_memory, c.few_blocks ? 1 : 16};
+  return {c.few_blocks ? 1 : c.many_blocks ? 40 : 2, c.shared_memory, c.few_blocks ? 1 : 16};
 }
 
 }  // namespace lnl::tests

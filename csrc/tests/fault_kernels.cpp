@@ -5,11 +5,7 @@
 namespace lnl::cuda {
 
 LaunchFacts launch_facts(const BiasLossCall& call, const Device& device) {
-  const Plan plan = make_plan<float>(call, device);
-  LaunchFacts facts;
-  facts.dense = plan.dense;
-  facts.workspace = plan.total;
-  return facts;
+  return facts_of(make_plan<float>(call, device));
 }
 
 int launch_bias_loss(const BiasLossCall& call, const Device& device, void* workspace,

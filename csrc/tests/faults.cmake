@@ -21,14 +21,14 @@ function(lnl_faulty_copy name folder file find replace)
   endforeach()
 endfunction()
 
-# The test of one fault: SOURCES are compiled against its copy of the kernels.
-function(lnl_fault_test name folder expected)
+# The test of one fault: SOURCES are compiled against its copy of the kernels, and run with ARGUMENTS.
+function(lnl_fault_test name folder expected arguments)
   add_executable(fault_${name} ${ARGN})
   target_include_directories(fault_${name} BEFORE PRIVATE ${folder} ${LNL_CSRC}/emulator/include
                                                           ${LNL_CSRC}/emulator)
   target_compile_options(fault_${name} PRIVATE ${LNL_TEST_FLAGS})
   target_link_libraries(fault_${name} PRIVATE lnl_case lnl_hooks)
-  add_test(NAME fault.${name} COMMAND fault_${name})
+  add_test(NAME fault.${name} COMMAND fault_${name} ${arguments})
   set_tests_properties(fault.${name} PROPERTIES PASS_REGULAR_EXPRESSION "${expected}")
 endfunction()
 set_source_files_properties(fault_kernels.cpp linear_fault_kernels.cpp PROPERTIES COMPILE_OPTIONS "-O1;-fsanitize=thread")
@@ -37,14 +37,21 @@ set_source_files_properties(fault_kernels.cpp linear_fault_kernels.cpp PROPERTIE
 function(lnl_fault name file find replace expected)
   set(folder ${CMAKE_CURRENT_BINARY_DIR}/faults/${name})
   lnl_faulty_copy(${name} ${folder} ${file} "${find}" "${replace}")
-  lnl_fault_test(${name} ${folder} "${expected}" fault_test.cpp fault_kernels.cpp)
+  lnl_fault_test(${name} ${folder} "${expected}" "" fault_test.cpp fault_kernels.cpp)
+endfunction()
+
+# lnl_large_fault: likewise, for tensors of more than 2^31 elements.
+function(lnl_large_fault name file find replace expected)
+  set(folder ${CMAKE_CURRENT_BINARY_DIR}/faults/${name})
+  lnl_faulty_copy(${name} ${folder} ${file} "${find}" "${replace}")
+  lnl_fault_test(${name} ${folder} "${expected}" "float32" large_test.cpp fault_kernels.cpp)
 endfunction()
 
 # lnl_linear_fault: likewise, for the linear head's cases.
 function(lnl_linear_fault name file find replace expected)
   set(folder ${CMAKE_CURRENT_BINARY_DIR}/faults/${name})
   lnl_faulty_copy(${name} ${folder} ${file} "${find}" "${replace}")
-  lnl_fault_test(${name} ${folder} "${expected}" linear_fault_test.cpp fault_kernels.cpp
+  lnl_fault_test(${name} ${folder} "${expected}" "" linear_fault_test.cpp fault_kernels.cpp
     linear_fault_kernels.cpp)
   target_link_libraries(fault_${name} PRIVATE lnl_linear_case)
 endfunction()
@@ -58,6 +65,16 @@ lnl_fault(missing_syncthreads_before_reuse bias_loss_large.cuh
   "__syncthreads();  // the next row overwrites by_warp and the stage"
   ""
   "race: ")
+lnl_fault(label_read_after_the_gradient_in_its_place bias_loss_large.cuh
+  "if (wants_logit && !problem.stage) label_logit = widen(logits[label_class]);
+    merge_lanes<T>(online);
+    if (lane == 0) by_warp[warp] = online;
+    __syncthreads();"
+  "merge_lanes<T>(online);
+    if (lane == 0) by_warp[warp] = online;
+    __syncthreads();
+    if (wants_logit && !problem.stage) label_logit = widen(logits[label_class]);"
+  "race: .* of logits")
 lnl_fault(missing_syncthreads_before_finish bias_loss_large.cuh
   "__syncthreads();
     if (threadIdx.x < kTile) {"
@@ -82,6 +99,11 @@ lnl_fault(missing_syncwarp_before_copy bias_loss_rows.cuh
   if (problem.gradient != nullptr) {"
   "if (problem.gradient != nullptr) {"
   "race: |never written")
+# The copies in and out deal a tile to the lanes alike, which saves the barrier between them.
+lnl_fault(tile_copied_out_by_other_lanes bias_loss_rows.cuh
+  "for (int window = lane; window < windows; window += kWarp)"
+  "for (int window = kWarp - 1 - lane; window < windows; window += kWarp)"
+  "race: .* of shared memory")
 lnl_fault(out_of_bounds_by_one bias_loss_math.cuh
   "element >= 0 && element < count ? widen(row[element]) : fill"
   "element >= 0 && element <= count ? widen(row[element]) : fill"
@@ -90,6 +112,30 @@ lnl_fault(misaligned_vector bias_loss_kernels.cuh
   "call.positions % count == 0 && aligned(call.logits, bytes)"
   "call.positions > 0 && aligned(call.logits, 1)"
   "misaligned access")
+lnl_fault(alignment_of_the_other_gradient_in_tiles bias_loss_kernels.cuh
+  "problem.wide_head_gradient = aligned(call.head_gradient, 16);"
+  "problem.wide_head_gradient = aligned(call.gradient, 16);"
+  "misaligned access: .* of head gradient")
+lnl_fault(alignment_of_the_other_gradient_in_rows bias_loss_kernels.cuh
+  "problem.wide_head_gradient = same_phase(call.logits, call.head_gradient);"
+  "problem.wide_head_gradient = same_phase(call.logits, call.gradient);"
+  "misaligned access: .* of head gradient")
+lnl_fault(alignment_of_the_other_gradient_in_sites bias_loss_kernels.cuh
+  "aligned(call.head_gradient, bytes)"
+  "aligned(call.gradient, bytes)"
+  "misaligned access: .* of head gradient")
+lnl_fault(sum_without_compensation bias_loss_reduce.cuh
+  "lost = (next - value) - corrected;"
+  ""
+  " equal .*entropy\\[")
+lnl_fault(fold_of_one_turn_of_values bias_loss_reduce.cuh
+  "block < problem.blocks; block += blockDim.x"
+  "block < problem.blocks; block += problem.blocks"
+  "many-blocks.*loss\\[")
+lnl_fault(fold_of_one_turn_of_denominators bias_loss_reduce.cuh
+  "block < problem.blocks; block += kWarp"
+  "block < problem.blocks; block += problem.blocks"
+  "many-blocks.*denominators\\[")
 lnl_fault(wrong_shuffle_mask bias_loss_reduce.cuh
   "kWholeWarp = 0xffffffffu"
   "kWholeWarp = 0x0fffffffu"
@@ -113,6 +159,10 @@ lnl_fault(write_race_across_blocks bias_loss_reduce.cuh
   "(std::int64_t(blockIdx.x) * heads_apart + head_offset + head)"
   "(head_offset + head)"
   "race across blocks")
+lnl_large_fault(offset_of_32_bits bias_loss_large.cuh
+  "sites.store(problem.gradient, c * stride, gradient);"
+  "sites.store(problem.gradient, static_cast<int>(c * stride), gradient);"
+  "FAILED sites_large .*gradient\\[")
 # Another host thread's launch may come between the two steps.
 lnl_fault(shared_memory_of_this_call_alone bias_loss_kernels.cuh
   "cudaFuncAttributeMaxDynamicSharedMemorySize, most)"

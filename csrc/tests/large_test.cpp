@@ -1,12 +1,13 @@
-// Tensors of more than 2^31 elements: reserved but hardly touched memory, and of each launch only
-// the last block, whose sites lie beyond what 32 bits can count.
+// large_test [float32]: tensors of more than 2^31 elements, in reserved but hardly touched memory,
+// and of each launch only the last block, whose sites lie beyond what 32 bits can count. All of
+// bfloat16 and those of float32, or those alone.
 #include <cstdio>
 #include <cstring>
 #include <string>
 
 #include "../emulator/emulator.h"
-#include "../emulator/include/cuda_bf16.h"
 #include "bias_loss_case.h"
+#include "device_inputs.h"
 #include "reserved.h"
 
 namespace {
@@ -17,20 +18,22 @@ using tests::Reserved;
 int failures = 0;
 
 // The last `tail` rows (one position) or positions of the last row carry numbers, the others zeros.
-void check(const char* kernel, std::int64_t rows, std::int64_t classes, std::int64_t positions,
-           std::int64_t tail) {
+// With little shared memory the logits of many classes are read twice.
+void check(cuda::Dtype dtype, const char* kernel, std::int64_t rows, std::int64_t classes,
+           std::int64_t positions, std::int64_t tail, int shared_memory = 227 * 1024) {
   tests::Case small;
-  small.dtype = cuda::Dtype::kBFloat16;
+  small.dtype = dtype;
   small.reduction = cuda::Reduction::kSum;
   small.entropy_weight = 0.3;
-  small.head_gradient = false;
   small.classes = classes;
   (positions == 1 ? small.rows : small.positions) = tail;
   const tests::Inputs inputs = tests::make_inputs(small);
   const tests::Results wanted = tests::oracle(small, inputs);
 
   const std::int64_t elements = rows * classes * positions;
-  const Reserved logits(elements * 2), gradient(elements * 2), labels(rows * positions * 8);
+  const auto size = static_cast<std::int64_t>(tests::size_of(dtype));
+  const Reserved logits(elements * size), gradient(elements * size), head_gradient(elements * size);
+  const Reserved labels(rows * positions * 8);
   const std::int64_t first = rows * positions - tail;
   const auto place = [&](std::int64_t site, std::int64_t c) {
     return positions == 1 ? (first + site) * classes + c
@@ -40,8 +43,7 @@ void check(const char* kernel, std::int64_t rows, std::int64_t classes, std::int
     labels.as<std::int64_t>()[first + site] = inputs.labels[site];
     for (std::int64_t c = 0; c < classes; ++c) {
       const std::int64_t from = positions == 1 ? site * classes + c : c * tail + site;
-      logits.as<__nv_bfloat16>()[place(site, c)] =
-          __float2bfloat16_rn(static_cast<float>(inputs.logits[from]));
+      tests::encode(dtype, inputs.logits[from], logits.as<unsigned char>() + place(site, c) * size);
     }
   }
   cuda::BiasLossCall call;
@@ -54,11 +56,12 @@ void check(const char* kernel, std::int64_t rows, std::int64_t classes, std::int
   call.entropy_weight = {true, nullptr, small.entropy_weight};
   call.reduction = small.reduction;
   call.gradient = gradient.as<void>();
+  call.head_gradient = head_gradient.as<void>();
   float values[3];
   call.loss = &values[0];
   call.cross_entropy = &values[1];
   call.entropy = &values[2];
-  const cuda::Device device{1 << 26, 227 * 1024};  // so many that no block takes a second turn
+  const cuda::Device device{1 << 26, shared_memory};  // so many that no block takes a second turn
   const cuda::LaunchFacts facts = cuda::launch_facts(call, device);
   const Reserved workspace(facts.workspace);
   emulator::settings().only = [](emulator::Dim3 block, emulator::Dim3 grid) {
@@ -70,7 +73,9 @@ void check(const char* kernel, std::int64_t rows, std::int64_t classes, std::int
   for (std::int64_t site = 0; site < tail; ++site) {
     for (std::int64_t c = 0; c < classes; ++c) {
       const std::int64_t to = positions == 1 ? site * classes + c : c * tail + site;
-      got.gradient[to] = __bfloat162float(gradient.as<__nv_bfloat16>()[place(site, c)]);
+      const std::int64_t from = place(site, c) * size;
+      got.gradient[to] = tests::decode(dtype, gradient.as<unsigned char>() + from);
+      got.head_gradient[to] = tests::decode(dtype, head_gradient.as<unsigned char>() + from);
     }
   }
   std::string problems = tests::compare(small, wanted, got);
@@ -85,13 +90,20 @@ void check(const char* kernel, std::int64_t rows, std::int64_t classes, std::int
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
   constexpr std::int64_t one = 1;
-  check("rows_small", (one << 28) + 3, 8, 1, 3);
-  check("rows_medium", (one << 25) + 1, 64, 1, 1);
-  check("rows_large", (one << 20) + 1, 2048, 1, 1);
-  check("sites_small", 3, 8, one << 27, 8);
-  check("sites_large", 2, 64, one << 25, 8);
-  check("sites_small", 2, 2, (one << 30) + 64, 8);  // also the sites do not fit 32 bits
+  constexpr auto narrow = cuda::Dtype::kBFloat16, wide = cuda::Dtype::kFloat32;
+  // One site's classes are more than 2^31 elements apart.
+  check(wide, "sites_large", 2, 96, one << 25, 4);
+  check(wide, "sites_large", 2, 96, one << 25, 4, 8 * 1024);
+  if (argc > 1 && std::strcmp(argv[1], "float32") == 0) return failures > 0;
+  check(narrow, "rows_small", (one << 28) + 3, 8, 1, 3);
+  check(narrow, "rows_medium", (one << 25) + 1, 64, 1, 1);
+  check(narrow, "rows_large", (one << 20) + 1, 2048, 1, 1);
+  check(narrow, "rows_large", (one << 20) + 1, 2048, 1, 1, 4 * 1024);
+  check(narrow, "sites_small", 3, 8, one << 27, 8);
+  check(narrow, "sites_large", 2, 96, one << 25, 8);
+  check(narrow, "sites_large", 2, 96, one << 25, 8, 8 * 1024);
+  check(narrow, "sites_small", 2, 2, (one << 30) + 64, 8);  // also the sites do not fit 32 bits
   return failures > 0;
 }

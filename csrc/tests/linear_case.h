@@ -11,8 +11,9 @@ struct LinearCase {
   Case loss;
   std::int64_t width = 8;  // D
   bool bias = true;
-  bool unaligned = false;     // features and weights begin one element after a multiple of 16 bytes
-  std::int64_t chunk = 0;     // rows of a chunk whose logits exist; 0: on chip
+  bool unaligned = false;  // features and weights begin one element after a multiple of 16 bytes
+  // Rows of a chunk whose logits exist, and then are overwritten by a gradient; 0: on chip.
+  std::int64_t chunk = 0;
   bool not_a_number = false;  // a feature is
 
   std::int64_t columns() const { return loss.heads * loss.classes; }

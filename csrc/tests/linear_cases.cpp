@@ -100,6 +100,9 @@ std::vector<LinearCase> all_linear_cases() {
     LinearCase c = options[1];
     c.not_a_number = true;
     add(c, {37, 1, 6, 16}, dtype);
+    // Sites to which no term gives a gradient; NaN features still meet the weights' zeros.
+    c.loss.ignored = 1.1, c.loss.reduction = Reduction::kSum, c.loss.entropy_weight = 0.0;
+    add(c, {37, 1, 6, 16}, dtype);
     c = options[1];
     c.loss.out_of_range = true;
     add(c, {37, 1, 6, 16}, dtype);
@@ -117,6 +120,9 @@ std::vector<LinearCase> all_linear_cases() {
         LinearCase c = options[i];
         if (c.loss.target == Target::kProbabilities) c.loss.target = Target::kWideProbabilities;
         c.chunk = 4;
+        add(c, shape, dtype);
+        if (shape.classes < 1024) continue;
+        c.loss.shared_memory = 4 * 1024;  // the logits are read twice
         add(c, shape, dtype);
       }
     }

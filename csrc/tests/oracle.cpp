@@ -114,8 +114,8 @@ Results oracle(const Case& c, const Inputs& inputs) {
           cross_entropy[output] += site.cross_entropy;
           entropy[output] += site.entropy;
           loss[output] += site.cross_entropy;
-          if (c.entropy_weight >= 0) loss[output] -= lambda * site.entropy;
-          if (c.confusion_weight >= 0) loss[output] += kappa * site.confusion;
+          if (lambda != 0) loss[output] -= lambda * site.entropy;
+          if (kappa != 0) loss[output] += kappa * site.confusion;
         }
         sites.push_back(std::move(site));
       }
@@ -131,8 +131,8 @@ Results oracle(const Case& c, const Inputs& inputs) {
       cross_entropy[0] += ce;
       entropy[0] += h;
       loss[0] += ce;
-      if (c.entropy_weight >= 0) loss[0] -= lambda * h;
-      if (c.confusion_weight >= 0) loss[0] += kappa * confusion;
+      if (lambda != 0) loss[0] -= lambda * h;
+      if (kappa != 0) loss[0] += kappa * confusion;
     }
     std::size_t index = 0;
     for (std::int64_t row = 0; row < c.rows; ++row) {
@@ -142,7 +142,8 @@ Results oracle(const Case& c, const Inputs& inputs) {
         if (c.separate_backward)
           upstream = inputs.upstream[none ? row * c.positions + position : 0];
         const Real ce_scale = site.counted ? upstream / (mean ? per_weight : 1) : 0;
-        const Real h_scale = site.counted || !c.mask_entropy ? upstream / (mean ? per_site : 1) : 0;
+        const bool h_counted = site.counted || !c.mask_entropy;
+        const Real h_scale = h_counted ? upstream / (mean ? per_site : 1) : 0;
         // Entropy and its gradient leave out classes with p = 0.
         Real entropy_here = 0;
         for (std::size_t i = 0; i < site.p.size(); ++i) {
@@ -164,11 +165,15 @@ Results oracle(const Case& c, const Inputs& inputs) {
           const Real dh = p == 0 ? 0 : -p * (site.log_p[i] + entropy_here);
           const std::int64_t element = c.element(row, head, static_cast<std::int64_t>(i), position);
           if (c.gradient) {
-            results.gradient[element] =
-                static_cast<double>(ce_scale * direction * dce +
-                                    h_scale * (-lambda * dh + kappa * (p - Real(1) / c.classes)));
+            // Terms of weight 0 are not added: those of sites that do not count may be NaN.
+            Real sum = site.counted ? ce_scale * direction * dce : 0;
+            if (h_counted && lambda != 0) sum -= h_scale * lambda * dh;
+            if (h_counted && kappa != 0) sum += h_scale * kappa * (p - Real(1) / c.classes);
+            results.gradient[element] = static_cast<double>(sum);
           }
-          if (c.head_gradient) results.head_gradient[element] = static_cast<double>(ce_scale * dce);
+          if (c.head_gradient && site.counted) {
+            results.head_gradient[element] = static_cast<double>(ce_scale * dce);
+          }
         }
       }
     }

@@ -15,7 +15,8 @@ Results run_kernels(const Case& c, const Inputs& inputs) {
   const std::size_t outputs = none ? c.sites() : 1;
   const cuda::Device device = device_of(c);
 
-  Numbers logits("logits", c.dtype, inputs.logits, c.misaligned);
+  Numbers logits("logits", c.dtype, inputs.logits, c.misaligned,
+                 c.in_place ? Access::kReadWrite : Access::kReadOnly);
   DeviceInputs device_inputs(c, inputs);
   cuda::BiasLossCall& call = device_inputs.call;
   call.logits = logits.data();
@@ -23,8 +24,14 @@ Results run_kernels(const Case& c, const Inputs& inputs) {
   Numbers loss("loss", wide, outputs), cross_entropy("cross entropy", wide, outputs),
       entropy("entropy", wide, outputs);
   Numbers denominators("denominators", wide, static_cast<std::size_t>(2 * c.heads));
-  Numbers gradient("gradient", c.dtype, c.gradient ? c.elements() : 0);
-  Numbers head_gradient("head gradient", c.dtype, c.head_gradient ? c.elements() : 0);
+  const bool gradient_there = c.in_place && c.gradient;
+  const bool head_there = c.in_place && !c.gradient && c.head_gradient;
+  const Numbers own_gradient("gradient", c.dtype, c.gradient ? c.elements() : 0,
+                             c.misaligned_gradient);
+  const Numbers own_head_gradient("head gradient", c.dtype, c.head_gradient ? c.elements() : 0,
+                                  c.misaligned_head_gradient);
+  const Numbers& gradient = gradient_there ? logits : own_gradient;
+  const Numbers& head_gradient = head_there ? logits : own_head_gradient;
   const auto with_gradients = [&](bool wanted) {
     call.gradient = wanted && c.gradient ? gradient.data() : nullptr;
     call.head_gradient = wanted && c.head_gradient ? head_gradient.data() : nullptr;

@@ -96,7 +96,11 @@ class TrainOptions(DataOptions):
         None, "column that says train, validation or test (not used)", metavar="NAME"
     )
     validation: float = option(0.2, "share held out, if there is no split column", above=0)
-    arch: str = option("resnet18", "classification model of torchvision", metavar="NAME")
+    arch: str = option(
+        "resnet18",
+        "classification model of torchvision, or small (five convolutions)",
+        metavar="NAME",
+    )
     weights: str = option(
         "none", "none, imagenet (downloaded), or a file with a state_dict", metavar="WEIGHTS"
     )

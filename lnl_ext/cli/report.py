@@ -10,8 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lnl_ext.files import write_whole
-from lnl_ext.json_values import finite_or_none
+from lnl_ext.files import finite_or_none, write_whole
 from lnl_ext.measuring.evaluation import Predictions
 from lnl_ext.reporting import NamedGroups, groups_of
 

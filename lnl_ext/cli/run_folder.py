@@ -8,22 +8,17 @@ import io
 import json
 import types
 import typing
-import zipfile
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 from lnl_ext.cli.samples import Samples
 from lnl_ext.data.images import IMAGENET_MEAN, IMAGENET_STD
 from lnl_ext.errors import UserError
-from lnl_ext.files import replacing, write_whole
+from lnl_ext.files import write_whole
 from lnl_ext.reporting import PAGE
-from lnl_ext.training.checkpoint import write_state
 from lnl_ext.training.trainer import CHECKPOINT
 
-__all__ = ["CONFIG", "MODEL", "ModelCard", "check_output", "save_weights", "split_text"]
+__all__ = ["CONFIG", "MODEL", "ModelCard", "check_output", "split_text"]
 
 CONFIG = "config.toml"
 MODEL = "model.pt"
@@ -38,7 +33,8 @@ class ModelCard:
     """What one must know to use ``model.pt``; ``model.json`` beside it."""
 
     arch: str
-    """``torchvision.models.get_model(arch, num_classes=len(classes))`` takes the weights."""
+    """``lnl_ext.models.backbones.build_network(arch, len(classes))`` takes the weights; so does
+    ``torchvision.models.get_model(arch, num_classes=len(classes))`` of torchvision's."""
     classes: list[str]
     """Labels in the order of the outputs."""
     image_size: int
@@ -133,49 +129,6 @@ def check_output(folder: Path, *, resume: bool) -> bool:
             + (", or --resume if this is a run that ended early" if begun else "")
         )
     return False
-
-
-def save_weights(path: Path, network: nn.Module) -> None:
-    """Write the state_dict so that ``path`` holds all of it or what it held before.
-
-    Raises
-    ------
-    OSError
-        It cannot be written (a full disk, no permission).
-    """
-    state: dict[str, Tensor] = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
-    }
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        write_state(state, file)
-
-
-def load_weights(path: Path) -> dict[str, Any]:
-    """Read a state_dict, without running any code in the file.
-
-    Raises
-    ------
-    UserError
-        It is not there, or no state_dict.
-    """
-    if not path.is_file():
-        raise UserError(f"no weights at {path}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle raises almost anything
-        # torch's own words tell how to run the code in the file.
-        reason = "it is damaged, or holds something else than names and tensors"
-        if isinstance(error, OSError) and error.strerror:
-            reason = error.strerror
-        elif not zipfile.is_zipfile(path):
-            reason = "torch.save did not write it, or long ago"
-        raise UserError(f"{path} cannot be loaded as a state_dict: {reason}") from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(
-            f"{path} holds no state_dict (names and tensors): save model.state_dict() and nothing "
-            "around it"
-        )
-    return state
 
 
 def split_text(samples: Samples, parts: list[str]) -> str:

@@ -113,7 +113,6 @@ def encoded(
     labels: Sequence[str],
     bias: Mapping[str, Sequence[str]],
     *,
-    unknown_bias: str = "error",
     workers: int,
 ) -> Samples:
     """Return the samples whose image can be read.
@@ -128,10 +127,7 @@ def encoded(
     numbers = torch.zeros(len(table), dtype=torch.long)
     if table.labels is not None:
         numbers = encode(table, table.labels, labels, label_column)
-    targets = {
-        name: encode(table, table.bias[name], classes, name, unknown=unknown_bias)
-        for name, classes in bias.items()
-    }
+    targets = {n: encode(table, table.bias[n], classes, n) for n, classes in bias.items()}
     everything = Samples(table, tuple(range(len(table))), numbers, targets)
     kept = readable(table.paths, workers=workers)
     return everything if len(kept) == len(table) else everything.part(kept)

@@ -28,24 +28,22 @@ from lnl_ext.cli.run_folder import (
     SPLIT,
     ModelCard,
     check_output,
-    save_weights,
 )
 from lnl_ext.cli.run_options import train_options
 from lnl_ext.cli.run_summary import Found, run_summary
 from lnl_ext.cli.samples import evaluation_batches
-from lnl_ext.cli.weights import initial_network
 from lnl_ext.data.images import IMAGENET_MEAN, IMAGENET_STD, Sample
 from lnl_ext.data.table import IGNORE
 from lnl_ext.errors import UserError
 from lnl_ext.files import write_whole
 from lnl_ext.measuring.evaluation import Predictions, predict
-from lnl_ext.models.backbones import Halves, split_network, tap_shape
+from lnl_ext.models.backbones import Halves, build_network, split_network, tap_shape
+from lnl_ext.models.weights import load_weights, save_weights
 from lnl_ext.reporting import PAGE, write_run_page
 from lnl_ext.schedules import Linear
-from lnl_ext.training.config import TrainerConfig
+from lnl_ext.training.config import OptimizerConfig, TrainerConfig
 from lnl_ext.training.distributed import Processes, gather_predictions, on_main
 from lnl_ext.training.methods import get_method
-from lnl_ext.training.optimizers import OptimizerConfig
 from lnl_ext.training.trainer import CHECKPOINT, Trainer
 
 __all__ = ["train"]
@@ -175,7 +173,11 @@ def train(flags: Mapping[str, Any], processes: Processes) -> None:
     torch.set_num_threads(options.threads)
     device = processes.device if options.device == "auto" else torch.device(options.device)
     data = RunData.load(options)
-    network = initial_network(options, len(data.labels), read=not goes_on)
+    torch.manual_seed(options.seed)
+    network = build_network(options.arch, len(data.labels))
+    new_layer = None if goes_on else load_weights(network, options.arch, options.weights)
+    if new_layer is not None:
+        print(f"Weights from {options.weights}; the last layer ({new_layer}) is new")
     halves = split_network(network, options.tap)
     trainer = _trainer(options, data, network, halves, device)
     adjustment = label_adjustment(data) if options.logit_adjustment else None

@@ -22,12 +22,10 @@ from lnl_ext.cli.run_folder import (
     PART_COLUMN,
     SPLIT,
     ModelCard,
-    load_weights,
     run_files,
     trained_on,
 )
 from lnl_ext.cli.samples import Samples, bias_classes, encoded, evaluation_batches, read_samples
-from lnl_ext.cli.weights import put_weights
 from lnl_ext.data.images import IMAGE_SUFFIXES, IMAGENET_MEAN, IMAGENET_STD
 from lnl_ext.data.table import BiasColumn, Table, class_names, read_table
 from lnl_ext.errors import UserError
@@ -36,8 +34,9 @@ from lnl_ext.measuring.evaluation import Predictions
 from lnl_ext.measuring.evaluation import predict as run_model
 from lnl_ext.models.backbones import build_network, output_layer, split_network, tap_shape
 from lnl_ext.models.exported import ExportedModel
+from lnl_ext.models.weights import put_weights, read_weights
 from lnl_ext.training.distributed import Processes
-from lnl_ext.training.methods import Grey
+from lnl_ext.training.grey import Grey
 
 __all__ = ["evaluate", "predict", "probe"]
 
@@ -73,7 +72,7 @@ class _Model:
         if options.run is not None:
             card = ModelCard.load(options.run)
             network = build_network(card.arch, len(card.classes))
-            state = load_weights(options.run / MODEL)
+            state = read_weights(options.run / MODEL)
             put_weights(network, state, str(options.run / MODEL), new_output=False)
             size = options.image_size or card.image_size
             return cls(network, str(options.run), size, options.batch_size, card.grey, card)
@@ -83,7 +82,7 @@ class _Model:
             size = options.image_size or program.image_size or _IMAGE_SIZE
             batch = program.batch_size or options.batch_size
             return cls(program, str(options.weights), size, batch)
-        state = load_weights(options.weights)
+        state = read_weights(options.weights)
         with torch.random.fork_rng(devices=[]):
             last = output_layer(build_network(options.arch, 2))
             weight = state.get(f"{last}.weight")

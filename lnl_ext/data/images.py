@@ -354,12 +354,7 @@ def _target(values: Any) -> Tensor:
 # ------------------------------------------------------------------ transforms
 
 
-def training_transform(
-    size: int,
-    *,
-    scale: tuple[float, float] = (0.35, 1.0),
-    flip: bool = True,
-) -> Transform:
+def training_transform(size: int, *, scale: tuple[float, float] = (0.35, 1.0)) -> Transform:
     """Return the augmentation for training: a random part of the image, mirrored half the time.
 
     Parameters
@@ -368,18 +363,14 @@ def training_transform(
         Height and width of the result.
     scale
         Smallest and largest share of the image's area that is cut out.
-    flip
-        Whether left and right are exchanged half the time.
 
     Returns
     -------
     callable
         RGB image to ``(3, size, size)`` float32 with ImageNet's normalisation.
     """
-    steps: list[Any] = [v2.RandomResizedCrop(size, scale=scale, antialias=True)]
-    if flip:
-        steps.append(v2.RandomHorizontalFlip())
-    composed: Transform = v2.Compose([*steps, *_to_input()])
+    crop = v2.RandomResizedCrop(size, scale=scale, antialias=True)
+    composed: Transform = v2.Compose([crop, v2.RandomHorizontalFlip(), *_to_input()])
     return composed
 
 

@@ -264,8 +264,6 @@ def encode(
     values: Sequence[str | None],
     classes: Sequence[str],
     column: str,
-    *,
-    unknown: str = "error",
 ) -> Tensor:
     """Return class numbers (N,), int64, `IGNORE` where a value is missing.
 
@@ -279,8 +277,6 @@ def encode(
         Names in the order of their numbers.
     column
         Name of the column, for the message.
-    unknown
-        What a value means that is not in ``classes``: ``"error"``, or ``"ignore"`` for missing.
 
     Raises
     ------
@@ -293,9 +289,9 @@ def encode(
         for row, value in enumerate(values)
         if value is not None and value not in numbers
     ]
-    if wrong and unknown == "error":
+    if wrong:
         raise UserError(
             f"column {column!r} has values that the model does not know ({examples(wrong)}); it "
             f"knows {', '.join(map(repr, classes))}"
         )
-    return torch.tensor([IGNORE if v is None else numbers.get(v, IGNORE) for v in values])
+    return torch.tensor([IGNORE if value is None else numbers[value] for value in values])

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from typing import Any, NamedTuple
 
-from lnl_ext.json_values import finite_or_none
+from lnl_ext.files import finite_or_none
 from lnl_ext.measuring.groups import GroupAccuracy
 
 _NAMED = 12  # classes whose numbers are written out

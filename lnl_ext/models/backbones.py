@@ -19,8 +19,12 @@ from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import DualGraphModule, NodePathTracer
 
 from lnl_ext.errors import UserError
+from lnl_ext.models.small import small_network
 
-__all__ = ["Halves", "build_network", "default_tap", "output_layer", "split_network", "tap_names"]
+__all__ = ["SMALL", "Halves", "build_network", "default_tap", "output_layer", "split_network"]
+
+SMALL = "small"
+"""The architecture that is not torchvision's: `lnl_ext.models.small`."""
 
 _OPERATIONS = [
     member
@@ -30,12 +34,13 @@ _OPERATIONS = [
 
 
 def build_network(arch: str, classes: int) -> nn.Module:
-    """Make a torchvision classification network with new weights.
+    """Make a classification network with new weights.
 
     Parameters
     ----------
     arch
-        A name of ``torchvision.models.list_models(module=torchvision.models)``.
+        A name of ``torchvision.models.list_models(module=torchvision.models)``, or ``"small"``:
+        `lnl_ext.models.small.small_network`.
     classes
         Number of label classes.
 
@@ -44,11 +49,13 @@ def build_network(arch: str, classes: int) -> nn.Module:
     UserError
         If there is no such architecture; the message lists those that are similar.
     """
+    if arch == SMALL:
+        return small_network(classes)
     names = torchvision.models.list_models(module=torchvision.models)
     if arch not in names:
         near = difflib.get_close_matches(arch, names, n=5, cutoff=0.3) or names
         raise UserError(
-            f"arch is {arch!r}, expected a classification model of torchvision, such as "
+            f"arch is {arch!r}, expected {SMALL} or a classification model of torchvision, such as "
             f"{', '.join(near)}"
         )
     # Both draw their weights anew in any case; saying so keeps torchvision's warning away.
@@ -244,11 +251,6 @@ def default_tap(network: nn.Module) -> str:
     """Return the name of the layer at which `split_network` cuts by default."""
     traced = _Traced(network, training=False)
     return str(traced.names[traced.default_tap()])
-
-
-def tap_names(network: nn.Module) -> list[str]:
-    """Return the names of the layers at which ``network`` can be cut."""
-    return _Traced(network, training=False).layers()
 
 
 def output_layer(network: nn.Module) -> str:

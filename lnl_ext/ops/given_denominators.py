@@ -44,7 +44,8 @@ def divide_sums(
     """
     by_cross_entropy, by_entropy = denominators.unbind(1)
     reduced = divide_by_head(cross_entropy, by_cross_entropy)
-    others = divide_by_head(loss - cross_entropy, by_entropy)
+    infinite = cross_entropy.isinf()  # inf - inf would be NaN
+    others = divide_by_head((loss - cross_entropy).masked_fill(infinite, 0.0), by_entropy)
     return BiasLoss(reduced + others, reduced, divide_by_head(entropy, by_entropy))
 
 

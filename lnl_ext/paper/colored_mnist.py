@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lnl_ext.adversary.logit_adjustment import logit_adjustment
-from lnl_ext.adversary.sample_weights import independence_weights
+from lnl_ext.adversary.reweighting import independence_weights, logit_adjustment
 from lnl_ext.paper.idx import read_mnist_split
 from lnl_ext.paper.safe_npy import load_npy
 
@@ -168,15 +167,6 @@ class ColoredMNIST(Dataset[Batch]):
         """Give image (3, 28, 28), label () and bias targets of one digit, without a batch axis."""
         images, labels, targets = self.batch([range(len(self))[index]])
         return images[0], labels[0], {name: target[0] for name, target in targets.items()}
-
-    def __getitems__(self, indices: list[int]) -> Batch:
-        """Give a whole batch at once to a DataLoader whose ``collate_fn`` is :meth:`collate`."""
-        return self.batch(indices)
-
-    @staticmethod
-    def collate(batch: Batch) -> Batch:
-        """Pass on a batch that :meth:`__getitems__` has already made."""
-        return batch
 
     def batch(self, indices: Sequence[int] | Tensor) -> Batch:
         """Make the batch of the given positions.

@@ -1,28 +1,28 @@
-"""Networks and bias heads for photographs, and torchvision's networks split at a tap."""
+"""Networks, split at a tap, and bias heads for photographs."""
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from typing import NamedTuple
 
-import torch
-import torchvision
-from torch import Tensor, nn
-from torchvision.models.feature_extraction import create_feature_extractor
+from torch import nn
+
+from lnl_ext.models.backbones import build_network, split_network, tap_shape
+from lnl_ext.models.small import conv_block
+from lnl_ext.models.weights import load_weights
 
 __all__ = [
     "ARCHITECTURES",
     "GlobalHead",
     "MapHead",
     "SplitNetwork",
-    "build_network",
+    "photo_network",
 ]
 
 #: Architectures with their default tap.
 ARCHITECTURES = {"small": "block2", "resnet18": "layer3"}
-_SMALL_CHANNELS = (24, 48, 64, 96, 128)
-_RESNET_LAYERS = ("layer1", "layer2", "layer3", "layer4", "avgpool")
+_WIDTH = 64  # channels inside a head
+_SIDE = 64  # of an image by which the stride of the tap is measured
 
 
 class SplitNetwork(NamedTuple):
@@ -37,114 +37,34 @@ class SplitNetwork(NamedTuple):
     """1 where the tap has a single position."""
 
 
-def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
-    )
-
-
-def _small(classes: int) -> nn.Sequential:
-    """Five convolutions for images of about 96 pixels on a CPU; 290,000 parameters."""
-    blocks: OrderedDict[str, nn.Module] = OrderedDict()
-    inputs = 3
-    for number, (outputs, stride) in enumerate(
-        zip(_SMALL_CHANNELS, (2, 2, 1, 2, 2), strict=True), 1
-    ):
-        blocks[f"block{number}"] = _block(inputs, outputs, stride)
-        inputs = outputs
-    blocks["avgpool"] = nn.AdaptiveAvgPool2d(1)
-    blocks["flatten"] = nn.Flatten()
-    blocks["fc"] = nn.Linear(inputs, classes)
-    return nn.Sequential(blocks)
-
-
-def build_network(
-    architecture: str, classes: int, *, tap: str | None = None, weights: str = "none"
+def photo_network(
+    arch: str, classes: int, *, tap: str | None = None, weights: str = "none"
 ) -> SplitNetwork:
     """Make a network and split it after a layer.
 
     Parameters
     ----------
-    architecture
-        One of `ARCHITECTURES`: ``"small"``, or torchvision's ``"resnet18"``.
+    arch
+        As :func:`lnl_ext.models.backbones.build_network` takes it.
     classes
         Of the label.
     tap
-        The layer after which the features are taken: ``"block1"`` to ``"block5"``, or
-        ``"layer1"`` to ``"layer4"`` or ``"avgpool"``.
+        The layer after which the features are taken, by default that of `ARCHITECTURES`.
     weights
-        ``"none"``, ``"imagenet"`` (torchvision downloads them), or the path of a state_dict of the
-        whole network; a last layer of another number of classes is left as it is.
+        As :func:`lnl_ext.models.weights.load_weights` takes them.
 
     Raises
     ------
-    ValueError
-        The architecture or tap is unknown, or the weights do not fit.
-    FileNotFoundError
-        There is no file of weights.
+    UserError
+        The architecture or tap is unknown, or the weights are not there or do not fit.
     """
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"architecture is {architecture!r}, expected {' or '.join(ARCHITECTURES)}")
-    tap = ARCHITECTURES[architecture] if tap is None else tap
-    if architecture == "small":
-        network: nn.Module = _small(classes)
-        taps: tuple[str, ...] = tuple(f"block{n + 1}" for n in range(len(_SMALL_CHANNELS)))
-    else:
-        network = torchvision.models.resnet18(num_classes=classes)
-        taps = _RESNET_LAYERS
-    if tap not in taps:
-        raise ValueError(f"tap is {tap!r}, expected one of {', '.join(taps)}")
-    if weights != "none":
-        _load_weights(network, architecture, weights)
-    features = nn.Sequential(
-        OrderedDict(until=create_feature_extractor(network, {tap: "tap"}), only=_Only("tap"))
-    )
-    children = list(network.named_children())
-    after = [name for name, _ in children].index(tap) + 1
-    rest = OrderedDict(children[after:])
-    if architecture == "resnet18":  # its forward flattens without a module
-        last = rest.pop("fc")
-        rest |= {"flatten": nn.Flatten(), "fc": last}
-    with torch.no_grad():
-        training = features.training
-        shape = features.eval()(torch.zeros(1, 3, 64, 64)).shape
-        features.train(training)
+    network = build_network(arch, classes)
+    load_weights(network, arch, weights)
+    halves = split_network(network, ARCHITECTURES.get(arch) if tap is None else tap)
+    channels, *size = tap_shape(halves.features, _SIDE)
     # Features that are pooled to one position have no map whose cells an image must fill.
-    stride = 64 // shape[2] if shape[2] > 1 else 1
-    return SplitNetwork(features, nn.Sequential(rest), shape[1], stride)
-
-
-class _Only(nn.Module):
-    """The one output of a feature extractor."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name
-
-    def forward(self, outputs: dict[str, Tensor]) -> Tensor:
-        return outputs[self.name]
-
-
-def _load_weights(network: nn.Module, architecture: str, weights: str) -> None:
-    if weights == "imagenet":
-        if architecture != "resnet18":
-            raise ValueError(f"weights is 'imagenet', which architecture {architecture!r} lacks")
-        chosen = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
-        state = chosen.get_state_dict(progress=True, check_hash=True)
-    else:
-        if not os.path.isfile(weights):
-            raise FileNotFoundError(f"weights: {weights}: no such file")
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-    own = network.state_dict()
-    for name in ("fc.weight", "fc.bias"):
-        if name in state and state[name].shape != own[name].shape:
-            state[name] = own[name]
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"weights {weights} do not fit {architecture}: {error}") from error
+    stride = _SIDE // size[0] if size and size[0] > 1 else 1
+    return SplitNetwork(halves.features, halves.classifier, channels, stride)
 
 
 class MapHead(nn.Sequential):
@@ -153,13 +73,13 @@ class MapHead(nn.Sequential):
     ``(N, channels, H, W)`` to ``(N, heads * classes, H, W)``.
     """
 
-    def __init__(self, channels: int, classes: int, heads: int, width: int = 64) -> None:
+    def __init__(self, channels: int, classes: int, heads: int) -> None:
         super().__init__(
             OrderedDict(
-                conv1=nn.Conv2d(channels, width, 3, padding=1),
-                bn=nn.BatchNorm2d(width),
+                conv1=nn.Conv2d(channels, _WIDTH, 3, padding=1),
+                bn=nn.BatchNorm2d(_WIDTH),
                 relu=nn.ReLU(inplace=True),
-                conv2=nn.Conv2d(width, heads * classes, 3, padding=1),
+                conv2=nn.Conv2d(_WIDTH, heads * classes, 3, padding=1),
             )
         )
 
@@ -171,11 +91,9 @@ class GlobalHead(nn.Sequential):
     classifier would, or with ``linear=True`` the paper's one linear layer on the average.
     """
 
-    def __init__(
-        self, channels: int, classes: int, heads: int = 1, width: int = 64, linear: bool = False
-    ) -> None:
+    def __init__(self, channels: int, classes: int, heads: int = 1, linear: bool = False) -> None:
         layers: list[nn.Module] = []
         if not linear:
-            layers = [_block(channels, width, 2), _block(width, width, 2)]
-        last = nn.Linear(channels if linear else width, heads * classes)
+            layers = [conv_block(channels, _WIDTH, 2), conv_block(_WIDTH, _WIDTH, 2)]
+        last = nn.Linear(channels if linear else _WIDTH, heads * classes)
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), last)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from lnl_ext.files import replacing
 
 __all__ = ["cache_folder", "cached_arrays"]
 
@@ -62,7 +62,8 @@ def cached_arrays(
     if objects:
         raise TypeError(f"parse returned arrays of Python objects: {', '.join(objects)}")
     try:
-        _write(path, arrays)
+        with replacing(path, shared=True) as temporary, temporary.open("wb") as stream:
+            np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
     except OSError as error:
         warnings.warn(f"parsed labels cannot be kept: {error}", stacklevel=2)
     return arrays
@@ -74,16 +75,3 @@ def _key(sources: Sequence[Path]) -> str:
         status = source.stat()
         described += [str(source.resolve()), str(status.st_size), str(status.st_mtime_ns)]
     return hashlib.sha256("\0".join(described).encode()).hexdigest()[:32]
-
-
-def _write(path: Path, arrays: Arrays) -> None:
-    """Write to a file of another name first, so that no other process reads half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            np.savez_compressed(stream, **dict(arrays))  # type: ignore[arg-type]
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

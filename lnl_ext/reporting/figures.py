@@ -121,7 +121,6 @@ def history_figure(
     panels: Mapping[str, Sequence[str]],
     *,
     levels: Mapping[str, float] | None = None,
-    x: str = "step",
 ) -> Any:
     """Draw what was recorded during training, a panel a subject, a line a run and field.
 
@@ -130,11 +129,10 @@ def history_figure(
     histories
         By run: the records, as `Trainer.fit` returns and logs them.
     panels
-        By title: the fields to draw. A record without a field, or with None, gives no point.
+        By title: the fields to draw. A record without a step, without
+        a field, or with None, gives no point.
     levels
         By title: a height to draw a dotted line at (chance).
-    x
-        The field of the horizontal axis.
 
     Returns
     -------
@@ -147,7 +145,11 @@ def history_figure(
     for axes, (title, fields) in zip(grid, panels.items(), strict=False):
         for name, records in histories.items():
             for field in fields:
-                points = [(r[x], r[field]) for r in records if r.get(field) is not None and x in r]
+                points = [
+                    (r["step"], r[field])
+                    for r in records
+                    if None not in (r.get("step"), r.get(field))
+                ]
                 if points:
                     marker = "o" if len(points) < 20 else None
                     label = name if len(fields) == 1 else f"{name}, {field}"
@@ -158,8 +160,8 @@ def history_figure(
                     axes.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=4)
         if levels and title in levels:
             axes.axhline(levels[title], color="black", linewidth=1, linestyle=":", label="chance")
-        axes.set(title=title, xlabel=x)
-        axes.xaxis.get_major_locator().set_params(integer=x in ("step", "epoch"))
+        axes.set(title=title, xlabel="step")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         if len(axes.lines) > 1 or len(histories) > 1:
             axes.legend(fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)

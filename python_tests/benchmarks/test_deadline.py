@@ -12,8 +12,8 @@ from pathlib import Path
 
 import gpu_check
 import pytest
-from gpu_checking import deadline
-from gpu_checking.deadline import Step, limit_of, limits_fit, run_steps, write_json
+from gpu import deadline
+from gpu.deadline import Step, limit_of, limits_fit, run_steps, write_json
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -161,6 +161,36 @@ def test_failures_are_recorded_and_the_later_steps_run(capsys: pytest.CaptureFix
     printed = capsys.readouterr().out
     assert "fails: failed" in printed
     assert "  | the reason" in printed
+
+
+def test_parts_are_processes_of_their_own_which_all_run(tmp_path: Path):
+    write = "echo '{0}' > $1; echo said {0}; [ {0} != 2 ]"
+    parts = {f"part {i}": shell(write.format(i)) for i in range(3)}
+    for together in (0, 1):
+        (outcome,) = run_steps([of("all", None, 9, 9, parts=parts, together=together)], 9.0, ROOT)
+        assert (outcome.name, outcome.status) == ("all", "failed")
+        assert {name: part["detail"] for name, part in outcome.detail.items()} == {
+            "part 0": 0,
+            "part 1": 1,
+            "part 2": 2,
+        }
+        assert [part["status"] for part in outcome.detail.values()] == ["passed"] * 2 + ["failed"]
+        assert outcome.output == ["part 2: said 2"]
+
+
+def test_parts_share_their_step_s_time(short_grace: None):
+    waits = shell("sleep 1000")
+    parts = {"waits": waits, "quick": shell("echo fine")}
+    begin = time.monotonic()
+    (outcome,) = run_steps([of("all", None, 2, 2, parts=parts)], 9.0, ROOT)
+    assert {name: part["status"] for name, part in outcome.detail.items()} == {
+        "waits": "killed",
+        "quick": "passed",
+    }
+    (outcome,) = run_steps([of("all", None, 2, 2, parts=parts, together=1)], 9.0, ROOT)
+    assert time.monotonic() - begin < 6
+    assert outcome.status == "killed"
+    assert outcome.output == ["quick: no time was left for it"]
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,12 +11,14 @@ import types
 from collections.abc import Iterator
 from pathlib import Path
 
+import emulated_cuda
 import gpu_check
 import pytest
 import torch
-from gpu_checking import checks, timings
+from gpu import checks, targets, timings
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import lnl_ext
 from lnl_ext.ops import bias_loss as ops
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +39,10 @@ def test_the_whole_command_on_the_cpu(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")  # compiling takes a minute
+    few = {"calls": ("rows_medium", "linear_on_chip"), "memcheck": ("rows_medium",)}
+    monkeypatch.setattr(gpu_check, "PARTS", gpu_check.PARTS | few)
     arguments = ["--device", "cpu", "--output", str(tmp_path), "--skip", "racecheck"]
+    arguments += ["--minutes", "24"]  # other tests may be running beside it
     assert gpu_check.main(arguments) == 0, capsys.readouterr().out
     report = json.loads((tmp_path / "gpu_cpu.json").read_text())
     steps = {step["name"]: step for step in report["steps"]}
@@ -47,9 +53,15 @@ def test_the_whole_command_on_the_cpu(tmp_path: Path, monkeypatch: pytest.Monkey
         "racecheck": "left out by --skip",
     }
     assert all(s["status"] == "passed" for name, s in steps.items() if name not in skipped)
-    assert steps["tests"]["detail"]["passed"] > 1
-    assert steps["calls"]["detail"] == steps["memcheck"]["detail"]
-    assert steps["beyond 2^31"]["detail"]["features"] == f"{35 * 512} elements"
+    assert steps["build"]["detail"]["version"] == lnl_ext.__version__
+    details = {
+        step: {name: part["detail"] for name, part in steps[step]["detail"].items()}
+        for step in ("tests", "calls", "memcheck", "beyond 2^31")
+    }
+    assert details["tests"]["scale"]["passed"] > 1
+    assert details["calls"] == {key: {"calls": 8, "failed": {}} for key in few["calls"]}
+    assert details["memcheck"] == {"rows_medium": {"calls": 8, "failed": {}}}
+    assert details["beyond 2^31"]["features"] == f"{35 * 512} elements"
     for name, cases in (
         ("loss timings", timings.QUICK_SHAPES),
         ("linear timings", timings.QUICK_CASES),
@@ -61,6 +73,39 @@ def test_the_whole_command_on_the_cpu(tmp_path: Path, monkeypatch: pytest.Monkey
         for row in detail["rows"]:
             assert {"copy", "fused", "eager", "compile"} <= row["ratios"].keys()
     assert report["targets"] == []  # times of tiny shapes on a CPU mean nothing
+
+
+def test_a_package_that_cannot_be_imported_is_reported(tmp_path: Path):
+    (tmp_path / "lnl_ext").mkdir()
+    broken = "raise ImportError('undefined symbol: of_another_torch')"
+    (tmp_path / "lnl_ext" / "__init__.py").write_text(broken)
+    command = [sys.executable, str(ROOT / "benchmarks/gpu_check.py"), "--device", "cpu"]
+    ended = subprocess.run(
+        [*command, "--output", str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 1, ended.stderr
+    report = json.loads((tmp_path / "gpu_cpu.json").read_text())
+    build, *others = report["steps"]
+    assert (build["name"], build["status"]) == ("build", "failed")
+    assert build["output"][-1] == "ImportError: undefined symbol: of_another_torch"
+    assert {step["status"] for step in others} == {"skipped"}
+
+
+def test_targets_need_no_package():
+    code = "import sys, gpu_check; gpu_check.judge([], []); print('lnl_ext' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "benchmarks")}
+    assert subprocess.check_output(command, env=environment, text=True).strip() == "False"
+
+
+def test_a_build_without_cuda_does_not_pass_for_one(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(lnl_ext, "build_info", lambda: {"cuda": False})
+    assert gpu_check.import_package("cpu", tmp_path / "result.json") == 0
+    assert gpu_check.import_package("cuda", tmp_path / "result.json") == 1
+    assert "built without CUDA" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -86,12 +131,18 @@ def test_the_steps_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
     assert build.environment["LNL_EXT_CUDA"] == "1"
     assert build.environment["TORCH_CUDA_ARCH_LIST"] == "9.0"
     assert 1 <= int(build.environment["MAX_JOBS"]) <= 8
-    assert "--dry-run" not in build.command(100, result)
-    assert "cuda and not slow" in steps["tests"].command(100, result)
+    for part in steps["tests"].parts.values():
+        assert "cuda and not slow" in part(100, result)
     for tool in ("memcheck", "racecheck"):
-        command = steps[tool].command(30, result)
-        assert command[:3] == ["/cuda/bin/compute-sanitizer", "--tool", tool]
-        assert command[command.index("--step") + 1] == "calls under a sanitizer"
+        assert list(steps[tool].parts) == list(checks.FAMILIES)
+        for name, part in steps[tool].parts.items():
+            command = part(30, result)
+            assert command[:3] == ["/cuda/bin/compute-sanitizer", "--tool", tool]
+            assert command[command.index("--step") + 1] == "calls under a sanitizer"
+            assert command[command.index("--part") + 1] == name
+    assert list(steps["calls"].parts) == list(checks.FAMILIES)
+    assert list(steps["graph capture"].parts) == list(checks.CAPTURED)
+    assert list(steps["beyond 2^31"].parts) == list(checks.LARGE)
     timing = steps["loss timings"].command(56.0, result)
     assert timing[timing.index("--seconds") + 1] == "56.0"
     assert "--quick" not in timing
@@ -134,7 +185,7 @@ def a_row(**changes):
     ratios |= {name: changes.pop(name) for name in list(changes) if name in ratios}
     row = {
         "case": "4x5 float32",
-        "bytes": timings.LARGE,
+        "bytes": targets.LARGE,
         "classes": 5,
         "values": {"fused": {"median": 2.0}},
         "gigabytes_per_second": {"fused": 900.0},
@@ -148,7 +199,7 @@ def missed(judged) -> dict[str, float]:
 
 
 def test_targets_are_met_or_missed_by_case_and_figure():
-    good = timings.judge([a_row()], [])
+    good = targets.judge([a_row()], [])
     assert [each["met"] for each in good] == [True] * 3
     assert good[0] == {
         "case": "4x5 float32",
@@ -157,9 +208,9 @@ def test_targets_are_met_or_missed_by_case_and_figure():
         "got": 0.9,
         "met": True,
     }
-    assert missed(timings.judge([a_row(copy=0.5)], [])) == {"time of copy over ours": 0.5}
-    assert missed(timings.judge([a_row(copy=0.5, bytes=100)], [])) == {}
-    assert missed(timings.judge([a_row(eager=2.0, compile=1.0)], [])) == {
+    assert missed(targets.judge([a_row(copy=0.5)], [])) == {"time of copy over ours": 0.5}
+    assert missed(targets.judge([a_row(copy=0.5, bytes=100)], [])) == {}
+    assert missed(targets.judge([a_row(eager=2.0, compile=1.0)], [])) == {
         "time of eager over ours": 2.0,
         "time of compile over ours": 1.0,
     }
@@ -167,9 +218,9 @@ def test_targets_are_met_or_missed_by_case_and_figure():
 
 def test_targets_of_the_linear_head():
     few = a_row(eager=0.98, compile=0.96, extra_bytes={"eager": 1, "fused": 1})
-    assert missed(timings.judge([], [few])) == {"time of compile over ours": 0.96}
+    assert missed(targets.judge([], [few])) == {"time of compile over ours": 0.96}
     many = a_row(classes=32000, extra_bytes={"eager": 700, "fused": 100})
-    assert missed(timings.judge([], [many])) == {"extra memory of eager over ours": 7.0}
+    assert missed(targets.judge([], [many])) == {"extra memory of eager over ours": 7.0}
 
 
 def test_report_prints_times_and_targets(capsys: pytest.CaptureFixture[str]):
@@ -251,18 +302,14 @@ def replaying(gradients):
 
 def test_graph_capture_compares_the_replay(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(checks, "capture", replaying)
-    names = checks.graph_capture(CPU)
-    assert [name.split()[0] for name in names] == [
-        *["fused_bias_loss"] * 2,
-        *["fused_linear_bias_loss"] * 2,
-        "BiasAdversary",
-    ]
+    for name in checks.CAPTURED:
+        assert checks.graph_capture(CPU, name) == "the replayed gradients are right"
 
 
 def test_a_replay_of_old_numbers_fails(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(checks, "capture", lambda call: (lambda: None, call()))
     with pytest.raises(RuntimeError, match="the replayed graph gives other gradients"):
-        checks.graph_capture(CPU)
+        checks.graph_capture(CPU, "adversary")
 
 
 def test_capture_warms_up_on_a_side_stream_and_captures_once(monkeypatch: pytest.MonkeyPatch):
@@ -312,14 +359,49 @@ def test_wrong_numbers_of_a_kernel_fail(monkeypatch: pytest.MonkeyPatch):
         "fused_bias_loss",
         lambda *tensors, **options: right(*tensors, **options) * 1.001,
     )
-    with pytest.raises(AssertionError, match="not close"):
-        checks.calls(CPU)
-    checks.calls(CPU, compare=False)
+    found = checks.calls(CPU, "rows_small")
+    assert len(found["failed"]) == 2  # of float32: bfloat16 cannot tell
+    assert all("not close" in "".join(lines) for lines in found["failed"].values())
+    assert checks.calls(CPU, "rows_small", compare=False)["failed"] == {}
+
+
+def test_a_sanitizer_sees_the_kernels_alone(monkeypatch: pytest.MonkeyPatch):
+    for name in ("fused_bias_loss", "fused_linear_bias_loss"):
+        monkeypatch.delattr(checks.lnl_ext.reference, name)
+    for family in checks.FAMILIES:
+        assert checks.calls(CPU, family, compare=False)["failed"] == {}
+
+
+def test_a_call_that_fails_does_not_cost_the_others(tmp_path: Path, monkeypatch, capsys):
+    right = checks.lnl_ext.fused_bias_loss
+
+    def fails(logits, *tensors, **options):
+        if logits.shape == (5, 100):
+            raise RuntimeError("CUDA error: misaligned address")
+        return right(logits, *tensors, **options)
+
+    monkeypatch.setattr(checks.lnl_ext, "fused_bias_loss", fails)
+    result = tmp_path / "result.json"
+    assert gpu_check.run_own_step("calls", "rows_medium", "cpu", True, 9.0, result) == 1
+    found = json.loads(result.read_text())
+    assert found["calls"] == 8
+    assert {name.split(")")[0] for name in found["failed"]} == {"(5, 100"}
+    assert len(found["failed"]) == 4
+    assert "misaligned address" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(emulated_cuda.missing() is not None, reason=str(emulated_cuda.missing()))
+def test_families_get_their_kernels():
+    for family, shapes in checks.FAMILIES.items():
+        for rows, classes, *space in shapes if "linear" not in family else ():
+            for dtype in (torch.float32, torch.bfloat16):
+                kernel, *_ = emulated_cuda.launch(dtype, rows, classes, math.prod(space), False)
+                assert kernel.startswith(family), (family, rows, classes, space)
 
 
 def test_too_little_memory_for_large_tensors_is_said(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(checks, "free_memory", lambda device: 11 * 2**30)
-    results = checks.large_tensors(CPU, quick=True)
+    results = {name: checks.large_tensors(CPU, name, quick=True) for name in checks.LARGE}
     assert results["logits"] == "skipped: 11 GiB free, 12 needed"
     assert "skipped" not in results["features"] + results["logits in chunks"]
 
@@ -341,11 +423,15 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
 
 
 def test_all_tensors_of_the_checks_are_on_the_device(fake_cuda, monkeypatch: pytest.MonkeyPatch):
-    for shape in (*checks.LOGITS, *checks.HEADS):
-        ours, plain = checks._call(shape, shape in checks.HEADS, torch.bfloat16, fake_cuda, {})
-        assert {tensor.device.type for tensor in (*ours, *plain)} == {"cuda"}
-    for operation in checks.captured_operations(fake_cuda):
-        assert {gradient.device.type for gradient in operation.gradients()} == {"cuda"}
+    for family, shapes in checks.FAMILIES.items():
+        for shape in shapes:
+            linear = family.startswith("linear")
+            leaves, target = checks.make_inputs(shape, linear, torch.bfloat16, fake_cuda)
+            for module in (lnl_ext, lnl_ext.reference):
+                results = checks.losses_of(module, leaves, target, {})
+                assert {tensor.device.type for tensor in results} == {"cuda"}
+    for make in checks.CAPTURED.values():
+        assert {gradient.device.type for gradient in make(fake_cuda).gradients()} == {"cuda"}
     compared = []
     monkeypatch.setattr(
         checks,
@@ -376,20 +462,13 @@ def test_all_tensors_of_the_timings_are_on_the_device(fake_cuda, monkeypatch: py
 # ---- the tests that it chooses -------------------------------------------------------------
 
 
-def test_the_marker_selects_the_tests_on_cuda_tensors():
-    arguments = ["-m", "pytest", "--collect-only", "-q", "-m", "cuda and not slow"]
-    names = ("test_bias_loss_operators.py", "test_bias_loss_parity.py", "test_arguments.py")
-    files = [f"python_tests/ops/{name}" for name in names]
-    found = subprocess.run(
-        [sys.executable, *arguments, *files],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+def test_all_files_with_tests_on_cuda_tensors_are_run():
+    arguments = ["-m", "pytest", "--collect-only", "-q", "-m", "cuda and not slow", "python_tests"]
+    found = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT)
     names = [line for line in found.stdout.splitlines() if "::" in line]
-    assert len(names) > 20, found.stdout + found.stderr
-    assert all("[cuda" in name for name in names)
-    assert {name.split("::")[0] for name in names} == set(files[:2])
+    assert len(names) > 200, found.stdout + found.stderr
+    files = {name.split("::")[0].removeprefix("python_tests/") for name in names}
+    assert files == {file for file, _ in gpu_check.TESTS.values()}
 
 
 def test_a_gpu_without_cuda_kernels_fails_the_tests(monkeypatch: pytest.MonkeyPatch):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import throughput
 import torch
-from measuring import authors, peak, settings, steps, tables, turns
+from timing import authors, peak, settings, steps, tables, turns
 
 ROOT = Path(throughput.__file__).resolve().parent.parent
 CPU = torch.device("cpu")

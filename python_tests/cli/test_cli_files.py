@@ -17,11 +17,11 @@ from lnl_ext.cli.run_data import training_batches
 from lnl_ext.cli.run_folder import SPLIT, ModelCard, split_text
 from lnl_ext.cli.samples import Samples
 from lnl_ext.cli.using import _held_out
-from lnl_ext.cli.weights import initial_network
 from lnl_ext.data.images import evaluation_transform
 from lnl_ext.data.table import Table
 from lnl_ext.errors import UserError
 from lnl_ext.files import replacing
+from lnl_ext.models.backbones import build_network
 from lnl_ext.training.distributed import Processes
 
 pytestmark = pytest.mark.usefixtures("threads_kept")
@@ -52,8 +52,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that is enough to predict with."""
     folder = tmp_path_factory.mktemp("run")
     card().save(folder)
-    options = TrainOptions(arch="squeezenet1_1")
-    torch.save(initial_network(options, 2).state_dict(), folder / "model.pt")
+    torch.manual_seed(0)
+    torch.save(build_network("squeezenet1_1", 2).state_dict(), folder / "model.pt")
     return folder
 
 
@@ -210,8 +210,8 @@ def test_resuming_where_there_is_no_run_says_so(
 
 def test_resuming_does_not_read_the_first_weights_again(table: Path, tmp_path: Path) -> None:
     given, output = tmp_path / "given.pt", tmp_path / "run"
-    options = TrainOptions(arch="shufflenet_v2_x0_5", seed=3)
-    torch.save(initial_network(options, 2).state_dict(), given)
+    torch.manual_seed(3)
+    torch.save(build_network("shufflenet_v2_x0_5", 2).state_dict(), given)
     more = [f"--weights={given}", "--epochs=0.2", "--pretrain-epochs=0"]
     assert main(train_flags(table, output, *more)) == 0
     weights = torch.load(output / "model.pt", weights_only=True)

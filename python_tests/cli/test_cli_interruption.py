@@ -120,7 +120,7 @@ def test_killed_at_a_step(
 def test_killed_while_a_checkpoint_is_written(
     table: Path, tmp_path: Path, run: Run, expected: dict[str, Any], trouble: str
 ) -> None:
-    # fsync is called for the file and for the folder: 7 is the 4th file.
+    # split.csv, model.json and config.toml take their places first: 7 is the 4th checkpoint.
     number = 4 if "half" in trouble else 7
     assert run(flags(table, tmp_path / "run"), (trouble, number))[0] == -9
     assert (tmp_path / "run" / ".checkpoint.pt.tmp").exists()

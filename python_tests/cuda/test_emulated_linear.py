@@ -121,13 +121,20 @@ def test_the_number_of_rows_of_a_chunk_changes_nothing_but_rounding():
 
 @pytest.mark.parametrize("schedule", ["reverse", "random", "priority"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("classes", [12, 70])
+@pytest.mark.parametrize(
+    ("rows", "classes", "shared_memory"),
+    [
+        (150, 12, emulated_cuda.SHARED_MEMORY),
+        (150, 70, emulated_cuda.SHARED_MEMORY),
+        (20, 1100, 2048),  # a row's logits are read twice, and its gradient written over them
+    ],
+)
 def test_results_do_not_depend_on_the_order_of_threads(
-    schedule: str, dtype: torch.dtype, classes: int
+    schedule: str, dtype: torch.dtype, rows: int, classes: int, shared_memory: int
 ):
-    case = Case(150, classes, dtype=dtype, entropy_weight=0.3, reversal=0.5, ignored=0.1)
+    case = Case(rows, classes, dtype=dtype, entropy_weight=0.3, reversal=0.5, ignored=0.1)
     inputs = make_linear_inputs(LinearCase(case, width=72))
-    with emulated_device(chunk_bytes=1, chunk_rows=64):
+    with emulated_device(shared_memory, chunk_bytes=1, chunk_rows=64):
         expected = run(fused_linear_bias_loss, inputs)
         emulated_cuda.set_schedule(schedule, seed=7)
         try:

@@ -118,7 +118,7 @@ def test_a_sample_a_batch_and_a_loader_agree(test_set):
         assert label == labels[row] == test_set.labels[index]
         for name, value in target.items():
             assert torch.equal(value, targets[name][row])
-    loader = DataLoader(test_set, batch_size=2, sampler=[5, 2], collate_fn=ColoredMNIST.collate)
+    loader = DataLoader(test_set, batch_size=2, sampler=[5, 2])
     (loaded,) = loader
     assert torch.equal(loaded[0], images)
     assert torch.equal(loaded[1], labels)

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torchvision
 
-from lnl_ext.paper.image_networks import GlobalHead, MapHead, build_network
+from lnl_ext.errors import UserError
+from lnl_ext.paper.image_networks import GlobalHead, MapHead, photo_network
 
 
 @pytest.mark.parametrize("tap", ["layer1", "layer2", "layer3", "layer4", "avgpool"])
@@ -14,7 +15,7 @@ def test_both_parts_are_torchvisions_network(tmp_path, tap):
     torch.manual_seed(0)
     whole = torchvision.models.resnet18(num_classes=2).eval()
     torch.save(whole.state_dict(), tmp_path / "weights.pt")
-    split = build_network("resnet18", 2, tap=tap, weights=str(tmp_path / "weights.pt"))
+    split = photo_network("resnet18", 2, tap=tap, weights=str(tmp_path / "weights.pt"))
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         tapped = split.features.eval()(images)
@@ -29,13 +30,13 @@ def test_both_parts_are_torchvisions_network(tmp_path, tap):
 
 def test_a_last_layer_of_other_classes_is_left_new(tmp_path):
     torch.save(torchvision.models.resnet18(num_classes=5).state_dict(), tmp_path / "five.pt")
-    split = build_network("resnet18", 2, weights=str(tmp_path / "five.pt"))
-    assert split.classifier.fc.out_features == 2
+    split = photo_network("resnet18", 2, weights=str(tmp_path / "five.pt"))
+    assert split.classifier.get_submodule("fc").out_features == 2
 
 
 @pytest.mark.parametrize("tap", [f"block{n}" for n in range(1, 6)])
 def test_the_small_network_and_its_heads(tap):
-    split = build_network("small", 2, tap=tap)
+    split = photo_network("small", 2, tap=tap)
     tapped = split.features(torch.randn(2, 3, 80, 80))
     assert tapped.shape == (2, split.channels, 80 // split.stride, 80 // split.stride)
     assert split.classifier(tapped).shape == (2, 2)
@@ -45,14 +46,14 @@ def test_the_small_network_and_its_heads(tap):
 
 
 def test_what_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="architecture is 'vgg', expected small or resnet18"):
-        build_network("vgg", 2)
-    with pytest.raises(ValueError, match="tap is 'layer9', expected one of layer1"):
-        build_network("resnet18", 2, tap="layer9")
-    with pytest.raises(ValueError, match="weights is 'imagenet', which architecture 'small' lacks"):
-        build_network("small", 2, weights="imagenet")
-    with pytest.raises(FileNotFoundError, match=r"nothing\.pt: no such file"):
-        build_network("small", 2, weights=str(tmp_path / "nothing.pt"))
+    with pytest.raises(UserError, match=r"arch is 'vgg', expected small or .*vgg11"):
+        photo_network("vgg", 2)
+    with pytest.raises(UserError, match=r"tap 'layer9': no such layer. Near it: .*layer1"):
+        photo_network("resnet18", 2, tap="layer9")
+    with pytest.raises(UserError, match="weights is 'imagenet', which arch 'small' lacks"):
+        photo_network("small", 2, weights="imagenet")
+    with pytest.raises(UserError, match=r"no weights at .*nothing\.pt"):
+        photo_network("small", 2, weights=str(tmp_path / "nothing.pt"))
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"other\.pt do not fit small"):
-        build_network("small", 2, weights=str(tmp_path / "other.pt"))
+    with pytest.raises(UserError, match=r"other\.pt do not fit the network: the file lacks block1"):
+        photo_network("small", 2, weights=str(tmp_path / "other.pt"))

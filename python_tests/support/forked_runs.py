@@ -24,7 +24,6 @@ import torch
 import lnl_ext.cli.commands  # noqa: F401
 from lnl_ext.cli import training
 from lnl_ext.cli.main import main
-from lnl_ext.training import checkpoint
 from lnl_ext.training.trainer import Trainer
 
 
@@ -74,10 +73,10 @@ TROUBLES: dict[str, Callable[[int], None]] = {
     ),
     "kill a worker": lambda n: _at_call(Trainer, "_train_step", n, lambda *_: _kill_workers()),
     # In the write of a checkpoint: in its middle, and when all is written but not in its place.
-    "kill in half a checkpoint": lambda n: _at_call(checkpoint, "write_state", n, _half_written),
-    "kill before the checkpoint's place": lambda n: _at_call(os, "fsync", n, lambda *_: _kill()),
+    "kill in half a checkpoint": lambda n: _at_call(torch, "save", n, _half_written),
+    "kill before the checkpoint's place": lambda n: _at_call(os, "replace", n, lambda *_: _kill()),
     "full disk at a checkpoint": lambda n: _at_call(
-        checkpoint, "write_state", n, lambda *_: _full_disk(1_000_000)
+        torch, "save", n, lambda *_: _full_disk(1_000_000)
     ),
     "full disk at the weights": lambda n: _at_call(
         training, "save_weights", n, lambda *_: _full_disk(1_000_000)

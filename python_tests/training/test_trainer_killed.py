@@ -16,7 +16,8 @@ from processes import forkserver, free_port, member, needs_gloo
 from tiny_run import differences, tiny_batches, tiny_trainer
 from trainer_runs import STEPS, Watched, evaluate, loader, metrics
 
-from lnl_ext.training import checkpoint, distributed
+from lnl_ext import files
+from lnl_ext.training import distributed
 from lnl_ext.training.checkpoint import CheckpointError, load_checkpoint
 from lnl_ext.training.distributed import LostProcessError
 from lnl_ext.training.trainer import CHECKPOINT, Trainer
@@ -43,9 +44,9 @@ def doomed(batches: Any, trainer: Trainer, how: str, step: int, folder: Path) ->
             temporary.unlink(missing_ok=True)  # what an earlier kill left
             temporary.symlink_to("/dev/full")  # every write to it: no space left on device
         if trainer.step == step - 1 and how == "kill while writing":
-            checkpoint.os.fsync = lambda file: (os.ftruncate(file, 1500), die(signal.SIGKILL))
+            os.fsync = lambda file: (os.ftruncate(file, 1500), die(signal.SIGKILL))
         if trainer.step == step - 1 and how == "kill after writing":
-            checkpoint._sync_folder = lambda _: die(signal.SIGKILL)
+            files._sync_folder = lambda _: die(signal.SIGKILL)
 
     return Watched(batches, end)
 

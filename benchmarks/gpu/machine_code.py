@@ -1,0 +1,234 @@
+"""What nvcc made of the CUDA kernels: registers, spills, accesses to memory, and their bounds."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+SOURCES = tuple(sorted((HERE.parents[1] / "csrc" / "cuda").glob("*_kernels.cu")))
+BOUNDS = HERE / "bounds.json"
+WARPS = {"sm_80": 64, "sm_90": 64, "sm_100": 64, "sm_120": 48}
+"""Most warps of a multiprocessor, from the CUDA C++ programming guide's table."""
+REGISTERS = 16384
+"""Of each of the four parts of a multiprocessor, which hold a quarter of its warps; likewise."""
+LINEAR_REGISTERS = 128
+"""Most of `linear_on_chip`: two blocks of 256 threads, or one of 512, on a multiprocessor."""
+
+SIZES = {"float": 4, "double": 8, "__half": 2, "__nv_bfloat16": 2}
+FLOAT64 = re.compile(r"D(ADD|MUL|FMA|SETP|MNMX)\b|.*\.F64")
+
+Bounds = dict[str, dict[str, list[int]]]
+"""Most registers, least wide loads and least wide stores, by kernel and architecture."""
+
+
+# ---- reading -------------------------------------------------------------------------------
+
+
+def find_tool(name: str) -> str | None:
+    """Return a CUDA tool from CUDA_HOME, PATH, /usr/local/cuda, or from Python's CUDA packages."""
+    packages = Path(sysconfig.get_path("purelib"))
+    folders = [
+        *(Path(os.environ[key]) / "bin" for key in ("CUDA_HOME", "CUDA_PATH") if key in os.environ),
+        *map(Path, os.environ.get("PATH", "").split(os.pathsep)),
+        Path("/usr/local/cuda/bin"),
+        *sorted(packages.glob("nvidia/*/bin")),
+        packages / "triton" / "backends" / "nvidia" / "bin",
+    ]
+    return shutil.which(name, path=os.pathsep.join(map(str, folders)))
+
+
+def missing() -> str | None:
+    """Say which tool is missing for this, or return None."""
+    for tool in ("nvcc", "cuobjdump"):
+        if find_tool(tool) is None:
+            return f"{tool} is not installed"
+    return None
+
+
+def run(command: Sequence[str]) -> str:
+    """Return a command's output on both streams; raise with it where the command fails."""
+    result = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{result.stdout}")
+    return result.stdout
+
+
+def bytes_of(opcode: str) -> int:
+    """Return how much one thread moves by a load or store."""
+    for text, count in ((".128", 16), (".64", 8), (".U16", 2), (".S16", 2), (".U8", 1)):
+        if text in opcode:
+            return count
+    return 4
+
+
+@dataclasses.dataclass
+class Kernel:
+    """What is known of one instance of a kernel on one architecture."""
+
+    name: str  # sites_small<float, false, 4, true>
+    registers: int = 0
+    stack: int = 0
+    spills: int = 0
+    shared_memory: int = 0  # static
+    opcodes: list[str] = dataclasses.field(default_factory=list)  # with modifiers: LDG.E.128
+
+    @property
+    def base(self) -> str:
+        """The kernel without its template arguments."""
+        return self.name.partition("<")[0]
+
+    @property
+    def arguments(self) -> list[str]:
+        """Its template arguments."""
+        return self.name.partition("<")[2].rstrip(">").split(", ")
+
+    @property
+    def access(self) -> int | None:
+        """Bytes of the accesses to logits, features and gradients; None if it has none of them."""
+        if self.base.startswith(("rows_", "linear_on_chip")):
+            return 16
+        if not self.base.startswith("sites_"):
+            return None
+        size, sites, is_vector = SIZES[self.arguments[0]], *self.arguments[2:]
+        return int(sites) * size if is_vector == "true" else size
+
+    def wide(self, kind: str) -> int:
+        """Return how many instructions of a kind (LDG, STG, LDS, STS) move `access` bytes."""
+        return sum(o.startswith(kind) and bytes_of(o) == self.access for o in self.opcodes)
+
+    def occupancy(self, architecture: str) -> float:
+        """Return the share of a multiprocessor's warps that its registers allow.
+
+        A warp gets registers in units of 256. Shared memory and the size of blocks, which the
+        launcher chooses by the call, may allow less.
+        """
+        of_warp = -(-self.registers * 32 // 256) * 256
+        most = WARPS[architecture]
+        return min(most, 4 * (REGISTERS // of_warp)) / most
+
+
+def compile_kernels(architecture: str, sources: Iterable[Path] = SOURCES) -> list[Kernel]:
+    """Compile files for one architecture, side by side, and return what their kernels are."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        compiled = pool.map(lambda source: _compile(architecture, source), sources)
+        kernels = {kernel.name: kernel for found in compiled for kernel in found}
+    return sorted(kernels.values(), key=lambda kernel: kernel.name)
+
+
+def _compile(architecture: str, source: Path) -> list[Kernel]:
+    nvcc, cuobjdump = find_tool("nvcc"), find_tool("cuobjdump")
+    assert nvcc is not None
+    assert cuobjdump is not None
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = str(Path(folder) / "kernels.cubin")
+        flags = ["-std=c++17", "-O3", f"-arch={architecture}", "-Xptxas", "-v", "-cubin"]
+        kernels = read_report(run([nvcc, *flags, "-o", cubin, str(source)]))
+        read_code(run([cuobjdump, "--dump-sass", cubin]), kernels)
+    return list(kernels.values())
+
+
+def demangle(name: str) -> str:
+    """Return kernel<arguments> of a mangled name in lnl::cuda."""
+    text = run([find_tool("cu++filt") or find_tool("c++filt") or "c++filt", name]).strip()
+    found = re.search(r"lnl::cuda::(\w+<.*?>)\(", text)
+    if found is None:
+        raise RuntimeError(f"{text} is not a kernel of lnl::cuda")
+    return re.sub(r"\((?:bool|int)\)", "", found.group(1))
+
+
+def read_report(report: str) -> dict[str, Kernel]:
+    """Return kernels by mangled name from the output of ptxas -v."""
+    kernels: dict[str, Kernel] = {}
+    current: Kernel | None = None
+    for line in report.splitlines():
+        if found := re.search(r"Compiling entry function '(\S+)'", line):
+            current = kernels.setdefault(found.group(1), Kernel(demangle(found.group(1))))
+        elif current is None:
+            continue
+        elif found := re.search(
+            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line
+        ):
+            current.stack = int(found.group(1))
+            current.spills = int(found.group(2)) + int(found.group(3))
+        elif found := re.search(r"Used (\d+) registers", line):
+            current.registers = int(found.group(1))
+            shared = re.search(r"(\d+) bytes smem", line)
+            current.shared_memory = int(shared.group(1)) if shared else 0
+    return kernels
+
+
+def read_code(sass: str, kernels: Mapping[str, Kernel]) -> None:
+    """Add the opcodes from cuobjdump --dump-sass to kernels by mangled name."""
+    current: Kernel | None = None
+    instruction = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
+    for line in sass.splitlines():
+        if found := re.search(r"Function : (\S+)", line):
+            current = kernels.get(found.group(1))
+        elif current is not None and (found := instruction.match(line)):
+            current.opcodes.append(found.group(1))
+
+
+# ---- judging -------------------------------------------------------------------------------
+
+
+def broken_rules(kernel: Kernel) -> list[str]:
+    """Return which of the rules for all architectures a kernel breaks."""
+    local = sum(o.startswith(("LDL", "STL")) for o in kernel.opcodes)
+    float64 = sum(FLOAT64.match(o) is not None for o in kernel.opcodes)
+    problems = []
+    if kernel.spills or kernel.stack or local:
+        problems.append(
+            f"{kernel.spills} bytes of spills, {kernel.stack} of stack, {local} local accesses"
+        )
+    if float64 and "double" not in kernel.arguments:
+        problems.append(f"{float64} float64 instructions")
+    if kernel.shared_memory:  # launchers ask for all that a device has as dynamic
+        problems.append(f"{kernel.shared_memory} bytes of static shared memory")
+    kinds = ["LDG", "STG", "LDS", "STS"] if kernel.base == "linear_on_chip" else ["LDG", "STG"]
+    if kernel.access is not None:
+        missing_kinds = [kind for kind in kinds if not kernel.wide(kind)]
+        problems += [f"no {kind} of {kernel.access} bytes" for kind in missing_kinds]
+    if kernel.base == "linear_on_chip" and kernel.registers > LINEAR_REGISTERS:
+        problems.append(f"{kernel.registers} registers, at most {LINEAR_REGISTERS}")
+    return [f"{kernel.name}: {problem}" for problem in problems]
+
+
+def broken_bounds(kernels: Iterable[Kernel], architecture: str, bounds: Bounds) -> list[str]:
+    """Return where the kernels of an architecture are not the bounds', or break them."""
+    problems = []
+    left = {name: bound[architecture] for name, bound in bounds.items() if architecture in bound}
+    for kernel in kernels:
+        bound = left.pop(kernel.name, None)
+        if bound is None:
+            problems.append(f"{kernel.name}: no committed bound, run with --write-bounds")
+            continue
+        registers, *accesses = bound
+        if kernel.registers > registers:
+            problems.append(f"{kernel.name}: {kernel.registers} registers, bound {registers}")
+        for kind, least in zip(("LDG", "STG"), accesses, strict=True):
+            if kernel.wide(kind) < least:
+                problems.append(
+                    f"{kernel.name}: {kernel.wide(kind)} {kind} of {kernel.access} bytes, "
+                    f"bound {least}"
+                )
+    return problems + [f"{name}: has a bound but is not compiled" for name in left]
+
+
+def new_bounds(compiled: Mapping[str, Sequence[Kernel]]) -> Bounds:
+    """Return bounds by what was found; ptxas' next version may take a few registers more."""
+    bounds: Bounds = {}
+    for architecture, kernels in compiled.items():
+        for kernel in kernels:
+            registers = min(255, kernel.registers + 8)
+            bound = [registers, kernel.wide("LDG"), kernel.wide("STG")]
+            bounds.setdefault(kernel.name, {})[architecture] = bound
+    return bounds

@@ -1,1 +1,0 @@
-"""How `benchmarks/throughput.py` measures: turns, candidates of each subject, tables and plots."""

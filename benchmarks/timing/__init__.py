@@ -1,0 +1,1 @@
+"""The parts of `throughput.py`: turns, candidates of each subject, tables and plots."""

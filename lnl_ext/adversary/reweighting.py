@@ -1,0 +1,184 @@
+"""What a bias tells about the label, taken out of the label loss or out of the head's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lnl_ext.ops.types import BiasLoss
+
+__all__ = [
+    "check_sample_weight",
+    "independence_weights",
+    "label_given_bias",
+    "logit_adjustment",
+    "weigh_samples",
+]
+
+_PRIOR_SAMPLES = 10.0
+"""So many samples more, of the labels' own shares, has every value of a bias.
+
+Without them a rare value would tell each of its few samples its own label.
+"""
+
+
+def logit_adjustment(
+    labels: Tensor, bias: Tensor, *, classes: int | None = None, ignore_index: int = -100
+) -> Tensor:
+    """Return what the bias tells about the label, to be added to the logits in the training loss.
+
+    ``log p(label | bias) - log p(label)``. The minimum of ``F.cross_entropy(logits + adjustment,
+    labels)`` is where ``softmax(logits + adjustment)`` is ``p(label | image, bias)``: what the bias
+    alone tells of the label is in the adjustment, and the network has nothing to gain from telling
+    it as well. In prediction the logits are used as they are, and are those of a world with the
+    same shares of labels in which the bias tells nothing about them. The bias-balanced loss of
+    Hong and Yang (NeurIPS 2021), the logit adjustment of Menon et al. (ICLR 2021) by bias, but
+    for the shares of the labels, which are left as they are.
+
+    It takes away the reason to use the bias, as far as the training set has exceptions to learn
+    from, and leaves the bias in the features; a `BiasAdversary` removes it from there. Where the
+    bias gives every label away there are no exceptions, and nothing is left to learn. With label
+    smoothing the loss has its minimum elsewhere, at features that tell the opposite of the bias.
+
+    Parameters
+    ----------
+    labels
+        ``(N,)`` int64, classes from 0: those of the training set.
+    bias
+        ``(N,)`` or ``(N, K)`` integers from 0: the classes of one bias, or of K that tell nothing
+        about each other where the label is known. Of others their sum is too much: give one column
+        with a class for every combination.
+    classes
+        C, the number of classes; by default the largest label plus 1.
+    ignore_index
+        In `bias`: not known, which is taken to tell nothing.
+
+    Returns
+    -------
+    Tensor
+        ``(N, C)`` float32. 0 for a class that no sample has.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not integers, a negative class, the wrong shape, or fewer `classes` than the labels have.
+
+    Examples
+    --------
+    >>> adjustment = lnl_ext.logit_adjustment(labels, bias)  # once, for the whole training set
+    >>> loss = F.cross_entropy(classifier(tap) + adjustment[rows], labels[rows])
+    """
+    log_label, log_given_bias = label_given_bias(
+        labels, bias, classes=classes, ignore_index=ignore_index
+    )
+    told = log_given_bias - log_label
+    return told.masked_fill_(log_label.isneginf(), 0.0)
+
+
+def independence_weights(labels: Tensor, bias: Tensor, *, maximum: float = 10.0) -> Tensor:
+    """Weights under which the bias of a training set tells nothing about its labels.
+
+    ``p(label) / p(label | bias)``, so that a pair of label and bias weighs as much in all as it
+    would if both were drawn independently. ``p(label | bias)`` follows by Bayes' rule from
+    counts, the bias columns taken as independent given the label.
+
+    For the `sample_weight` of a `BiasAdversary`. Where the bias gives the label away, features
+    that tell the label tell the bias, and a head that sees all samples alike presses on the label,
+    too. Under these weights it does not. Where a label never occurs with a bias there is nothing to
+    weigh: weights help as far as the training set has exceptions.
+
+    Parameters
+    ----------
+    labels
+        ``(N,)`` int64, classes from 0.
+    bias
+        ``(N,)`` or ``(N, K)`` integers from 0: the classes of one or of K biases.
+    maximum
+        Larger weights are cut to it: a few rare samples would be most of the gradient, else.
+
+    Returns
+    -------
+    Tensor
+        ``(N,)`` float32, > 0. Without the cut their mean is 1, with it it is less.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not integers, a negative class, the wrong shape, or `maximum` not above 0.
+    """
+    if not maximum > 0:
+        raise ValueError(f"maximum is {maximum}, expected a number above 0")
+    log_label, log_given_bias = label_given_bias(labels, bias)
+    labels = labels.long()
+    own = log_given_bias.gather(1, labels[:, None]).squeeze(1)
+    return (log_label[labels] - own).exp().clamp(max=maximum)
+
+
+def label_given_bias(
+    labels: Tensor, bias: Tensor, *, classes: int | None = None, ignore_index: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return ``log p(label)``, ``(C,)``, and ``log p(label | bias)``, ``(N, C)``, both float32.
+
+    From counts; of several bias columns by Bayes' rule, as if they were independent given the
+    label. Arguments and errors are those of `logit_adjustment`.
+    """
+    columns = bias[:, None] if bias.dim() == 1 else bias
+    for name, given in (("labels", labels), ("bias", columns)):
+        if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+            raise TypeError(f"{name} has dtype {given.dtype}, expected integers")
+    if labels.dim() != 1 or columns.dim() != 2 or len(columns) != len(labels):
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)} and bias {tuple(bias.shape)}, expected (N,) "
+            "and (N,) or (N, K)"
+        )
+    if not len(labels):
+        none = torch.empty(0, classes or 0, device=labels.device)
+        return torch.full((none.shape[1],), -torch.inf, device=labels.device), none
+    labels, columns = labels.long(), columns.long()
+    known = torch.ones_like(columns, dtype=torch.bool)
+    if ignore_index is not None:
+        known = columns != ignore_index
+    if int(labels.min()) < 0 or bool((columns[known] < 0).any()):
+        raise ValueError("labels and bias must be classes from 0: leave out samples without one")
+    if classes is not None and int(labels.max()) >= classes:
+        raise ValueError(f"labels has class {int(labels.max())}, expected less than {classes}")
+    count = torch.bincount(labels, minlength=classes or 0).double()
+    share = count / len(labels)
+    log_share = share.log().float()
+    given_bias = log_share.repeat(len(labels), 1)
+    for column, is_known in zip(columns.unbind(1), known.unbind(1), strict=True):
+        rows = is_known.nonzero().squeeze(1)
+        values, column = torch.unique(column[rows], return_inverse=True)
+        pairs = torch.bincount(
+            column * len(count) + labels[rows], minlength=len(values) * len(count)
+        )
+        pairs = pairs.double().view(len(values), len(count)) + _PRIOR_SAMPLES * share
+        told = (pairs / pairs.sum(1, keepdim=True) / share).log().nan_to_num(nan=0.0)
+        given_bias.index_add_(0, rows, told.float()[column])
+    return log_share, given_bias.log_softmax(1)
+
+
+def check_sample_weight(
+    weight: Tensor, samples: int, reduction: str, denominators: Tensor | None
+) -> None:
+    """Raise unless `weight` is one floating-point number a sample, and there is a sum or nothing.
+
+    A mean over weighted samples could be over their number or over their weights.
+    """
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        given = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
+        raise TypeError(f"sample_weight: expected a floating-point Tensor, got {given}")
+    if weight.shape != (samples,):
+        raise ValueError(f"sample_weight has shape {tuple(weight.shape)}, expected ({samples},)")
+    if reduction == "mean" or denominators is not None:
+        raise ValueError(
+            'sample_weight needs reduction "sum" or "none" and no denominators: divide the weights '
+            "by what the mean is to be over"
+        )
+
+
+def weigh_samples(sites: BiasLoss, weight: Tensor, reduction: str) -> BiasLoss:
+    """Multiply the values of every site, ``(N, *S)``, by its sample's weight; sum if asked to."""
+    factor = weight.detach().to(sites.loss).reshape(-1, *(1,) * (sites.loss.dim() - 1))
+    weighed = BiasLoss(*(term * factor for term in sites))
+    return weighed if reduction == "none" else BiasLoss(*(term.sum() for term in weighed))
