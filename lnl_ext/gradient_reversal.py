@@ -104,7 +104,7 @@ class GradientReversal(ScheduledCoefficients):
 
     def __init__(self, scale: Coefficient | Schedule | str = 1.0) -> None:
         super().__init__()
-        self.register_coefficient("scale", scale)
+        self.register_coefficient("scale", scale, full=1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x`, and multiply its gradient by ``-scale``."""

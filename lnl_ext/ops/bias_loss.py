@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lnl_ext import _C  # noqa: F401  (loading the module registers the operators)
-from lnl_ext.build import build_info
+from lnl_ext.build import build_info  # which loads the operators
 from lnl_ext.ops.arguments import NONE, LossArguments
 from lnl_ext.ops.arguments import REDUCTIONS as NAMES
 from lnl_ext.ops.autograd import DifferentiableLoss, Gradients, Inputs

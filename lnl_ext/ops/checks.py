@@ -27,14 +27,15 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def check_number(name: str, value: float) -> None:
-    """Refuse a `value` that is not a finite number >= 0."""
+def check_number(name: str, value: float, *, positive: bool = False) -> None:
+    """Refuse a `value` that is not a finite number >= 0, or > 0 if it is to be `positive`."""
     if not _is_number(value):
-        raise TypeError(f"{name} is {value!r}, expected a number or a 0-dim floating-point tensor")
-    # One comparison that is also false for NaN; math.isfinite would make torch.compile specialise
+        raise TypeError(f"{name} is {value!r}, expected a number")
+    # A comparison that is also false for NaN; math.isfinite would make torch.compile specialise
     # on the value.
-    if not 0.0 <= value < math.inf:
-        raise ValueError(f"{name} is {value}, expected a finite number >= 0")
+    if not 0.0 <= value < math.inf or (positive and value == 0.0):
+        bound = "> 0" if positive else ">= 0"
+        raise ValueError(f"{name} is {value}, expected a finite number {bound}")
 
 
 def check_coefficient(name: str, value: Coefficient, device: torch.device) -> None:
