@@ -116,7 +116,7 @@ class _LayerBoundary(torch.autograd.Function):
         ctx.layer = None
         if not isinstance(layer, nn.Linear):
             ctx.layer = (layer.stride, layer.padding, layer.dilation, layer.groups)
-        return output.view_as(output)
+        return output.detach()  # no view for autograd, and so the next layer may write to it
 
     @staticmethod
     @torch.compiler.disable  # type: ignore[untyped-decorator]

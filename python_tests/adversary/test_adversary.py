@@ -427,26 +427,3 @@ def test_what_goes_wrong_is_named(name: str):
     call, error, message = BAD_CALLS[name]
     with pytest.raises(error, match=message):
         call()
-
-
-def test_a_zero_that_was_written_to_counts_again(path):
-    # The number 0 lets both gradients come from one walk through the head; a value that was
-    # written or loaded later must not be ignored for it.
-    x, target = torch.randn(6, 3, requires_grad=True), torch.randint(2, (6,))
-    head = nn.Linear(3, 2)
-    adversary = BiasAdversary(head, entropy_weight=0.0)
-    (expected,) = torch.autograd.grad(BiasAdversary(head, entropy_weight=0.5)(x, target), x)
-    adversary.entropy_weight.fill_(0.5)
-    torch.testing.assert_close(torch.autograd.grad(adversary(x, target), x)[0], expected)
-    loaded = BiasAdversary(head, entropy_weight=0.0)
-    loaded.load_state_dict(adversary.state_dict())
-    torch.testing.assert_close(torch.autograd.grad(loaded(x, target), x)[0], expected)
-
-
-@pytest.mark.parametrize("change", [copy.deepcopy, lambda m: m.double(), lambda m: m.to("cpu")])
-def test_a_zero_stays_known_through_copies_and_checkpoints(change):
-    adversary = BiasAdversary(nn.Linear(3, 2), entropy_weight=0.0)
-    adversary.load_state_dict(copy.deepcopy(adversary.state_dict()))
-    assert adversary.known_zero("entropy_weight")
-    assert change(adversary).known_zero("entropy_weight")
-    assert not adversary.known_zero("reversal")

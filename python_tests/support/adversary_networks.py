@@ -78,3 +78,19 @@ def expected_gradients(f, g, h, images, labels, bias, coefficients, seed):
     unlearn = -reversal * cross_entropy - entropy_weight * entropy + confusion_weight * confusion
     against = gradients(unlearn, f3)
     return [a + b for a, b in zip(for_f, against, strict=True)], list(for_g), for_h
+
+
+def separate_gradients(head, x, bias, leaves, coefficients, heads: int = 1, seed: int = 0):
+    """Two plain computations: the gradient of `x` that fools the head, and dCE of `leaves`.
+
+    `head` is any function of the features, with the same random draws in both.
+    """
+    reversal, entropy_weight, confusion_weight = coefficients
+    torch.manual_seed(seed)
+    cross_entropy, _, _ = terms(head(x.detach().clone()), bias, heads)
+    for_leaves = torch.autograd.grad(cross_entropy, leaves, allow_unused=True)
+    features = x.detach().clone().requires_grad_()
+    torch.manual_seed(seed)
+    cross_entropy, entropy, confusion = terms(head(features * 1), bias, heads)
+    unlearn = -reversal * cross_entropy - entropy_weight * entropy + confusion_weight * confusion
+    return torch.autograd.grad(unlearn, features)[0], for_leaves
