@@ -47,9 +47,7 @@ class HeadRecipe:
     sample_weight: str | None = None
     """The name of its samples' weights in the batches, which needs `over_batch`."""
 
-    def adversary(
-        self, method: Method, batch_size: int, pressure: Linear | None
-    ) -> BiasAdversary:
+    def adversary(self, method: Method, batch_size: int, pressure: Linear | None) -> BiasAdversary:
         """Make the adversary with the terms that ``method`` has."""
         scale = 1 / batch_size if self.over_batch else 1.0
 

@@ -22,7 +22,13 @@ COEFFICIENTS = {
     "blindeye": (0.0, 0.0, 1.0),
     "everything": (0.3, 0.2, 0.5),
 }
-SHAPES = {"rows": (N, D), "tokens": (N, 3, D), "maps": (N, D, 5, 7), "lines": (N, D, 9), "volumes": (N, D, 3, 4, 5)}
+SHAPES = {
+    "rows": (N, D),
+    "tokens": (N, 3, D),
+    "maps": (N, D, 5, 7),
+    "lines": (N, D, 9),
+    "volumes": (N, D, 3, 4, 5),
+}
 
 
 @pytest.fixture(params=COEFFICIENTS)
@@ -118,6 +124,8 @@ ROWS = {
     "a layer used twice": shared_layer,
 }
 OTHERS = {"tied": tied, "plain list": plain_list, "conditional": conditional}
+
+
 class Mean(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(1)
@@ -360,7 +368,9 @@ def test_amp_with_a_scaler(dtype, coefficients):
         loss = adversary(x, target)
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
-    for found, exact in zip([x.grad, *(p.grad for p in parameters)], [expected, *of_head]):
+    for found, exact in zip(
+        [x.grad, *(p.grad for p in parameters)], [expected, *of_head], strict=True
+    ):
         assert found.dtype == torch.float32
         # three matrix products each way, 2^-8 per rounding of bfloat16
         assert (found - exact).norm() <= 0.05 * exact.norm()

@@ -53,7 +53,7 @@ def gradients(loss: Tensor, module: nn.Module) -> list[Tensor]:
     return list(torch.autograd.grad(loss, list(module.parameters())))
 
 
-def expected_gradients(f, g, h, images, labels, bias, coefficients, seed):
+def expected_gradients(f, g, h, images, labels, bias, coefficients, seed, heads=HEADS):
     """Three computations, each with its own forward of fresh copies and the same dropout.
 
     Returns the gradients of f, g and h for ``Lc + adversary``.
@@ -71,10 +71,10 @@ def expected_gradients(f, g, h, images, labels, bias, coefficients, seed):
     for_f, for_g = for_f[: len(list(f1.parameters()))], for_f[len(list(f1.parameters())) :]
     # 2. the head alone, on detached features
     f2, _, h2 = networks()
-    for_h = gradients(terms(h2(f2(images).detach()), bias)[0], h2)
+    for_h = gradients(terms(h2(f2(images).detach()), bias, heads)[0], h2)
     # 3. the features alone
     f3, _, h3 = networks()
-    cross_entropy, entropy, confusion = terms(h3(f3(images)), bias)
+    cross_entropy, entropy, confusion = terms(h3(f3(images)), bias, heads)
     unlearn = -reversal * cross_entropy - entropy_weight * entropy + confusion_weight * confusion
     against = gradients(unlearn, f3)
     return [a + b for a, b in zip(for_f, against, strict=True)], list(for_g), for_h
