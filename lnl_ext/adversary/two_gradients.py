@@ -156,7 +156,6 @@ def _forward(ctx: Any, walk: Any, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
     operands, arguments = Operands(*given[:_OPERANDS]), LossArguments(*given[_OPERANDS:])
     values = loss_values(operands, arguments)
     ctx.mark_non_differentiable(values.cross_entropy, values.entropy)
-    ctx.set_materialize_grads(False)
     ctx.walk = walk
     # Not saved: where the gradients are made already, a write to the layer does no harm.
     ctx.layer = operands[1:]
