@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lnl_ext.coefficients import ScheduledCoefficients
-from lnl_ext.ops.checks import Coefficient, check_coefficient
+from lnl_ext.ops.arguments import Coefficient
+from lnl_ext.ops.checks import check_coefficient
 from lnl_ext.schedules import Schedule
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
-from lnl_ext.measuring.evaluation import group_accuracy
+from digits.runs import Data, Measured
+from lnl_ext.measuring.groups import GroupAccuracy
 from lnl_ext.paper.colored_mnist import MEAN_COLORS
 from lnl_ext.reporting import (
     Confusion,
@@ -15,9 +15,6 @@ from lnl_ext.reporting import (
     groups_of,
     trainer_settings,
 )
-
-if TYPE_CHECKING:  # which imports this module, and may be the program itself
-    from colored_mnist import Data, Measured
 
 DIGITS = [str(digit) for digit in range(10)]
 COLORS = [[value / 255 for value in color] for color in MEAN_COLORS]
@@ -36,7 +33,7 @@ def summary(
     """Return what the page of a run is to show."""
     run, trainers, predictions = measured
     labels, owner = predictions.labels, data.test.mean_color
-    predicted = predictions.logits.argmax(1)
+    predicted = predictions.classes
     figures = {
         "method": run.method,
         "test accuracy": run.test_accuracy,
@@ -48,10 +45,10 @@ def summary(
     groups = {}
     confusions = [Confusion("by digit", labels, predicted, DIGITS, "digit", COLORS)]
     if column := groups_of(predictions, owner, "whose colour", DIGITS, DIGITS):
-        found = group_accuracy(predictions, (owner == labels).long().where(owner >= 0, -1))
-        figures["its own colour"] = found.accuracy.get(1)
-        figures["another's colour"] = found.accuracy.get(0)
-        figures["worst group"] = column.accuracy[column.worst]
+        found = GroupAccuracy.of(predicted, labels, owner, aligned=owner == labels)
+        figures["its own colour"] = found.aligned
+        figures["another's colour"] = found.conflicting
+        figures["worst group"] = found.worst
         groups["Accuracy by the digit whose colour it has (rows) and digit"] = column.table()
         confusions.append(
             Confusion("by colour", owner, predicted, DIGITS, "whose colour it has", COLORS)

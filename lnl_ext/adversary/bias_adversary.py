@@ -15,8 +15,8 @@ from lnl_ext.adversary.two_gradients import Boundary, adversary_loss, enter_head
 from lnl_ext.coefficients import ScheduledCoefficients
 from lnl_ext.gradient_reversal import scale_gradient
 from lnl_ext.ops import bias_loss as ops
+from lnl_ext.ops.arguments import Coefficient
 from lnl_ext.ops.checks import (
-    Coefficient,
     check_logits,
     check_options,
     check_target,
@@ -177,7 +177,7 @@ class BiasAdversary(ScheduledCoefficients):
             Shape ``(heads, 2)``: what each head's sums of CE and of H (and of the confusion term)
             are divided by, whatever `reduction` says. For a batch that is computed in parts, in
             several processes or one after the other, whose parts have different numbers of targets
-            that are not ignored (`lnl_ext.training.batch_counts.count_sites`). The logits are read
+            that are not ignored (`lnl_ext.training.denominators.count_sites`). The logits are read
             twice.
         sample_weight
             Shape ``(N,)``, floating point: a factor of each sample's terms, for the head as for the

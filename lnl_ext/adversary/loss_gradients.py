@@ -14,10 +14,11 @@ from torch import Tensor
 
 from lnl_ext.ops import bias_loss as ops
 from lnl_ext.ops import linear_bias_loss as ops_linear
-from lnl_ext.ops.formula import BiasTerms, bias_terms, combine, is_zero
+from lnl_ext.ops.arguments import NONE
+from lnl_ext.ops.arguments import LossArguments as CoreArguments
+from lnl_ext.ops.formula import BiasTerms, bias_terms, combine
 from lnl_ext.ops.given_denominators import divide_sums, divide_terms, fold_heads
 
-_REDUCTION_NAMES = {number: name for name, number in ops.REDUCTIONS.items()}
 _NO_COEFFICIENTS = (None, None, None)
 """With which the operators compute CE and its true gradient."""
 
@@ -228,56 +229,44 @@ def _of_layer(
     )
 
 
-def _plain_terms(
-    logits: Tensor, arguments: LossArguments, unregularised: bool | Tensor = False
-) -> BiasTerms:
-    options, target = _options(arguments), arguments.target
-    if arguments.denominators is not None:
-        logits, target = fold_heads(logits, target, options.heads)
-        options = options._replace(reduction=ops.REDUCTIONS["none"], heads=1)
-    terms = bias_terms(
-        logits,
-        target,
+def _core(arguments: LossArguments) -> CoreArguments:
+    return CoreArguments(
+        arguments.target,
         arguments.class_weight,
-        ignore_index=options.ignore_index,
-        label_smoothing=options.label_smoothing,
-        reduction=_REDUCTION_NAMES[options.reduction],
-        mask_entropy=options.mask_entropy,
-        heads=options.heads,
-        confusion=arguments.confusion_weight is not None,
-        unregularised=unregularised,
+        *_coefficients(arguments),
+        arguments.ignore_index,
+        arguments.label_smoothing,
+        arguments.reduction,
+        arguments.mask_entropy,
+        arguments.heads,
     )
+
+
+def _plain_terms(logits: Tensor, arguments: LossArguments, core: CoreArguments) -> BiasTerms:
     if arguments.denominators is None:
-        return terms
+        return bias_terms(logits, core)
+    logits, target = fold_heads(logits, arguments.target, arguments.heads)
+    terms = bias_terms(logits, core._replace(target=target, reduction=NONE, heads=1))
     return divide_terms(terms, arguments.denominators)
 
 
-def _plain_loss(terms: BiasTerms, arguments: LossArguments, reversal: Tensor | None) -> Tensor:
-    return combine(
-        terms,
-        reversal=reversal,
-        entropy_weight=arguments.entropy_weight,
-        confusion_weight=arguments.confusion_weight,
-    )
-
-
 def _plain_values(operands: Operands, arguments: LossArguments) -> Values:
-    terms = _plain_terms(operands.first.detach(), arguments)
+    core = _core(arguments)._replace(reversal=None)
+    terms = _plain_terms(operands.first.detach(), arguments, core)
     # A copy, because an autograd.Function must not return one tensor twice.
-    loss = _plain_loss(terms, arguments, None).clone()
+    loss = combine(terms, core).clone()
     return Values(loss, terms.cross_entropy, terms.entropy, arguments.denominators, None)
 
 
 def _plain_gradients(upstream: Tensor, operands: Operands, arguments: LossArguments) -> Gradients:
     for_features = for_head = None
+    core = _core(arguments)
     with torch.enable_grad():
         logits = operands.first.detach().requires_grad_()
         if arguments.for_head:
-            cross_entropy = _plain_terms(logits, arguments, True).cross_entropy
-            (for_head,) = torch.autograd.grad(cross_entropy, logits, upstream)
+            terms = _plain_terms(logits, arguments, core.cross_entropy_only())
+            (for_head,) = torch.autograd.grad(terms.cross_entropy, logits, upstream)
         if arguments.for_features:
-            zero = is_zero(arguments.entropy_weight) & is_zero(arguments.confusion_weight)
-            terms = _plain_terms(logits, arguments, zero)
-            loss = _plain_loss(terms, arguments, arguments.reversal)
+            loss = combine(_plain_terms(logits, arguments, core), core)
             (for_features,) = torch.autograd.grad(loss, logits, upstream)
     return Gradients(for_features, for_head)

@@ -229,7 +229,7 @@ class ProbeOptions(ModelOptions):
     """What the features tell about an attribute."""
 
     tap: str | None = option(None, "layer to probe; that of the run, else the last layer's input")
-    validation: float = option(0.5, "share the probe is measured on and does not see", above=0)
+    validation: float = option(0.3, "share the probe is measured on and does not see", above=0)
     seed: int = option(0, "of the split and of the probe", minimum=0, maximum=_LARGEST_SEED)
     json: Path | None = option(None, "file for the figures as JSON", metavar="FILE")
 

@@ -18,7 +18,7 @@ from lnl_ext.data.split import stratified_split
 from lnl_ext.data.table import IGNORE, BiasColumn, class_names
 from lnl_ext.errors import UserError
 from lnl_ext.files import check_names
-from lnl_ext.training.batch_sampler import ShardedBatchSampler
+from lnl_ext.training.batches import ShardedBatchSampler
 from lnl_ext.training.distributed import Processes
 
 __all__ = ["RunData", "label_adjustment", "training_batches"]

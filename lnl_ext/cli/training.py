@@ -17,9 +17,9 @@ from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.adversary.heads import bias_head
 from lnl_ext.cli.arguments import command_line, write_toml
 from lnl_ext.cli.interruption import Interrupted, StoppableBatches, StopSignals
-from lnl_ext.cli.leakage import Leakage, collect_features, measure
+from lnl_ext.cli.leakage import Figures, audits, collect_features, figures, leakage_text
 from lnl_ext.cli.options import ADJUSTMENT, TrainOptions
-from lnl_ext.cli.report import Report, leakage_text, write_json
+from lnl_ext.cli.report import Report, write_json
 from lnl_ext.cli.run_data import RunData, label_adjustment, told_by_the_bias, training_batches
 from lnl_ext.cli.run_folder import (
     CONFIG,
@@ -41,15 +41,13 @@ from lnl_ext.models.backbones import Halves, build_network, split_network, tap_s
 from lnl_ext.models.weights import load_weights, save_weights
 from lnl_ext.reporting import PAGE, write_run_page
 from lnl_ext.schedules import Linear
-from lnl_ext.training.config import TrainerConfig
+from lnl_ext.training.config import OptimizerConfig, TrainerConfig
 from lnl_ext.training.distributed import Processes, gather_predictions, on_main
 from lnl_ext.training.methods import get_method
-from lnl_ext.training.optimizers import OptimizerConfig
 from lnl_ext.training.trainer import CHECKPOINT, Trainer
 
 __all__ = ["train"]
 
-_PROBE_IMAGES = 10_000  # training images a probe learns from at most
 _RAMP = 0.5  # the part of the training in which the pressure rises; the learning rate falls to 0
 
 
@@ -110,26 +108,19 @@ class _Run:
     def report(self, predictions: Predictions) -> Report:
         return Report.of(predictions, self.data.validation.bias, self.data.bias, self.data.labels)
 
-    def leakage(self, trainer: Trainer) -> dict[str, Leakage]:
+    def leakage(self, trainer: Trainer) -> Figures:
+        """Audit the features of the validation images: those of images trained on say less."""
         if not self.data.bias:
             return {}
-        features = trainer.inference_modules()[0]
-        order = torch.randperm(
-            len(self.data.train), generator=torch.Generator().manual_seed(self.options.seed)
-        )
-        learned_from = self.data.train.part(order[:_PROBE_IMAGES].tolist())
-        train, test = (
-            collect_features(
-                features, evaluation_batches(part, self.options.image_size, self.options)
-            )
-            for part in (learned_from, self.data.validation)
-        )
-        return measure(train, test, self.data.bias, self.options.seed)
+        held_out = self.data.validation
+        batches = evaluation_batches(held_out, self.options.image_size, self.options)
+        features = collect_features(trainer.inference_modules()[0], batches)
+        return figures(audits(features, held_out, self.options.seed))
 
     def evaluate(self, trainer: Trainer) -> dict[str, float]:
         """Evaluate an epoch; at the end of pretraining the leakage as well."""
         report = self.report(self.predictions(trainer))
-        figures = {
+        record = {
             "validation_accuracy": report.accuracy,
             "worst_group_accuracy": report.worst,
         }
@@ -138,7 +129,7 @@ class _Run:
         if len(stages) > 1 and trainer.step == stages[0].steps:
             # In the record, so that a resumed run has it too.
             for name, leakage in self.leakage(trainer).items():
-                figures |= {f"before:{name}:{k}": float(v) for k, v in leakage.to_dict().items()}
+                record |= {f"before:{name}:{k}": float(v) for k, v in leakage.items()}
         if self.processes.is_main:
             stage = stages[0] if trainer.step <= stages[0].steps else stages[-1]
             passes = (trainer.step - stage.first) / trainer.steps_per_epoch
@@ -147,20 +138,17 @@ class _Run:
                 f"{stage.name} {passes:g}/{length:g}: validation accuracy {report.accuracy:.3f}"
                 + (f", worst group {report.worst:.3f}" if report.columns else "")
             )
-        return figures
+        return record
 
-    def before(self, trainer: Trainer) -> dict[str, Leakage]:
+    def before(self, trainer: Trainer) -> Figures:
         """Return the leakage at the end of pretraining from the run's history."""
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, dict[str, float]] = {}
         for record in trainer.history:
             for key, value in record.items():
                 if key.startswith("before:"):
                     name, field = key.removeprefix("before:").rsplit(":", 1)
                     found.setdefault(name, {})[field] = value
-        return {
-            name: Leakage(**(fields | {"samples": int(fields["samples"])}))
-            for name, fields in found.items()
-        }
+        return found
 
 
 def train(flags: Mapping[str, Any], processes: Processes) -> None:
@@ -290,8 +278,8 @@ def _finish(run: _Run, trainer: Trainer, network: nn.Module, folder: Path, comma
         folder / REPORT,
         {
             **report.to_dict(),
-            "leakage_before": {name: leakage.to_dict() for name, leakage in before.items()},
-            "leakage_after": {name: leakage.to_dict() for name, leakage in after.items()},
+            "leakage_before": before,
+            "leakage_after": after,
             "seconds": trainer.seconds,
         },
     )

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lnl_ext.cli.arguments import build
-from lnl_ext.cli.leakage import collect_features, measure
+from lnl_ext.cli.leakage import audits, collect_features, figures, leakage_text
 from lnl_ext.cli.options import EvaluateOptions, ModelOptions, PredictOptions, ProbeOptions
-from lnl_ext.cli.report import Report, leakage_text, write_json
+from lnl_ext.cli.report import Report, write_json
 from lnl_ext.cli.run_folder import (
     IMAGE_COLUMN,
     LABEL_COLUMN,
@@ -27,7 +27,6 @@ from lnl_ext.cli.run_folder import (
 )
 from lnl_ext.cli.samples import Samples, bias_classes, encoded, evaluation_batches, read_samples
 from lnl_ext.data.images import IMAGE_SUFFIXES, IMAGENET_MEAN, IMAGENET_STD
-from lnl_ext.data.split import stratified_split
 from lnl_ext.data.table import BiasColumn, Table, class_names, read_table
 from lnl_ext.errors import UserError
 from lnl_ext.files import check_names, replacing
@@ -37,7 +36,7 @@ from lnl_ext.models.backbones import build_network, output_layer, split_network,
 from lnl_ext.models.exported import ExportedModel
 from lnl_ext.models.weights import put_weights, read_weights
 from lnl_ext.training.distributed import Processes
-from lnl_ext.training.methods import Grey
+from lnl_ext.training.grey import Grey
 
 __all__ = ["evaluate", "predict", "probe"]
 
@@ -251,6 +250,8 @@ def probe(flags: Mapping[str, Any], processes: Processes) -> None:
     options: ProbeOptions = _options(ProbeOptions, flags, processes)
     if not options.bias_column:
         raise UserError("no attribute to probe for: give --bias-column NAME")
+    if options.validation >= 0.8:  # a fifth of the images ends the probes' training
+        raise UserError(f"validation is {options.validation:g}, expected a share below 0.8")
     _check_written(options.json, options)
     model = _Model.load(options)
     table, bias = _table(options, model)
@@ -270,32 +271,24 @@ def probe(flags: Mapping[str, Any], processes: Processes) -> None:
         table = table.select(rows)
     labels = [] if table.labels is None else class_names(table.labels, "label")
     samples = encoded(table, "label", labels, bias, workers=options.workers)
-    features, tap = model.features(options.tap, _device(options, processes))
-    fit, held = stratified_split(
-        samples.labels.tolist(),
-        [target.tolist() for target in samples.bias.values()],
-        options.validation,
-        options.seed,
+    network, tap = model.features(options.tap, _device(options, processes))
+    batches = evaluation_batches(samples, model.image_size, options, batch_size=model.batch_size)
+    features = collect_features(network, batches)
+    print(f"Features of {model.source} at {tap} {tuple(features.shape[1:])}")
+    reports = audits(features, samples, options.seed, options.validation)
+    if not reports:
+        raise UserError("no attribute could be probed for")
+    counts = next(iter(reports.values())).samples
+    print(
+        f"Probes learned from {counts['train']} images, were stopped by {counts['validation']} and "
+        f"are measured on {counts['test']} others"
     )
-    learned, measured = (
-        collect_features(
-            features,
-            evaluation_batches(
-                samples.part(rows), model.image_size, options, batch_size=model.batch_size
-            ),
-        )
-        for rows in (fit, held)
-    )
-    shape = tuple(learned.features.shape[1:])
-    found = measure(learned, measured, bias, options.seed)
-    print(f"Features of {model.source} at {tap} {shape}; probes learned from {len(fit)} images")
-    print(leakage_text({f"probe on {len(held)} others": found}))
+    found = figures(reports)
+    print(leakage_text({"": found}))
     if table.labels is None:
         print("Without --label-column, 'label alone' is the majority as well")
-    for name, leakage in found.items():
-        print(f"{name}: the probe knows {leakage.information:.3f} nats of it")
     if options.json is not None:
-        write_json(options.json, {name: leakage.to_dict() for name, leakage in found.items()})
+        write_json(options.json, found)
 
 
 # ------------------------------------------------------------------ predict

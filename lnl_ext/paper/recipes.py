@@ -11,9 +11,8 @@ from torch import nn
 from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.paper.networks import GlobalColorHead, SeparatePixelColorHeads
 from lnl_ext.schedules import Linear, Schedule
-from lnl_ext.training.config import TrainerConfig
+from lnl_ext.training.config import OptimizerConfig, TrainerConfig
 from lnl_ext.training.methods import Method
-from lnl_ext.training.optimizers import OptimizerConfig
 
 __all__ = ["RECIPES", "HeadRecipe", "Recipe", "get_recipe"]
 

@@ -45,6 +45,8 @@ class Leak:
     """Of naming the most frequent bias of the sample's label."""
     information: float | None = None
     """In nats."""
+    information_interval: tuple[float, float] | None = None
+    """95 % of them."""
     samples: int | None = None
 
 
@@ -191,6 +193,10 @@ def _leakage(leaks: Sequence[Leak], note: str) -> Table:
         "label alone": [leak.label_only for leak in leaks],
         "majority": [leak.majority for leak in leaks],
         "information (nats)": [leak.information for leak in leaks],
+        "95 %": [
+            None if interval is None else "{:.3f} to {:.3f}".format(*interval)
+            for interval in (leak.information_interval for leak in leaks)
+        ],
         "samples": [leak.samples for leak in leaks],
     }
     measured = {

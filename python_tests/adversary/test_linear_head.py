@@ -16,7 +16,7 @@ import lnl_ext.adversary.bias_adversary
 from lnl_ext import BiasAdversary
 from lnl_ext.adversary.linear_head import take_apart
 from lnl_ext.ops import bias_loss as ops
-from lnl_ext.training.batch_counts import count_sites
+from lnl_ext.training.denominators import count_sites
 
 N, D, CLASSES, HEADS = 7, 6, 5, 3
 

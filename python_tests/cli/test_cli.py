@@ -17,12 +17,14 @@ import torch
 import torchvision
 from cli_data import IMAGES, SIZE, train_flags, write_images
 
+import lnl_ext
 from lnl_ext.cli.arguments import build, command_line, read_toml, write_toml
 from lnl_ext.cli.main import main, parser
 from lnl_ext.cli.options import TrainOptions
 from lnl_ext.cli.run_options import train_options
 from lnl_ext.data.images import evaluation_transform, load_image
 from lnl_ext.errors import UserError
+from lnl_ext.models.backbones import split_network
 
 pytestmark = pytest.mark.usefixtures("threads_kept")
 
@@ -293,6 +295,46 @@ def test_probe_reads_runs_state_dicts_and_exported_programs(
     assert again["accuracy"] == pytest.approx(figures["accuracy"], abs=2 / IMAGES)
     assert main(["probe", f"--weights={tmp_path}/model.pt2", *common, "--tap=conv9"]) == 2
     assert "tap 'conv9': no such layer. Near it: conv5, conv1" in capsys.readouterr().err
+
+
+def test_train_probe_and_audit_print_the_same_leakage(
+    table: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the same features and seed: the audit's figure, with its interval."""
+    figures = tmp_path / "figures.json"
+    common = ["--workers=0", "--threads=1", "--batch-size=8", f"--json={figures}"]
+    assert main(["probe", f"{run}", *common]) == 0
+    of_run = json.loads(figures.read_text())
+    report = json.loads((run / "report.json").read_text())
+    assert of_run == report["leakage_after"]  # both are of the validation images
+
+    plain = [f"--weights={run}/model.pt", "--arch=shufflenet_v2_x0_5", f"--image-size={SIZE}"]
+    flags = [f"--csv={table}", "--label-column=disease", "--bias-column=hospital", *common]
+    capsys.readouterr()
+    assert main(["probe", *plain, "--tap=conv1", *flags]) == 0
+    text = capsys.readouterr().out
+    found = json.loads(figures.read_text())["hospital"]
+
+    rows = list(csv.DictReader(table.open()))
+    labels = torch.tensor([row["disease"] == "ill" for row in rows]).long()
+    bias = torch.tensor([row["hospital"] == "south" for row in rows]).long()
+    images = torch.stack(
+        [evaluation_transform(SIZE)(load_image(table.parent / row["path"])) for row in rows]
+    )
+    network = split_network(plain_model(run), "conv1").features
+    audit = lnl_ext.audit(network, labels, {"hospital": bias}, inputs=images.split(8))
+    hospital = audit.biases["hospital"]
+    probe = hospital.leakage
+    assert probe.information > 0.1
+    assert found["accuracy"] == probe.accuracy
+    assert found["information"] == probe.information
+    ends = (found["information_low"], found["information_high"])
+    assert ends == tuple(probe.information_interval)
+    assert (found["label_only"], found["majority"]) == (hospital.label_only, hospital.majority)
+    low, high = probe.information_interval
+    assert f"{probe.information:.3f} ({low:.3f} to {high:.3f})" in text
+    for leakage in (found, *of_run.values()):
+        assert min(leakage.values()) >= 0  # no probe knows less than nothing
 
 
 # ------------------------------------------------------------------ options
