@@ -58,6 +58,7 @@ lint: tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
 
 pytest: tools
@@ -80,4 +81,4 @@ format: tools
 	$(BIN)/clang-format -i $(CPP_FILES)
 
 clean:
-	rm -rf $(VENV) build dist lnl_ext.egg-info lnl_ext/_C.*.so
+	rm -rf $(VENV) build dist lnl_ext.egg-info lnl_ext/_C.*.so lnl_ext/_C.*.json

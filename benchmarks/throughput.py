@@ -4,8 +4,8 @@
 
 measures everything and writes ``benchmarks/results/throughput_*.json``,
 ``docs/images/throughput_*.png`` and the tables of
-``docs/performance.md``. One subject alone: loss, linear, linear_large (many classes), adversary,
-step, memory or scaling. ``--quick`` only shows that it runs; it writes
+``docs/performance.md``. One subject alone: loss, small (a call's fixed cost), linear, linear_large
+(many classes), adversary, step, memory or scaling. ``--quick`` only shows that it runs; it writes
 nothing unless ``--output`` says where.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from recording.options import command
 
 ROOT = Path(__file__).resolve().parent.parent
-SUBJECTS = ("loss", "linear", "linear_large", "adversary", "step", "memory", "scaling")
+SUBJECTS = ("loss", "small", "linear", "linear_large", "adversary", "step", "memory", "scaling")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -12,6 +12,7 @@ from .settings import Settings, environment
 
 SUBJECTS: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "loss": losses.measure,
+    "small": losses.measure_small,
     "linear": linear.measure,
     "linear_large": linear.measure_large,
     "adversary": adversary.measure,

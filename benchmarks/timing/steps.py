@@ -17,16 +17,8 @@ from torchvision.models import resnet18
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.paper.networks import DigitNetwork, PixelColorHead, SeparatePixelColorHeads
-from lnl_ext.training.config import TrainerConfig
-from lnl_ext.training.optimizers import OptimizerConfig
-from lnl_ext.training.stepper import Stepper
-from lnl_ext.training.updates import (
-    FoolObjective,
-    JointObjective,
-    JointUpdate,
-    PredictObjective,
-    TwoStepUpdate,
-)
+from lnl_ext.training.config import OptimizerConfig, TrainerConfig
+from lnl_ext.training.updates import Objective, Update
 
 from .authors import ENTROPY_WEIGHT, REVERSAL, AuthorsProcedure
 from .settings import Settings
@@ -193,19 +185,17 @@ def ours(
             ignore_index=IGNORED,
         )
     }
-    stepper = Stepper(
-        nn.Sequential(modules.features, modules.classifier),
-        modules.head.parameters(),
-        TrainerConfig(optimizer=OPTIMIZER, head_optimizer=OPTIMIZER, amp=amp),
-        problem.images.device.type,
+    objective = Objective(
+        modules.features,
+        modules.classifier,
+        adversaries,
+        functional.cross_entropy,
+        two_step=update == "two_step",
     )
-    parts = (modules.features, modules.classifier, adversaries, functional.cross_entropy)
-    joint = JointUpdate(JointObjective(*parts), stepper)
-    step: JointUpdate | TwoStepUpdate = joint
-    if update == "two_step":
-        step = TwoStepUpdate(joint, FoolObjective(*parts), PredictObjective(*parts), stepper)
+    config = TrainerConfig(optimizer=OPTIMIZER, head_optimizer=OPTIMIZER, amp=amp)
+    step = Update(objective, config)
     bias = {"bias": problem.bias if problem.heads > 1 else problem.bias[:, 0]}
-    return lambda: step(modules.images, problem.labels, bias, detached=False)
+    return lambda: step([(modules.images, problem.labels, bias)])
 
 
 def one_pass(problem: Problem, modules: Modules) -> Callable[[], object]:

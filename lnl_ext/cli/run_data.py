@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lnl_ext.adversary.logit_adjustment import logit_adjustment
+from lnl_ext.adversary.reweighting import logit_adjustment
 from lnl_ext.cli.options import ADJUSTMENT, TrainOptions
 from lnl_ext.cli.run_folder import split_text
 from lnl_ext.cli.samples import Samples, bias_classes, counts, encoded, read_samples
@@ -18,7 +18,7 @@ from lnl_ext.data.split import stratified_split
 from lnl_ext.data.table import IGNORE, BiasColumn, class_names
 from lnl_ext.errors import UserError
 from lnl_ext.files import check_names
-from lnl_ext.training.batch_sampler import ShardedBatchSampler
+from lnl_ext.training.batches import ShardedBatchSampler
 from lnl_ext.training.distributed import Processes
 
 __all__ = ["RunData", "label_adjustment", "training_batches"]

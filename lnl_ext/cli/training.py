@@ -41,10 +41,9 @@ from lnl_ext.models.backbones import Halves, build_network, split_network, tap_s
 from lnl_ext.models.weights import load_weights, save_weights
 from lnl_ext.reporting import PAGE, write_run_page
 from lnl_ext.schedules import Linear
-from lnl_ext.training.config import TrainerConfig
+from lnl_ext.training.config import OptimizerConfig, TrainerConfig
 from lnl_ext.training.distributed import Processes, gather_predictions, on_main
 from lnl_ext.training.methods import get_method
-from lnl_ext.training.optimizers import OptimizerConfig
 from lnl_ext.training.trainer import CHECKPOINT, Trainer
 
 __all__ = ["train"]

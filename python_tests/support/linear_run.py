@@ -11,8 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.training.batches import TensorBatches
-from lnl_ext.training.config import TrainerConfig
-from lnl_ext.training.optimizers import OptimizerConfig
+from lnl_ext.training.config import OptimizerConfig, TrainerConfig
 from lnl_ext.training.trainer import Trainer
 
 SAMPLES, BATCH, BINS, HEADS = 20, 4, 5, 3

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lnl_ext.measuring.evaluation import predict
-from lnl_ext.training.optimizers import OptimizerConfig
+from lnl_ext.training.config import OptimizerConfig
 from lnl_ext.training.trainer import Trainer
 
 PRETRAIN_STEPS = 3  # of the tiny run: half an epoch

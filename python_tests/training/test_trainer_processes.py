@@ -106,6 +106,7 @@ def tiny_run(folder: str, update: str, stop: int | None) -> dict[str, Any]:
     if stop is None and path.exists():
         trainer.load(path)
     batches = tiny_batches()
+    tracked: list[dict[str, Any]] = []
     if stop is not None:
         real = trainer._train_step
 
@@ -121,6 +122,7 @@ def tiny_run(folder: str, update: str, stop: int | None) -> dict[str, Any]:
             output=folder,
             evaluate=shared_evaluation,
             checkpoint_every=2,
+            tracker=tracked.append,
             progress=distributed.current().rank == 1,
         )
     except KeyboardInterrupt:
@@ -129,6 +131,7 @@ def tiny_run(folder: str, update: str, stop: int | None) -> dict[str, Any]:
         "weights": [p.detach().clone() for p in trainer.features.parameters()],
         "history": [{k: v for k, v in r.items() if k != "seconds"} for r in trainer.history],
         "draw": torch.rand(()).item(),
+        "tracked": [record["step"] for record in tracked],
     }
 
 
@@ -139,11 +142,13 @@ def test_a_run_of_two_processes_resumes_bit_for_bit(tmp_path: Path, update: str)
     assert differences(expected[0]["weights"], expected[1]["weights"]) == []
     assert expected[0]["history"] == expected[1]["history"]
     assert [record["rank"] for record in expected[0]["history"]] == [0.0] * 3
+    assert [process.pop("tracked") for process in expected] == [[3, 9, 12], []]
     assert expected[0]["draw"] != expected[1]["draw"]  # dropout is each process's own
 
     in_processes(tiny_run, str(stopped), update, 7)
     assert load_checkpoint(stopped / CHECKPOINT)["step"] == 6
     found = in_processes(tiny_run, str(stopped), update, None)
+    assert [process.pop("tracked") for process in found] == [[9, 12], []]
     assert differences(expected, found) == []
     assert (
         differences(load_checkpoint(whole / CHECKPOINT), load_checkpoint(stopped / CHECKPOINT))
@@ -152,7 +157,7 @@ def test_a_run_of_two_processes_resumes_bit_for_bit(tmp_path: Path, update: str)
     lines = [len((f / "metrics.jsonl").read_text().splitlines()) for f in (whole, stopped)]
     assert lines == [3, 3]  # by one process
 
-    with pytest.raises(CheckpointError, match="was written by 2 processes, here are 1"):
+    with pytest.raises(CheckpointError, match=r"of another run \(processes: 2, now 1\)"):
         tiny_trainer(update=update).load(whole / CHECKPOINT)
 
 

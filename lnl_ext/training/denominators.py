@@ -1,14 +1,15 @@
-"""What the means of a batch are divided by, also where the batch is spread over processes.
+"""What the means of a step are divided by, where the step is computed in parts.
 
 A mean over a whole batch is not the mean of the means over its parts when these have different
-numbers of targets that are not ignored. So the numbers are summed over the processes before the
-losses are computed, and every process divides its sums by the same ones.
+numbers of targets that are not ignored. The parts are the batches that a step accumulates, and the
+shares of the processes. So the targets of all parts are counted before the losses are computed, and
+every part divides its sums by the same numbers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,11 +17,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
+from lnl_ext.training.batches import Batch
 from lnl_ext.training.distributed import current
 
 
 class Term(NamedTuple):
-    """A figure of a batch as two 0-dim tensors, which add up over steps and processes."""
+    """A figure of a step as two 0-dim tensors, which add up over steps and processes."""
 
     total: Tensor
     """The mean times its weight."""
@@ -28,29 +30,32 @@ class Term(NamedTuple):
     """What the mean is over; 0 where there is nothing, as when all targets are ignored."""
 
 
-class Shares(NamedTuple):
-    """What makes the losses of a part of a batch add up to those of the whole."""
+class Denominators(NamedTuple):
+    """What a part divides by. The results of all parts of a process add up to its result.
 
-    task: Tensor
-    """0-dim: the factor of the task loss, a mean over this process's samples."""
-    denominators: dict[str, Tensor]
-    """For `BiasAdversary`, by adversary; those that need none are left out."""
+    The result of the step is the mean of those over the processes. Of gradients it is what
+    DistributedDataParallel makes of them.
+    """
+
+    samples: Tensor | None
+    """0-dim: of the task loss. None in a step of one part, which divides by its own number."""
+    sites: dict[str, Tensor]
+    """Shape ``(heads, 2)`` by adversary, for `BiasAdversary`; those that need none are left out."""
 
 
-class BatchCounts(NamedTuple):
-    """The counts of a batch, float64 (float32 on MPS)."""
+class Counts(NamedTuple):
+    """The counts of a step, over the number of processes; float64 (float32 on MPS)."""
 
     samples: Tensor
-    """0-dim: the number of samples of this process."""
-    mean_samples: Tensor
-    """0-dim: the mean over the processes."""
+    """0-dim."""
     sites: dict[str, Tensor]
-    """Shape ``(heads, 2)`` by adversary: what its means of CE and H are over (`count_sites`); the
-    mean over the processes."""
+    """Shape ``(heads, 2)`` by adversary: what its means of CE and H are over (`count_sites`)."""
+    parts: int
+    """The number of parts of the step, in all processes."""
 
 
-class BatchCounter:
-    """Counts the samples and the targets of batches, over all connected processes.
+class Counter:
+    """Counts the samples and the targets of steps, over all connected processes.
 
     Parameters
     ----------
@@ -68,64 +73,57 @@ class BatchCounter:
             if adversary.weight is not None and bool((adversary.weight == 0).any())
         }
 
-    def count(self, labels: Tensor, bias: Mapping[str, Tensor]) -> BatchCounts:
-        """Count a batch, with several processes in one transfer that each of them must join.
+    def count(self, batches: Sequence[Batch]) -> Counts:
+        """Count this process's batches of a step, and with several processes theirs as well.
 
-        Waits for no CUDA device.
-
-        Parameters
-        ----------
-        labels
-            One per sample.
-        bias
-            The targets by adversary.
+        That is one transfer, which each of them must join. Waits for no CUDA device.
         """
-        dtype = torch.float32 if labels.device.type == "mps" else torch.float64
-        sites = {n: count_sites(a, bias[n], dtype) for n, a in self._adversaries.items()}
-        samples = torch.full((), len(labels), dtype=dtype, device=labels.device)
+        device = batches[0][1].device
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        number = sum(len(labels) for _, labels, _ in batches)
+        samples = torch.full((), number, dtype=dtype, device=device)
+        sites = {
+            name: torch.stack([count_sites(a, bias[name], dtype) for *_, bias in batches]).sum(0)
+            for name, a in self._adversaries.items()
+        }
         processes = current().world_size
-        if processes == 1:
-            return BatchCounts(samples, samples, sites)
-        mean = torch.cat([samples[None], *(counts.flatten() for counts in sites.values())])
-        dist.all_reduce(mean)
-        sizes = [1, *(counts.numel() for counts in sites.values())]
-        mean_samples, *parts = torch.split(mean / processes, sizes)
-        pairs = zip(sites.items(), parts, strict=True)
-        sites = {name: part.view_as(counts) for (name, counts), part in pairs}
-        return BatchCounts(samples, mean_samples[0], sites)
+        if processes > 1:
+            flat = torch.cat([samples[None], *(counts.flatten() for counts in sites.values())])
+            dist.all_reduce(flat)
+            lengths = [1, *(counts.numel() for counts in sites.values())]
+            total, *parts = torch.split(flat / processes, lengths)
+            samples = total[0]
+            sites = {
+                name: part.view_as(counts)
+                for (name, counts), part in zip(sites.items(), parts, strict=True)
+            }
+        return Counts(samples, sites, processes * len(batches))
 
-    def shares(self, counts: BatchCounts) -> Shares | None:
-        """Return what the objectives need to know; None where every mean is right by itself.
-
-        The mean over processes of gradients that were divided by the mean of the numbers is the
-        gradient of the whole batch; so DistributedDataParallel's mean needs no correction.
-        """
-        processes = current().world_size
-        if processes == 1 and not self._zero_weighted:
-            return None
-        denominators = {}
+    def denominators(self, counts: Counts) -> Denominators:
+        """Return what every part of the step divides by."""
+        processes, alone = current().world_size, counts.parts == 1
+        given = {}
         for name, sites in counts.sites.items():
             if self._adversaries[name].reduction == "sum":
-                given = torch.full_like(sites, 1 / processes)
-            else:
-                given = torch.where(sites == 0, 1.0, sites)
-            if processes > 1 or name in self._zero_weighted:
-                denominators[name] = given
-        return Shares(counts.samples / counts.mean_samples, denominators)
+                if processes > 1:  # whose mean is to be the sum
+                    given[name] = torch.full_like(sites, 1 / processes)
+            elif not alone or name in self._zero_weighted:
+                given[name] = torch.where(sites == 0, 1.0, sites)
+        return Denominators(None if alone else counts.samples, given)
 
-    def terms(self, counts: BatchCounts, values: Mapping[str, Tensor]) -> dict[str, Term]:
-        """Give the values of an objective their weights.
+    def terms(self, counts: Counts, values: Mapping[str, Tensor]) -> dict[str, Term]:
+        """Give the results of an objective, added up over this process's parts, their weights.
 
         A mean over sites weighs what it is over (its mean over the heads), so that the figure of
         an epoch is that over the sites of the epoch; a sum weighs the samples. With several heads
-        a batch in which one of them has no site weighs nothing: the sum over the heads lacks one.
+        a step in which one of them has no site weighs nothing: the sum over the heads lacks one.
         """
         weights = dict.fromkeys(("label_loss", "label_accuracy"), counts.samples)
         for name, sites in counts.sites.items():
             known, counted = sites.mean(0), (sites > 0).all(0)
             by_cross_entropy, by_entropy = (known * counted).unbind()
             if self._adversaries[name].reduction == "sum":
-                by_cross_entropy = by_entropy = counts.mean_samples
+                by_cross_entropy = by_entropy = counts.samples
             weights[f"{name}_cross_entropy"] = weights[f"{name}_loss"] = by_cross_entropy
             weights[f"{name}_entropy"] = by_entropy
         return {
