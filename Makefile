@@ -15,12 +15,13 @@ CMAKE_BUILD := build/cmake
 CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 BUILD_INPUTS := $(CPP_FILES) $(wildcard build_support/*.py) csrc/sources.txt setup.py pyproject.toml
 
-.PHONY: help install demo docs test lint pytest ctest test-install format clean
+.PHONY: help install tools demo docs test lint pytest ctest test-long test-install format clean
 
 help:
 	@echo "make demo          train baseline and lnl on coloured MNIST; table and figure in $(DEMO_OUTPUT)/"
 	@echo "make test          all tests, linters and types"
 	@echo "make lint|pytest|ctest    one part of make test"
+	@echo "make test-long     the Python tests on more cases as well"
 	@echo "make test-install  build and install from source, sdist and wheel in new environments (slow)"
 	@echo "make docs          the documentation as a site in build/site/"
 	@echo "make format        format the Python and C++ code"
@@ -33,40 +34,51 @@ $(VENV)/torch.stamp: Makefile
 	@touch $@
 
 $(VENV)/package.stamp: $(VENV)/torch.stamp $(BUILD_INPUTS)
-	$(BIN)/python -m pip install --editable '.[train,test,docs]'
+	$(BIN)/python -m pip install --editable '.[train]'
+	@touch $@
+
+# By name, it is the package that is there already: only what it lacks is installed.
+$(VENV)/tools.stamp: $(VENV)/package.stamp pyproject.toml
+	$(BIN)/python -m pip install 'lnl_ext[test,docs]'
 	@touch $@
 
 install: $(VENV)/package.stamp
 
+tools: $(VENV)/tools.stamp
+
 demo: install
 	$(BIN)/python benchmarks/demo.py --output $(DEMO_OUTPUT) $(DEMO_ARGS)
 
-docs: install
+docs: tools
 	$(BIN)/python -m mkdocs build --strict
 
 test: lint pytest ctest
 
-lint: install
+lint: tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
 
-pytest: install
+pytest: tools
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-ctest: install
+ctest: tools
 	$(BIN)/cmake -S . -B $(CMAKE_BUILD) -DCMAKE_BUILD_TYPE=Release -DPython3_EXECUTABLE=$(abspath $(BIN)/python)
 	$(BIN)/cmake --build $(CMAKE_BUILD) --parallel $(MAX_JOBS)
 	$(BIN)/ctest --test-dir $(CMAKE_BUILD) --parallel $(MAX_JOBS) --output-on-failure --no-tests=error
 
-test-install: install
+test-long: tools
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-install: tools
 	$(BIN)/python -m pytest -m slow python_tests/test_installation.py
 
-format: install
+format: tools
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP_FILES)
 
 clean:
-	rm -rf $(VENV) build dist lnl_ext.egg-info lnl_ext/_C.*.so
+	rm -rf $(VENV) build dist lnl_ext.egg-info lnl_ext/_C.*.so lnl_ext/_C.*.json

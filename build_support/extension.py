@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
@@ -67,8 +69,16 @@ def compiler_flags(openmp: bool) -> list[str]:
     return [*UNIX_FLAGS, *(pragma if openmp else [])]
 
 
-def extension_module() -> Extension:
-    """Return the complete module for the torch and the CUDA toolkit found on this machine."""
+def extension_module() -> tuple[Extension, dict[str, Any]]:
+    """Return the complete module for the torch and the CUDA toolkit found on this machine.
+
+    Returns
+    -------
+    Extension
+    dict
+        What ``lnl_ext/build.py`` has to know of the build: ``torch``, the version; ``cuda``, the
+        toolkit's version or None; ``cuda_arch_list``.
+    """
     import torch
     from torch.utils import cpp_extension
 
@@ -82,12 +92,9 @@ def extension_module() -> Extension:
     jobs = os.environ.setdefault("MAX_JOBS", "2")
     openmp = bool(torch.backends.openmp.is_available())  # type: ignore[no-untyped-call]
     flags = {"cxx": compiler_flags(openmp)}
-    macros: list[tuple[str, str | None]] = [("LNL_TORCH_VERSION", torch.__version__)]
+    facts: dict[str, Any] = {"torch": str(torch.__version__), "cuda": None, "cuda_arch_list": []}
     if toolkit is None:
-        module: Extension = cpp_extension.CppExtension(
-            NAME, sources("cpu"), define_macros=macros, extra_compile_args=flags
-        )
-        return module
+        return cpp_extension.CppExtension(NAME, sources("cpu"), extra_compile_args=flags), facts
 
     cpp_extension.CUDA_HOME = str(toolkit.home)
     if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
@@ -97,26 +104,27 @@ def extension_module() -> Extension:
         )
     architectures = cpp_extension._get_cuda_arch_flags()  # parses TORCH_CUDA_ARCH_LIST
     codes = sorted((flag.rpartition("code=")[2] for flag in architectures), key=architecture_order)
-    macros += [("LNL_WITH_CUDA", None)]
-    # For the C++ compiler alone: nvcc takes -DA=b,c for two macros.
-    flags["cxx"] += [f"-DLNL_CUDA_ARCH_LIST={','.join(codes)}"]
     module = cpp_extension.CUDAExtension(
         NAME,
         sources("cpu") + sources("cuda"),
-        define_macros=macros,
         include_dirs=[
             str(toolkit.home / "include"),
             *cuda.missing_header_folders(toolkit, Path(torch.__file__).parent),
         ],
         extra_compile_args={**flags, "nvcc": ["-O3", "--threads", jobs, *architectures]},
     )
-    return module
+    return module, {**facts, "cuda": toolkit.version, "cuda_arch_list": codes}
 
 
 def architecture_order(code: str) -> tuple[bool, int]:
     """Sort key: sm_75 before sm_100, and compute_* (PTX) last."""
     kind, _, number = code.partition("_")
     return kind == "compute", int(number.rstrip("af"))
+
+
+def facts_file(module: str) -> Path:
+    """Return where the facts of a compiled module stand: beside it, under the same name."""
+    return Path(module).with_suffix(".json")
 
 
 def build_command() -> type[build_ext]:
@@ -143,7 +151,24 @@ def build_command() -> type[build_ext]:
     class WithTorch(BuildExtension):
         def build_extensions(self) -> None:
             check_compiler()
-            self.extensions[0].__dict__.update(extension_module().__dict__)
+            module, facts = extension_module()
+            self.extensions[0].__dict__.update(module.__dict__)
             super().build_extensions()
+            facts_file(self.get_ext_fullpath(NAME)).write_text(json.dumps(facts), encoding="utf-8")
+
+        # The facts go wherever the module goes.
+        def copy_extensions_to_source(self) -> None:
+            super().copy_extensions_to_source()
+            for built, in_source in self.get_output_mapping().items():
+                shutil.copyfile(facts_file(built), facts_file(in_source))
+
+        def get_outputs(self) -> list[str]:
+            built = super().get_outputs()
+            return [*built, *(str(facts_file(path)) for path in built)]
+
+        def get_output_mapping(self) -> dict[str, str]:
+            mapping = super().get_output_mapping()
+            facts = {str(facts_file(a)): str(facts_file(b)) for a, b in mapping.items()}
+            return {**mapping, **facts}
 
     return WithTorch

@@ -1,13 +1,7 @@
-// The module object lnl_ext._C and the facts of its build. Importing it registers the operators of
-// bias_loss.cpp; no tensor passes through pybind11.
+// The module object lnl_ext._C. Importing it registers the operators of bias_loss.cpp; no tensor
+// passes through pybind11.
 #include <ATen/Version.h>
 #include <pybind11/pybind11.h>
-
-#include <string>
-
-#ifdef LNL_WITH_CUDA
-#include <cuda_runtime_api.h>
-#endif
 
 #define LNL_STRINGIFY_EXPANDED(...) #__VA_ARGS__
 #define LNL_STRINGIFY(...) LNL_STRINGIFY_EXPANDED(__VA_ARGS__)
@@ -22,34 +16,10 @@
 #error "lnl_ext does not know this compiler's name: use GCC, Clang or MSVC"
 #endif
 
-#ifdef LNL_WITH_CUDA
-#define LNL_CUDART_VERSION LNL_STRINGIFY(CUDART_VERSION)
-#define LNL_CUDA_ARCHITECTURES LNL_STRINGIFY(LNL_CUDA_ARCH_LIST)
-#else
-#define LNL_CUDART_VERSION "0"
-#define LNL_CUDA_ARCHITECTURES ""
-#endif
-
-namespace {
-
-// One literal, so that lnl_ext/build.py can read it from the file when the module was built for
-// another torch and must not be loaded.
-// clang-format off
-constexpr char kBuildFacts[] =
-    "lnl_ext build facts"
-    "|torch=" LNL_STRINGIFY(LNL_TORCH_VERSION)
-    "|cudart=" LNL_CUDART_VERSION
-    "|cuda_arch_list=" LNL_CUDA_ARCHITECTURES
-    "|compiler=" LNL_COMPILER
-    "|";
-// clang-format on
-
-}  // namespace
-
 PYBIND11_MODULE(_C, module) {
   module.doc() =
       "Compiled part of lnl_ext: importing it registers the torch operators of the namespace "
       "lnl_ext.";
-  module.attr("build_facts") = kBuildFacts;
+  module.attr("compiler") = LNL_COMPILER;
   module.def("cpu_capability", &at::get_cpu_capability, "Instruction set chosen at run time.");
 }

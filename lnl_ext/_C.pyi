@@ -1,3 +1,3 @@
-build_facts: str
+compiler: str
 
 def cpu_capability() -> str: ...

@@ -6,11 +6,10 @@ another torch is refused before it is loaded, because loading it may crash.
 
 from __future__ import annotations
 
-import mmap
-import re
+import json
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from lnl_ext._version import __version__
 
@@ -53,22 +52,19 @@ def _compiled_file() -> Path:
     )
 
 
-def _read_facts(path: Path) -> dict[str, str]:
-    """Read the text that csrc/bindings.cpp compiled into the module, without loading it."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        match = re.search(rb"lnl_ext build facts\|([^\0]*)\|\0", content)
-        if match is None:
-            raise ImportError(f"{path} is not the compiled module of lnl_ext: reinstall lnl_ext")
-        text = match.group(1).decode()
-    return dict(fact.split("=", 1) for fact in text.split("|"))
+def _read_facts(module: Path) -> dict[str, Any]:
+    """Read what build_support/extension.py wrote beside the module, which is not loaded."""
+    path = module.with_suffix(".json")
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ImportError(
+            f"{path} is missing, which says what {module.name} was built with: reinstall lnl_ext"
+        ) from None
+    return facts
 
 
-def _cuda_version(facts: dict[str, str]) -> str | None:
-    number = int(facts["cudart"])
-    return f"{number // 1000}.{number % 1000 // 10}" if number else None
-
-
-def _check_torch(facts: dict[str, str], torch_version: str, torch_cuda: str | None) -> None:
+def _check_torch(facts: dict[str, Any], torch_version: str, torch_cuda: str | None) -> None:
     """Raise ImportError if a module with these facts cannot work with the installed torch.
 
     torch keeps its binary interface within a minor version, CUDA within a major one.
@@ -79,7 +75,7 @@ def _check_torch(facts: dict[str, str], torch_version: str, torch_cuda: str | No
             f"lnl_ext was built for torch {built_for}, but torch {torch_version} is installed: "
             f"{_REBUILD}, or install torch {built_for.partition('+')[0]}"
         )
-    cuda = _cuda_version(facts)
+    cuda = facts["cuda"]
     if cuda and (torch_cuda is None or cuda.split(".")[0] != torch_cuda.split(".")[0]):
         installed = f"with CUDA {torch_cuda}" if torch_cuda else "without CUDA"
         raise ImportError(
@@ -121,13 +117,12 @@ def build_info() -> BuildInfo:
         compiler : str
             Name and version of the C++ compiler.
     """
-    cuda_version = _cuda_version(_facts)
     return {
         "version": __version__,
         "torch": _facts["torch"],
-        "cuda": cuda_version is not None,
-        "cuda_version": cuda_version,
-        "cuda_arch_list": _facts["cuda_arch_list"].split(",") if cuda_version else [],
+        "cuda": _facts["cuda"] is not None,
+        "cuda_version": _facts["cuda"],
+        "cuda_arch_list": list(_facts["cuda_arch_list"]),
         "cpu_capability": _C.cpu_capability(),
-        "compiler": _facts["compiler"],
+        "compiler": _C.compiler,
     }

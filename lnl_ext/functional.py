@@ -2,52 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
-
-import torch
 from torch import Tensor
 
 from lnl_ext import reference
 from lnl_ext.ops import bias_loss as ops
-from lnl_ext.ops import linear_bias_loss as ops_linear
-from lnl_ext.ops.checks import Coefficient, check_bias_loss, check_linear_bias_loss
-from lnl_ext.ops.types import BiasLoss
+from lnl_ext.ops.arguments import Coefficient
+from lnl_ext.ops.checks import check_bias_loss, check_linear_bias_loss, loss_arguments
+from lnl_ext.ops.linear_bias_loss import autocast, linear_bias_loss
+from lnl_ext.ops.types import BiasLoss, bias_loss_function, linear_bias_loss_function
 
 
-@overload
-def fused_bias_loss(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None = ...,
-    *,
-    entropy_weight: Coefficient = ...,
-    reversal: Coefficient | None = ...,
-    ignore_index: int = ...,
-    label_smoothing: float = ...,
-    reduction: str = ...,
-    mask_entropy: bool = ...,
-    heads: int = ...,
-    return_terms: Literal[False] = ...,
-) -> Tensor: ...
-
-
-@overload
-def fused_bias_loss(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None = ...,
-    *,
-    entropy_weight: Coefficient = ...,
-    reversal: Coefficient | None = ...,
-    ignore_index: int = ...,
-    label_smoothing: float = ...,
-    reduction: str = ...,
-    mask_entropy: bool = ...,
-    heads: int = ...,
-    return_terms: Literal[True],
-) -> BiasLoss: ...
-
-
+@bias_loss_function
 def fused_bias_loss(
     logits: Tensor,
     target: Tensor,
@@ -126,83 +91,24 @@ def fused_bias_loss(
     >>> loss = fused_bias_loss(logits, torch.randint(5, (8,)), reversal=0.1, entropy_weight=0.01)
     >>> loss.backward()
     """
-    check_bias_loss(
-        logits,
+    arguments = loss_arguments(
         target,
         weight,
-        entropy_weight=entropy_weight,
-        reversal=reversal,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        reduction=reduction,
-        heads=heads,
+        reversal,
+        entropy_weight,
+        ignore_index,
+        label_smoothing,
+        reduction,
+        mask_entropy,
+        heads,
     )
-    if not ops.has_kernel(logits):
-        return reference.fused_bias_loss(  # type: ignore[call-overload, no-any-return]
-            logits,
-            target,
-            weight,
-            entropy_weight=entropy_weight,
-            reversal=reversal,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            reduction=reduction,
-            mask_entropy=mask_entropy,
-            heads=heads,
-            return_terms=return_terms,
-        )
-    options = ops.Options(
-        ignore_index, label_smoothing, ops.REDUCTIONS[reduction], mask_entropy, heads
-    )
-    loss, cross_entropy, entropy = ops.bias_loss(
-        logits,
-        target,
-        weight,
-        None if reversal is None else _as_tensor(reversal),
-        _as_tensor(entropy_weight),
-        options,
-    )
-    return BiasLoss(loss, cross_entropy, entropy) if return_terms else loss
+    check_bias_loss(logits, arguments)
+    compute = ops.bias_loss if ops.has_kernel(logits) else reference.bias_loss
+    result = compute(logits, arguments)
+    return BiasLoss(*result) if return_terms else result[0]
 
 
-@overload
-def fused_linear_bias_loss(
-    features: Tensor,
-    head_weight: Tensor,
-    target: Tensor,
-    head_bias: Tensor | None = ...,
-    weight: Tensor | None = ...,
-    *,
-    entropy_weight: Coefficient = ...,
-    reversal: Coefficient | None = ...,
-    ignore_index: int = ...,
-    label_smoothing: float = ...,
-    reduction: str = ...,
-    mask_entropy: bool = ...,
-    heads: int = ...,
-    return_terms: Literal[False] = ...,
-) -> Tensor: ...
-
-
-@overload
-def fused_linear_bias_loss(
-    features: Tensor,
-    head_weight: Tensor,
-    target: Tensor,
-    head_bias: Tensor | None = ...,
-    weight: Tensor | None = ...,
-    *,
-    entropy_weight: Coefficient = ...,
-    reversal: Coefficient | None = ...,
-    ignore_index: int = ...,
-    label_smoothing: float = ...,
-    reduction: str = ...,
-    mask_entropy: bool = ...,
-    heads: int = ...,
-    return_terms: Literal[True],
-) -> BiasLoss: ...
-
-
+@linear_bias_loss_function
 def fused_linear_bias_loss(
     features: Tensor,
     head_weight: Tensor,
@@ -276,57 +182,19 @@ def fused_linear_bias_loss(
     ... )
     >>> loss.backward()
     """
-    features, head_weight, head_bias = ops_linear.autocast(features, head_weight, head_bias)
-    check_linear_bias_loss(
-        features,
-        head_weight,
-        target,
-        head_bias,
-        weight,
-        entropy_weight=entropy_weight,
-        reversal=reversal,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        reduction=reduction,
-        heads=heads,
-    )
-    if not ops.has_kernel(features):
-        return reference.fused_linear_bias_loss(  # type: ignore[call-overload, misc, no-any-return]
-            features,
-            head_weight,
-            target,
-            head_bias,
-            weight,
-            entropy_weight=entropy_weight,
-            reversal=reversal,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            reduction=reduction,
-            mask_entropy=mask_entropy,
-            heads=heads,
-            return_terms=return_terms,
-        )
-    options = ops.Options(
-        ignore_index, label_smoothing, ops.REDUCTIONS[reduction], mask_entropy, heads
-    )
-    loss, cross_entropy, entropy = ops_linear.linear_bias_loss(
-        features,
-        head_weight,
-        head_bias,
+    features, head_weight, head_bias = autocast(features, head_weight, head_bias)
+    arguments = loss_arguments(
         target,
         weight,
-        None if reversal is None else _as_tensor(reversal),
-        _as_tensor(entropy_weight),
-        None,
-        options,
+        reversal,
+        entropy_weight,
+        ignore_index,
+        label_smoothing,
+        reduction,
+        mask_entropy,
+        heads,
     )
-    return BiasLoss(loss, cross_entropy, entropy) if return_terms else loss
-
-
-def _as_tensor(coefficient: Coefficient) -> Tensor:
-    if isinstance(coefficient, Tensor):
-        return coefficient
-    if torch.compiler.is_compiling():
-        # A sum keeps the number an input of the graph; torch.full would compile for every value.
-        return torch.zeros((), dtype=torch.float64) + coefficient
-    return torch.full((), coefficient, dtype=torch.float64)
+    check_linear_bias_loss(features, head_weight, head_bias, arguments)
+    compute = linear_bias_loss if ops.has_kernel(features) else reference.linear_bias_loss
+    result = compute(features, head_weight, head_bias, arguments)
+    return BiasLoss(*result) if return_terms else result[0]

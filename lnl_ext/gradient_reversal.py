@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lnl_ext.coefficients import ScheduledCoefficients
-from lnl_ext.ops.checks import Coefficient, check_coefficient
+from lnl_ext.ops.arguments import Coefficient
+from lnl_ext.ops.checks import check_coefficient
 from lnl_ext.schedules import Schedule
 
 
@@ -103,7 +104,7 @@ class GradientReversal(ScheduledCoefficients):
 
     def __init__(self, scale: Coefficient | Schedule | str = 1.0) -> None:
         super().__init__()
-        self.register_coefficient("scale", scale)
+        self.register_coefficient("scale", scale, full=1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x`, and multiply its gradient by ``-scale``."""

@@ -7,54 +7,22 @@ wait for no device.
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from lnl_ext.gradient_reversal import grad_reverse
-from lnl_ext.ops.checks import Coefficient, check_bias_loss, check_linear_bias_loss
-from lnl_ext.ops.formula import BiasTerms, bias_terms, combine, is_zero
-from lnl_ext.ops.types import BiasLoss
+from lnl_ext.ops.arguments import Coefficient, LossArguments
+from lnl_ext.ops.checks import check_bias_loss, check_linear_bias_loss, loss_arguments
+from lnl_ext.ops.formula import bias_terms, combine
+from lnl_ext.ops.types import BiasLoss, bias_loss_function, linear_bias_loss_function
 
 __all__ = ["fused_bias_loss", "fused_linear_bias_loss", "grad_reverse"]
 
 
-@overload
-def fused_bias_loss(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None = ...,
-    *,
-    entropy_weight: Coefficient = ...,
-    reversal: Coefficient | None = ...,
-    ignore_index: int = ...,
-    label_smoothing: float = ...,
-    reduction: str = ...,
-    mask_entropy: bool = ...,
-    heads: int = ...,
-    return_terms: Literal[False] = ...,
-) -> Tensor: ...
-
-
-@overload
-def fused_bias_loss(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None = ...,
-    *,
-    entropy_weight: Coefficient = ...,
-    reversal: Coefficient | None = ...,
-    ignore_index: int = ...,
-    label_smoothing: float = ...,
-    reduction: str = ...,
-    mask_entropy: bool = ...,
-    heads: int = ...,
-    return_terms: Literal[True],
-) -> BiasLoss: ...
-
-
+@bias_loss_function
 def fused_bias_loss(
     logits: Tensor,
     target: Tensor,
@@ -74,72 +42,23 @@ def fused_bias_loss(
     Parameters, result and errors are those of `lnl_ext.fused_bias_loss`. One error differs: a class
     index out of range is found by PyTorch, in its words.
     """
-    check_bias_loss(
-        logits,
+    arguments = loss_arguments(
         target,
         weight,
-        entropy_weight=entropy_weight,
-        reversal=reversal,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        reduction=reduction,
-        heads=heads,
+        reversal,
+        entropy_weight,
+        ignore_index,
+        label_smoothing,
+        reduction,
+        mask_entropy,
+        heads,
     )
-    terms = bias_terms(
-        logits,
-        target,
-        weight,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        reduction=reduction,
-        mask_entropy=mask_entropy,
-        heads=heads,
-        unregularised=is_zero(entropy_weight),
-    )
-    loss = combine(terms, reversal=reversal, entropy_weight=entropy_weight)
-    if return_terms:
-        return BiasLoss(loss, terms.cross_entropy.detach(), terms.entropy.detach())
-    return loss
+    check_bias_loss(logits, arguments)
+    result = bias_loss(logits, arguments)
+    return result if return_terms else result.loss
 
 
-@overload
-def fused_linear_bias_loss(
-    features: Tensor,
-    head_weight: Tensor,
-    target: Tensor,
-    head_bias: Tensor | None = ...,
-    weight: Tensor | None = ...,
-    *,
-    entropy_weight: Coefficient = ...,
-    reversal: Coefficient | None = ...,
-    ignore_index: int = ...,
-    label_smoothing: float = ...,
-    reduction: str = ...,
-    mask_entropy: bool = ...,
-    heads: int = ...,
-    return_terms: Literal[False] = ...,
-) -> Tensor: ...
-
-
-@overload
-def fused_linear_bias_loss(
-    features: Tensor,
-    head_weight: Tensor,
-    target: Tensor,
-    head_bias: Tensor | None = ...,
-    weight: Tensor | None = ...,
-    *,
-    entropy_weight: Coefficient = ...,
-    reversal: Coefficient | None = ...,
-    ignore_index: int = ...,
-    label_smoothing: float = ...,
-    reduction: str = ...,
-    mask_entropy: bool = ...,
-    heads: int = ...,
-    return_terms: Literal[True],
-) -> BiasLoss: ...
-
-
+@linear_bias_loss_function
 def fused_linear_bias_loss(
     features: Tensor,
     head_weight: Tensor,
@@ -161,86 +80,47 @@ def fused_linear_bias_loss(
     Parameters, result and errors are those of `lnl_ext.fused_linear_bias_loss`. The logits exist
     whole, and with `reversal` twice: once for the head's gradient and once for the features'.
     """
-    check_linear_bias_loss(
-        features,
-        head_weight,
+    arguments = loss_arguments(
         target,
-        head_bias,
         weight,
-        entropy_weight=entropy_weight,
-        reversal=reversal,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        reduction=reduction,
-        heads=heads,
+        reversal,
+        entropy_weight,
+        ignore_index,
+        label_smoothing,
+        reduction,
+        mask_entropy,
+        heads,
     )
-    loss, terms = linear_loss(
-        features,
-        head_weight,
-        target,
-        head_bias,
-        weight,
-        reversal=reversal,
-        entropy_weight=entropy_weight,
-        confusion_weight=None,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        reduction=reduction,
-        mask_entropy=mask_entropy,
-        heads=heads,
-    )
-    if return_terms:
-        return BiasLoss(loss, terms.cross_entropy.detach(), terms.entropy.detach())
-    return loss
+    check_linear_bias_loss(features, head_weight, head_bias, arguments)
+    result = linear_bias_loss(features, head_weight, head_bias, arguments)
+    return result if return_terms else result.loss
 
 
-def linear_loss(
-    features: Tensor,
-    head_weight: Tensor,
-    target: Tensor,
-    head_bias: Tensor | None,
-    weight: Tensor | None,
-    *,
-    reversal: Coefficient | None,
-    entropy_weight: Coefficient | None,
-    confusion_weight: Coefficient | None,
-    ignore_index: int,
-    label_smoothing: float,
-    reduction: str,
-    mask_entropy: bool,
-    heads: int,
-) -> tuple[Tensor, BiasTerms]:
-    """Return the loss of a linear head and its terms.
+def bias_loss(logits: Tensor, arguments: LossArguments) -> BiasLoss:
+    """Return the loss of checked arguments."""
+    terms = bias_terms(logits, arguments)
+    loss = combine(terms, arguments)
+    return BiasLoss(loss, terms.cross_entropy.detach(), terms.entropy.detach())
+
+
+def linear_bias_loss(
+    features: Tensor, head_weight: Tensor, head_bias: Tensor | None, arguments: LossArguments
+) -> BiasLoss:
+    """Return the loss of a linear head, of checked arguments.
 
     Without `reversal` every input gets the loss's gradient. With it head_weight and head_bias get
     dCE, and the features ``-reversal * dCE - entropy_weight * dH`` and the confusion term's.
     """
-
-    def terms_of(x: Tensor, w: Tensor, b: Tensor | None, unregularised: bool | Tensor) -> BiasTerms:
-        return bias_terms(
-            F.linear(x, w, b),
-            target,
-            weight,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            reduction=reduction,
-            mask_entropy=mask_entropy,
-            heads=heads,
-            confusion=confusion_weight is not None,
-            unregularised=unregularised,
-        )
-
-    unregularised = is_zero(entropy_weight) & is_zero(confusion_weight)
-    coefficients = {"entropy_weight": entropy_weight, "confusion_weight": confusion_weight}
-    if reversal is None:
-        terms = terms_of(features, head_weight, head_bias, unregularised)
-        return combine(terms, reversal=None, **coefficients), terms
-    bias = None if head_bias is None else head_bias.detach()
-    terms = terms_of(features, head_weight.detach(), bias, unregularised)
-    for_features = combine(terms, reversal=reversal, **coefficients)
-    for_head = terms_of(features.detach(), head_weight, head_bias, True).cross_entropy
-    loss: Tensor = _WithGradientOf.apply(for_features, for_head)
-    return loss, terms
+    if arguments.reversal is None:
+        terms = bias_terms(F.linear(features, head_weight, head_bias), arguments)
+        loss = combine(terms, arguments)
+    else:
+        bias = None if head_bias is None else head_bias.detach()
+        terms = bias_terms(F.linear(features, head_weight.detach(), bias), arguments)
+        logits = F.linear(features.detach(), head_weight, head_bias)
+        for_head = bias_terms(logits, arguments.cross_entropy_only()).cross_entropy
+        loss = _WithGradientOf.apply(combine(terms, arguments), for_head)
+    return BiasLoss(loss, terms.cross_entropy.detach(), terms.entropy.detach())
 
 
 class _WithGradientOf(torch.autograd.Function):

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
 PIPS = ["pip==23.2", "pip"]  # the oldest that must work, and the newest
-NOT_SOURCE = (".git", ".venv*", "build", "dist", "*.egg-info", "__pycache__", "_C.*.so", ".*_cache")
+NOT_SOURCE = (".git", ".venv*", "build", "dist", "*.egg-info", "__pycache__", "_C.*", ".*_cache")
 # Neither a toolkit nor its minutes of compilation are needed to see whether torch is found.
 WITHOUT_CUDA = {"LNL_EXT_CUDA": "0"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import re
 import subprocess
@@ -22,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from build_support import backend, cuda, extension  # noqa: E402
 
-FACTS = {"torch": "2.14.1+cu130", "cudart": "13000"}
+FACTS = {"torch": "2.14.1+cu130", "cuda": "13.0"}
 
 
 def script(path: Path, text: str) -> str:
@@ -104,11 +105,6 @@ def test_build_info_describes_this_build() -> None:
         assert info["cuda_arch_list"] == []
 
 
-def test_facts_read_from_the_file_are_those_of_the_loaded_module() -> None:
-    facts = "".join(f"|{name}={value}" for name, value in build._facts.items())
-    assert build._C.build_facts == f"lnl_ext build facts{facts}|"
-
-
 # Imports that cannot work
 
 
@@ -139,7 +135,7 @@ def test_torch_that_does_not_fit_is_refused(
 
 
 def test_module_without_cuda_works_with_any_torch_of_its_version() -> None:
-    build._check_torch({"torch": "2.14.1+cpu", "cudart": "0"}, "2.14.1+cu130", "13.0")
+    build._check_torch({"torch": "2.14.1+cpu", "cuda": None}, "2.14.1+cu130", "13.0")
 
 
 def failing_import(folder: Path, torch_version: str | None) -> str:
@@ -203,14 +199,12 @@ def test_import_without_compiled_module_says_how_to_build(package_without_module
 
 def test_undefined_symbol_is_explained(package_without_module: Path, tmp_path: Path) -> None:
     source = tmp_path / "module.c"
-    torch_version = torch.__version__
+    torch_version = str(torch.__version__)
     source.write_text(
-        'const char facts[] = "lnl_ext build facts|torch=' + torch_version + '|cudart=0|";\n'
-        "int symbol_that_torch_lost(void);\n"
-        "int (*call)(void) = symbol_that_torch_lost;\n"
+        "int symbol_that_torch_lost(void);\nint (*call)(void) = symbol_that_torch_lost;\n"
     )
-    suffix = build.EXTENSION_SUFFIXES[0]
-    module = package_without_module / f"_C{suffix}"
+    module = package_without_module / f"_C{build.EXTENSION_SUFFIXES[0]}"
+    module.with_suffix(".json").write_text(json.dumps({"torch": torch_version, "cuda": None}))
     subprocess.run(["cc", "-shared", "-fPIC", str(source), "-o", str(module)], check=True)
     message = failing_import(package_without_module.parent, torch.__version__)
     assert "does not load with the installed torch" in message
@@ -218,10 +212,12 @@ def test_undefined_symbol_is_explained(package_without_module: Path, tmp_path: P
     assert "symbol_that_torch_lost" in message
 
 
-def test_foreign_module_is_not_loaded(package_without_module: Path) -> None:
-    (package_without_module / f"_C{build.EXTENSION_SUFFIXES[0]}").write_bytes(b"anything else")
+def test_a_module_whose_build_is_not_known_is_not_loaded(package_without_module: Path) -> None:
+    module = package_without_module / f"_C{build.EXTENSION_SUFFIXES[0]}"
+    module.write_bytes(b"anything")
     message = failing_import(package_without_module.parent, torch.__version__)
-    assert "is not the compiled module of lnl_ext" in message
+    assert f"{module.stem}.json is missing" in message
+    assert "reinstall lnl_ext" in message
 
 
 # The list of sources
@@ -377,11 +373,10 @@ class TestToolkit:
         monkeypatch.setattr(torch._C, "_cuda_getArchFlags", lambda: "sm_75 sm_90 sm_100 sm_120")
         monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
         monkeypatch.setattr(cuda, "missing_header_folders", lambda *arguments: [])
-        module = extension.extension_module()
+        module, facts = extension.extension_module()
         assert set(module.sources) == {*extension.sources("cpu"), *extension.sources("cuda")}
-        # nvcc would take the commas for the beginnings of other macros.
-        assert f"-DLNL_CUDA_ARCH_LIST={codes}" in module.extra_compile_args["cxx"]
-        assert not any("," in (value or "") for _, value in module.define_macros)
+        assert facts["cuda"] == "13.0"
+        assert facts["cuda_arch_list"] == codes.split(",")
         flags = module.extra_compile_args["nvcc"]
         assert {flag.rpartition("code=")[2] for flag in flags if "code=" in flag} == set(
             codes.split(",")
@@ -391,7 +386,8 @@ class TestToolkit:
 def test_module_without_cuda_runs_on_every_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LNL_EXT_CUDA", "0")
     monkeypatch.setenv("MAX_JOBS", "3")
-    module = extension.extension_module()
+    module, facts = extension.extension_module()
+    assert facts == {"torch": torch.__version__, "cuda": None, "cuda_arch_list": []}
     assert list(module.sources) == extension.sources("cpu")
     assert not [f for f in module.extra_compile_args["cxx"] if f.startswith(("-march", "-std"))]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
+from digits.runs import Data, Measured
 from lnl_ext.measuring.groups import GroupAccuracy
 from lnl_ext.paper.colored_mnist import MEAN_COLORS
 from lnl_ext.reporting import (
@@ -15,9 +15,6 @@ from lnl_ext.reporting import (
     groups_of,
     trainer_settings,
 )
-
-if TYPE_CHECKING:  # which imports this module, and may be the program itself
-    from colored_mnist import Data, Measured
 
 DIGITS = [str(digit) for digit in range(10)]
 COLORS = [[value / 255 for value in color] for color in MEAN_COLORS]

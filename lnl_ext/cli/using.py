@@ -36,7 +36,7 @@ from lnl_ext.models.backbones import build_network, output_layer, split_network,
 from lnl_ext.models.exported import ExportedModel
 from lnl_ext.models.weights import put_weights, read_weights
 from lnl_ext.training.distributed import Processes
-from lnl_ext.training.methods import Grey, Transformed
+from lnl_ext.training.grey import Grey, Transformed
 
 __all__ = ["evaluate", "predict", "probe"]
 

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
 
+from lnl_ext.ops.arguments import REDUCTIONS, Coefficient, LossArguments
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Coefficient: TypeAlias = float | Tensor
-"""A Python number, or a 0-dim floating-point tensor on the CPU or on the logits' device."""
-
+_CPU = torch.device("cpu")
 LOGITS_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-REDUCTIONS = ("none", "mean", "sum")
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -30,7 +29,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def check_number(name: str, value: float, *, positive: bool = False) -> None:
     """Refuse a `value` that is not a finite number >= 0, or > 0 if it is to be `positive`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if not _is_number(value):
         raise TypeError(f"{name} is {value!r}, expected a number")
     # A comparison that is also false for NaN; math.isfinite would make torch.compile specialise
     # on the value.
@@ -119,43 +118,55 @@ def check_target(
         raise RuntimeError(f"target is on {target.device}, expected {logits.device} as {name}")
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index is {ignore_index!r}, expected an int")
-    shape = logits.shape
-    sites = (shape[0], *((heads,) if heads > 1 else ()), *shape[2:])
     if target.is_floating_point():
-        if target.shape != shape:
-            # A float tensor of the class indices' shape is meant as indices, so say what is wrong
-            # with those.
-            if tuple(target.shape) == sites:
-                raise TypeError(
-                    f"target of class indices has dtype {target.dtype}, expected torch.int64"
-                )
-            raise ValueError(
-                f"target has shape {_shape(target)}, expected probabilities of shape "
-                f"{_shape(logits)} as {name}, or int64 class indices of shape {_text(sites)}"
-            )
-        if target.dtype not in LOGITS_DTYPES:
-            raise TypeError(
-                f"target of probabilities has dtype {target.dtype}, "
-                "expected float32, float64, float16 or bfloat16"
-            )
-        if ignore_index >= 0:
-            raise ValueError(
-                f"ignore_index is {ignore_index}, but a target of probabilities cannot be ignored: "
-                "leave it negative"
-            )
-        if target.requires_grad:
-            raise ValueError("target requires grad, but the loss has no gradient for it: detach it")
+        _check_probabilities(target, logits, heads, ignore_index, name)
         return
     if target.dtype != torch.int64:
         raise TypeError(
             f"target has dtype {target.dtype}, "
             "expected torch.int64 class indices or floating-point probabilities"
         )
+    sites = _sites(logits, heads)
     if tuple(target.shape) != sites:
         raise ValueError(
             f"target has shape {_shape(target)}, expected {_text(sites)} for {name} "
             f"of shape {_shape(logits)}" + (f" and heads={heads}" if heads > 1 else "")
         )
+
+
+def _check_probabilities(
+    target: Tensor, logits: Tensor, heads: int, ignore_index: int, name: str
+) -> None:
+    if target.shape != logits.shape:
+        sites = _sites(logits, heads)
+        # A float tensor of the class indices' shape is meant as indices, so say what is wrong
+        # with those.
+        if tuple(target.shape) == sites:
+            raise TypeError(
+                f"target of class indices has dtype {target.dtype}, expected torch.int64"
+            )
+        raise ValueError(
+            f"target has shape {_shape(target)}, expected probabilities of shape "
+            f"{_shape(logits)} as {name}, or int64 class indices of shape {_text(sites)}"
+        )
+    if target.dtype not in LOGITS_DTYPES:
+        raise TypeError(
+            f"target of probabilities has dtype {target.dtype}, "
+            "expected float32, float64, float16 or bfloat16"
+        )
+    if ignore_index >= 0:
+        raise ValueError(
+            f"ignore_index is {ignore_index}, but a target of probabilities cannot be ignored: "
+            "leave it negative"
+        )
+    if target.requires_grad:
+        raise ValueError("target requires grad, but the loss has no gradient for it: detach it")
+
+
+def _sites(logits: Tensor, heads: int) -> tuple[int, ...]:
+    """Return the shape of class indices."""
+    samples, _, *positions = logits.shape
+    return (samples, *positions) if heads == 1 else (samples, heads, *positions)
 
 
 def check_weight(weight: Tensor | None, logits: Tensor, heads: int) -> None:
@@ -193,27 +204,64 @@ def check_weight(weight: Tensor | None, logits: Tensor, heads: int) -> None:
 
 def check_options(label_smoothing: float, reduction: str) -> None:
     """Refuse a `label_smoothing` outside [0, 1] and an unknown `reduction`."""
-    if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, numbers.Real):
-        raise TypeError(f"label_smoothing is {label_smoothing!r}, expected a number")
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing is {label_smoothing}, expected a number in [0, 1]")
+    _check_label_smoothing(label_smoothing)
+    reduction_number(reduction)
+
+
+def reduction_number(reduction: str) -> int:
+    """Return the reduction's place in `REDUCTIONS`, or refuse an unknown one."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}, expected 'none', 'mean' or 'sum'")
+    return REDUCTIONS.index(reduction)
 
 
-def check_bias_loss(
-    logits: Tensor,
+def loss_arguments(
     target: Tensor,
     weight: Tensor | None,
-    *,
-    entropy_weight: Coefficient,
     reversal: Coefficient | None,
+    entropy_weight: Coefficient,
     ignore_index: int,
     label_smoothing: float,
     reduction: str,
+    mask_entropy: bool,
     heads: int,
-) -> None:
-    """Check every argument of `lnl_ext.fused_bias_loss`.
+) -> LossArguments:
+    """Return the arguments of a public function as one object, an `entropy_weight` of 0 as None.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A coefficient is a number that is not finite and >= 0, or the reduction is unknown. The rest
+        is left to `check_bias_loss`, which knows the logits.
+    """
+    # A term that is not wanted is left out: 0 times the NaN of no sites would be NaN.
+    absent = _is_number(entropy_weight) and entropy_weight == 0
+    return LossArguments(
+        target,
+        weight,
+        None if reversal is None else _as_tensor("reversal", reversal),
+        None if absent else _as_tensor("entropy_weight", entropy_weight),
+        None,
+        ignore_index,
+        label_smoothing,
+        reduction_number(reduction),
+        mask_entropy,
+        heads,
+    )
+
+
+def _as_tensor(name: str, value: Coefficient) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    check_number(name, value)
+    if torch.compiler.is_compiling():
+        # A sum keeps the number an input of the graph; torch.full would compile for every value.
+        return torch.zeros((), dtype=torch.float64, device=_CPU) + value
+    return torch.full((), value, dtype=torch.float64, device=_CPU)
+
+
+def check_bias_loss(logits: Tensor, arguments: LossArguments) -> None:
+    """Check what `lnl_ext.fused_bias_loss` is given.
 
     The one thing left to the kernels is whether the class indices are in range, which needs the
     data.
@@ -227,30 +275,20 @@ def check_bias_loss(
     RuntimeError
         Tensors are on different devices.
     """
-    check_logits(logits, heads)
-    check_target(target, logits, heads, ignore_index)
-    check_weight(weight, logits, heads)
-    check_options(label_smoothing, reduction)
-    check_coefficient("entropy_weight", entropy_weight, logits.device)
-    if reversal is not None:
-        check_coefficient("reversal", reversal, logits.device)
+    check_logits(logits, arguments.heads)
+    check_target(arguments.target, logits, arguments.heads, arguments.ignore_index)
+    check_weight(arguments.weight, logits, arguments.heads)
+    _check_label_smoothing(arguments.label_smoothing)
+    if arguments.entropy_weight is not None:
+        check_coefficient("entropy_weight", arguments.entropy_weight, logits.device)
+    if arguments.reversal is not None:
+        check_coefficient("reversal", arguments.reversal, logits.device)
 
 
 def check_linear_bias_loss(
-    features: Tensor,
-    head_weight: Tensor,
-    target: Tensor,
-    head_bias: Tensor | None,
-    weight: Tensor | None,
-    *,
-    entropy_weight: Coefficient,
-    reversal: Coefficient | None,
-    ignore_index: int,
-    label_smoothing: float,
-    reduction: str,
-    heads: int,
+    features: Tensor, head_weight: Tensor, head_bias: Tensor | None, arguments: LossArguments
 ) -> None:
-    """Check every argument of `lnl_ext.fused_linear_bias_loss`.
+    """Check what `lnl_ext.fused_linear_bias_loss` is given.
 
     Raises
     ------
@@ -273,22 +311,24 @@ def check_linear_bias_loss(
                 f"head_bias has shape {_shape(head_bias)}, expected ({head_weight.shape[0]},) "
                 f"for head_weight of shape {_shape(head_weight)}"
             )
-    check_bias_loss(
-        logits_stand_in(features, head_weight),
-        target,
-        weight,
-        entropy_weight=entropy_weight,
-        reversal=reversal,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        reduction=reduction,
-        heads=heads,
-    )
+    check_bias_loss(logits_stand_in(features, head_weight), arguments)
 
 
 def logits_stand_in(features: Tensor, head_weight: Tensor) -> Tensor:
     """Return a tensor of the logits' shape, dtype and device that holds a single element."""
     return features.new_empty(()).expand(features.shape[0], head_weight.shape[0])
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    # Asking an abstract class takes ten times as long, and there is a float in nearly every call.
+    return type(value) is float or (isinstance(value, numbers.Real) and not isinstance(value, bool))
+
+
+def _check_label_smoothing(label_smoothing: float) -> None:
+    if not _is_number(label_smoothing):
+        raise TypeError(f"label_smoothing is {label_smoothing!r}, expected a number")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing is {label_smoothing}, expected a number in [0, 1]")
 
 
 def _check_dense(name: str, value: Tensor) -> None:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lnl_ext.gradient_reversal import scale_gradient
-from lnl_ext.ops.checks import Coefficient, accumulation_dtype
+from lnl_ext.ops.arguments import NONE, SUM, LossArguments
+from lnl_ext.ops.checks import accumulation_dtype
 
 
 class BiasTerms(NamedTuple):
@@ -26,73 +27,38 @@ class BiasTerms(NamedTuple):
     confusion: Tensor | None
 
 
-def combine(
-    terms: BiasTerms,
-    *,
-    reversal: Coefficient | None,
-    entropy_weight: Coefficient | None,
-    confusion_weight: Coefficient | None = None,
-) -> Tensor:
+def combine(terms: BiasTerms, arguments: LossArguments) -> Tensor:
     """Return ``CE - entropy_weight * H + confusion_weight * CE(uniform, p)``, CE reversed.
 
-    Parameters
-    ----------
-    terms
-        The result of `bias_terms`.
-    reversal
-        None for the true gradient. Otherwise CE keeps its value and its derivatives are multiplied
-        by ``-reversal``: those of ``-reversal * CE + (1 + reversal) * CE.detach()``.
-    entropy_weight, confusion_weight
-        None or 0 leaves the term out.
+    With `reversal` CE keeps its value and its derivatives are multiplied by ``-reversal``: those of
+    ``-reversal * CE + (1 + reversal) * CE.detach()``. A term of weight None or 0 is left out.
     """
     loss = terms.cross_entropy
-    if reversal is not None:
+    if arguments.reversal is not None:
         # On the value and not on the logits: there the second derivative would be scaled twice. As
         # a product with a detached copy, CE = inf would become NaN.
-        loss = scale_gradient(loss, -_like(reversal, loss))
-    loss = _with_term(loss, entropy_weight, -terms.entropy)
+        loss = scale_gradient(loss, -arguments.reversal.to(loss.dtype))
+    loss = _with_term(loss, arguments.entropy_weight, -terms.entropy)
     if terms.confusion is not None:
-        loss = _with_term(loss, confusion_weight, terms.confusion)
+        loss = _with_term(loss, arguments.confusion_weight, terms.confusion)
     return loss
 
 
-def _with_term(loss: Tensor, coefficient: Coefficient | None, term: Tensor) -> Tensor:
+def _with_term(loss: Tensor, coefficient: Tensor | None, term: Tensor) -> Tensor:
     """Add a term, but not with a coefficient of 0: that of an ignored site may be NaN."""
-    zero = is_zero(coefficient)
-    if zero is True:
+    if coefficient is None:
         return loss
-    added = loss + _like(coefficient, loss) * term
-    return torch.where(zero.to(loss.device), loss, added) if isinstance(zero, Tensor) else added
+    added = loss + coefficient.to(loss.dtype) * term
+    zero = (coefficient == 0).to(loss.device, non_blocking=True)
+    return torch.where(zero, loss, added)
 
 
-def bias_terms(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    *,
-    ignore_index: int,
-    label_smoothing: float,
-    reduction: str,
-    mask_entropy: bool,
-    heads: int,
-    confusion: bool = False,
-    unregularised: bool | Tensor = False,
-) -> BiasTerms:
-    """Compute CE, H and, if asked for, ``CE(uniform, p)``: reduced, and summed over heads.
+def bias_terms(logits: Tensor, arguments: LossArguments) -> BiasTerms:
+    """Compute CE, H and, with a `confusion_weight`, ``CE(uniform, p)``: reduced, summed over heads.
 
-    Parameters
-    ----------
-    logits
-        Shape ``(N, heads * C, *S)``.
-    target
-        Class indices ``(N, *S)`` or ``(N, heads, *S)``, or probabilities of the logits' shape.
-    weight
-        Class weights ``(C,)`` or None.
-    confusion
-        Whether to compute the confusion term; it is counted over the sites of the entropy.
-    unregularised
-        Whether only CE is going to be differentiated (a bool or a 0-dim tensor of one). Sites whose
-        target is ignored then get a gradient of 0 also where their logits are NaN or infinite.
+    The confusion term is counted over the sites of the entropy. Where neither H nor this term has a
+    weight, sites whose target is ignored get a gradient of 0 also if their logits are NaN or
+    infinite.
 
     Notes
     -----
@@ -103,14 +69,14 @@ def bias_terms(
     Leaving the maximum out keeps CE, H and their gradients exact where one class is nearly certain.
     """
     accumulate = accumulation_dtype(logits.dtype)
-    z = _split_heads(logits.to(accumulate), heads)  # (N, K, C, *S)
-    if weight is not None:
-        weight = weight.to(accumulate)
+    z = _split_heads(logits.to(accumulate), arguments.heads)  # (N, K, C, *S)
     valid: Tensor | None = None
+    target = arguments.target
     if not target.is_floating_point():
-        valid = (target if heads > 1 else target.unsqueeze(1)) != ignore_index  # (N, K, *S)
+        index = target if arguments.heads > 1 else target.unsqueeze(1)  # (N, K, *S)
+        valid = index != arguments.ignore_index
         # 0 * NaN is what the gradient would be where no term has one.
-        silent = ~valid if mask_entropy else ~valid & unregularised
+        silent = ~valid if arguments.mask_entropy else ~valid & arguments.unregularised
         z = torch.where(silent.unsqueeze(2), z.detach(), z)
 
     top, place = z.max(dim=2, keepdim=True)
@@ -124,38 +90,33 @@ def bias_terms(
     u = (rest * d.masked_fill(d == -torch.inf, 0.0)).sum(dim=2)
     log_sum = torch.log1p(t)  # (N, K, *S)
 
-    cross_entropy, counted = _cross_entropy_sites(
-        d, log_sum, target, valid, weight, label_smoothing
-    )
+    cross_entropy, counted = _cross_entropy_sites(d, log_sum, valid, arguments)
     entropy = log_sum - u / (1.0 + t)
-    uniform = log_sum - d.mean(dim=2) if confusion else None
+    uniform = None if arguments.confusion_weight is None else log_sum - d.mean(dim=2)
 
     sites: Tensor | None = None
-    if mask_entropy and valid is not None:
+    if arguments.mask_entropy and valid is not None:
         sites = valid.to(accumulate)
         entropy = entropy.masked_fill(~valid, 0.0)
         if uniform is not None:
             uniform = uniform.masked_fill(~valid, 0.0)
     return BiasTerms(
-        _reduce(cross_entropy, counted, reduction),
-        _reduce(entropy, sites, reduction),
-        None if uniform is None else _reduce(uniform, sites, reduction),
+        _reduce(cross_entropy, counted, arguments.reduction),
+        _reduce(entropy, sites, arguments.reduction),
+        None if uniform is None else _reduce(uniform, sites, arguments.reduction),
     )
 
 
 def _cross_entropy_sites(
-    d: Tensor,
-    log_sum: Tensor,
-    target: Tensor,
-    valid: Tensor | None,
-    weight: Tensor | None,
-    label_smoothing: float,
+    d: Tensor, log_sum: Tensor, valid: Tensor | None, arguments: LossArguments
 ) -> tuple[Tensor, Tensor | None]:
     """Return CE per site, and what each site counts in the mean.
 
     `valid`, the sites that are not ignored, is None for probabilities, and each counts 1 there.
     """
     classes = d.shape[2]
+    target, label_smoothing = arguments.target, arguments.label_smoothing
+    weight = None if arguments.weight is None else arguments.weight.to(d.dtype)
     if valid is None:
         y = target.to(d.dtype).reshape(d.shape)
         if label_smoothing:
@@ -187,28 +148,17 @@ def _times_classes(values: Tensor, weight: Tensor | None) -> Tensor:
     return values * weight.reshape(-1, *(1,) * (values.dim() - 3))
 
 
-def _reduce(values: Tensor, counted: Tensor | None, reduction: str) -> Tensor:
+def _reduce(values: Tensor, counted: Tensor | None, reduction: int) -> Tensor:
     """Reduce each head of ``(N, K, *S)`` on its own and sum over heads.
 
     `counted` is what each site counts in the mean, None for 1.
     """
-    if reduction == "none":
+    if reduction == NONE:
         return values.sum(dim=1)
-    if reduction == "sum":
+    if reduction == SUM:
         return values.sum()
     dims = [i for i in range(values.dim()) if i != 1]
     total = values.sum(dim=dims)
     if counted is None:
         return (total / (values.numel() // values.shape[1])).sum()
     return (total / counted.sum(dim=dims)).sum()
-
-
-def is_zero(coefficient: Coefficient | None) -> bool | Tensor:
-    """Tell whether a term has no weight: a bool, or a 0-dim tensor of one."""
-    return coefficient is None or coefficient == 0
-
-
-def _like(coefficient: Coefficient | None, value: Tensor) -> Coefficient:
-    """Return the coefficient so that a product with `value` keeps its dtype."""
-    assert coefficient is not None
-    return coefficient.to(value.dtype) if isinstance(coefficient, Tensor) else coefficient

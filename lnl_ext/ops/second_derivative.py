@@ -16,25 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lnl_ext.ops.arguments import MEAN, NONE, LossArguments
 from lnl_ext.ops.checks import accumulation_dtype
-from lnl_ext.ops.formula import is_zero
 
 
 def vector_products(
     vector: Tensor,
     grad_loss: Tensor,
     logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
+    arguments: LossArguments,
     denominators: Tensor,
-    reversal: Tensor | None,
-    entropy_weight: Tensor | None,
-    confusion_weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    reduction: int,
-    mask_entropy: bool,
-    heads: int,
 ) -> tuple[Tensor, Tensor]:
     """Return the derivatives of ``(vector * gradient).sum()`` by `grad_loss` and by `logits`.
 
@@ -44,30 +35,27 @@ def vector_products(
         What comes back for the gradient, shape ``(N, heads * C, *S)``.
     grad_loss
         The upstream factor of the loss: a scalar, or ``(N, *S)`` without a reduction.
-    logits, target, weight
-        As given to the loss.
+    logits, arguments
+        As given to the loss, the coefficients as 0-dim tensors.
     denominators
         Shape ``(heads, 2)``: what CE and H are divided by in a mean.
-    reversal, entropy_weight, confusion_weight
-        0-dim tensors or None, as given to the loss.
-    ignore_index, label_smoothing, reduction, mask_entropy, heads
-        As the operators take them (reduction: 0 none, 1 mean, 2 sum).
 
     Returns
     -------
     tuple of Tensor
         Of the shape and dtype of `grad_loss` and of `logits`. Differentiable.
     """
+    heads = arguments.heads
     dtype = accumulation_dtype(logits.dtype)
     split = (logits.shape[0], heads, logits.shape[1] // heads, *logits.shape[2:])
     per_head = (1, heads, *[1] * (logits.dim() - 1))  # against (N, K, C, *S)
     z = logits.to(dtype).reshape(split)
     v = vector.to(dtype).reshape(split)
-    y, counted = _dense_target(target, weight, split, ignore_index, label_smoothing, dtype)
+    y, counted = _dense_target(arguments, split, dtype)
     if counted is not None:
         # Where no term has a derivative, NaN logits must not make one of 0 * NaN.
-        zero = is_zero(entropy_weight) & is_zero(confusion_weight)
-        z = z.masked_fill(~counted if mask_entropy else ~counted & zero, 0.0)
+        silent = ~counted if arguments.mask_entropy else ~counted & arguments.unregularised
+        z = z.masked_fill(silent, 0.0)
     log_p = torch.log_softmax(z, dim=2)
     p = log_p.exp()
     log_p = log_p.masked_fill(log_p == -torch.inf, 0.0)  # p is 0 there, and so is every product
@@ -76,16 +64,16 @@ def vector_products(
     total = y.sum(dim=2, keepdim=True)
     scale = torch.ones(per_head, dtype=dtype, device=logits.device)
     entropy_scale = scale
-    if reduction == 1:
+    if arguments.reduction == MEAN:
         scale = 1.0 / denominators[:, 0].reshape(per_head)
         entropy_scale = 1.0 / denominators[:, 1].reshape(per_head)
-    sign = 1.0 if reversal is None else -reversal.to(z)
+    sign = 1.0 if arguments.reversal is None else -_value(arguments.reversal, z)
     of_cross_entropy = (scale * sign).expand_as(total)
-    of_entropy = entropy_scale * _value(entropy_weight, z)
-    of_confusion = entropy_scale * _value(confusion_weight, z)
+    of_entropy = entropy_scale * _value(arguments.entropy_weight, z)
+    of_confusion = entropy_scale * _value(arguments.confusion_weight, z)
     if counted is not None:
         of_cross_entropy = of_cross_entropy.masked_fill(~counted, 0.0)
-        if mask_entropy:
+        if arguments.mask_entropy:
             of_entropy = of_entropy.expand_as(total).masked_fill(~counted, 0.0)
             of_confusion = of_confusion.expand_as(total).masked_fill(~counted, 0.0)
 
@@ -102,7 +90,7 @@ def vector_products(
 
     along = (v * gradient).sum(dim=(1, 2))  # (N, *S)
     upstream = grad_loss.to(dtype)
-    if reduction == 0:
+    if arguments.reduction == NONE:
         upstream = upstream.reshape(split[0], 1, 1, *split[3:])
     else:
         along = along.sum()
@@ -110,26 +98,22 @@ def vector_products(
     return along.to(grad_loss.dtype), along_logits
 
 
-def _value(coefficient: Tensor | None, like: Tensor) -> Tensor | float:
+def _value(coefficient: Any, like: Tensor) -> Any:
     return 0.0 if coefficient is None else coefficient.to(like)
 
 
 def _dense_target(
-    target: Tensor,
-    weight: Tensor | None,
-    split: tuple[int, ...],
-    ignore_index: int,
-    label_smoothing: float,
-    dtype: torch.dtype,
+    arguments: LossArguments, split: tuple[int, ...], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
     """Return y, ``(N, K, C, *S)``, and which sites count, ``(N, K, 1, *S)`` (None for all)."""
+    target, weight, label_smoothing = arguments.target, arguments.weight, arguments.label_smoothing
     classes = split[2]
     counted: Tensor | None = None
     if target.is_floating_point():
         share = target.to(dtype).reshape(split)
     else:
         index = target.reshape(split[0], split[1], 1, *split[3:])
-        counted = index != ignore_index
+        counted = index != arguments.ignore_index
         share = torch.zeros(split, dtype=dtype, device=target.device)
         share = share.scatter(2, index.masked_fill(~counted, 0), 1.0)
     y = share * (1.0 - label_smoothing) + label_smoothing / classes
@@ -140,9 +124,11 @@ def _dense_target(
 
 def linear_vector_products(
     vectors: Sequence[Tensor | None],
-    logits_gradient: Callable[..., Tensor],
-    tensors: Sequence[Any],
-    options: Sequence[Any],
+    grad_loss: Tensor,
+    inputs: Sequence[Any],
+    arguments: LossArguments,
+    denominators: Tensor,
+    logits_gradient: Callable[[Tensor, Tensor, LossArguments, Tensor], Tensor],
 ) -> tuple[Tensor | None, ...]:
     """Return the derivatives of a linear head's gradients, multiplied by vectors and added.
 
@@ -154,12 +140,12 @@ def linear_vector_products(
     Parameters
     ----------
     vectors
-        What comes back for the gradients of `features`, `head_weight` and `head_bias`, or None.
+        What comes back for the gradients of features, head weight and head bias, or None.
+    grad_loss, inputs, arguments, denominators
+        As in `vector_products`, for these three inputs.
     logits_gradient
         The differentiable gradient of the loss by the logits, of the arguments of
         `vector_products` after the vector.
-    tensors, options
-        The other arguments of the operator of the gradients, in its order.
 
     Returns
     -------
@@ -167,9 +153,7 @@ def linear_vector_products(
         For grad_loss, features, head_weight and head_bias. Differentiable.
     """
     of_features, of_weight, of_bias = vectors
-    grad_loss, features, head_weight, head_bias, target, weight, denominators, *coefficients = (
-        tensors
-    )
+    features, head_weight, head_bias = inputs
     dtype = accumulation_dtype(features.dtype)
     x, w = features.to(dtype), head_weight.to(dtype)
     logits = x @ w.t() if head_bias is None else torch.addmm(head_bias.to(dtype), x, w.t())
@@ -182,30 +166,26 @@ def linear_vector_products(
         row = of_bias.to(dtype).expand_as(logits)
         along_head = row if along_head is None else along_head + row
 
-    def products(vector: Tensor | None, terms: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    def products(vector: Tensor | None, arguments: LossArguments) -> tuple[Tensor, Tensor]:
         if vector is None:
             return torch.zeros_like(grad_loss), torch.zeros_like(logits)
-        return vector_products(
-            vector, grad_loss, logits, target, weight, denominators, *terms, *options
-        )
+        return vector_products(vector, grad_loss, logits, arguments, denominators)
 
-    if coefficients[0] is None:
+    if arguments.reversal is None:
         if along is None or along_head is None:
             both = along_head if along is None else along
         else:
             both = along + along_head
-        along_loss, curvature = products(both, coefficients)
+        along_loss, curvature = products(both, arguments)
         for_x, for_w, for_b = curvature @ w, curvature.t() @ x, curvature.sum(0)
-        gradient = logits_gradient(
-            grad_loss, logits, target, weight, denominators, *coefficients, *options
-        )
+        gradient = logits_gradient(grad_loss, logits, arguments, denominators)
         if of_weight is not None:
             for_x = for_x + gradient @ of_weight.to(dtype)
         if of_features is not None:
             for_w = for_w + gradient.t() @ of_features.to(dtype)
     else:
-        first, curvature = products(along, coefficients)
-        second, head_curvature = products(along_head, (None, None, None))
+        first, curvature = products(along, arguments)
+        second, head_curvature = products(along_head, arguments.cross_entropy_only())
         along_loss = first + second
         for_x, for_w, for_b = curvature @ w, head_curvature.t() @ x, head_curvature.sum(0)
     return (

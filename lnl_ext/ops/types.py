@@ -1,10 +1,16 @@
-"""The result type that the losses share."""
+"""The types that the losses share: their result, and how they are called."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict, overload
 
 from torch import Tensor
+
+from lnl_ext.ops.arguments import Coefficient
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class BiasLoss(NamedTuple):
@@ -20,3 +26,79 @@ class BiasLoss(NamedTuple):
     """The cross-entropy of the bias head, detached: for logging."""
     entropy: Tensor
     """The entropy of the bias head's predictions, detached: for logging."""
+
+
+class LossOptions(TypedDict, total=False):
+    """The keywords of both losses, but for `return_terms`."""
+
+    entropy_weight: Coefficient
+    reversal: Coefficient | None
+    ignore_index: int
+    label_smoothing: float
+    reduction: str
+    mask_entropy: bool
+    heads: int
+
+
+class BiasLossFunction(Protocol):
+    """What a type checker is to know of `fused_bias_loss`: `return_terms` decides the result."""
+
+    @overload
+    def __call__(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None = ...,
+        *,
+        return_terms: Literal[False] = ...,
+        **options: Unpack[LossOptions],
+    ) -> Tensor: ...
+    @overload
+    def __call__(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None = ...,
+        *,
+        return_terms: Literal[True],
+        **options: Unpack[LossOptions],
+    ) -> BiasLoss: ...
+
+
+class LinearBiasLossFunction(Protocol):
+    """The same of `fused_linear_bias_loss`."""
+
+    @overload
+    def __call__(
+        self,
+        features: Tensor,
+        head_weight: Tensor,
+        target: Tensor,
+        head_bias: Tensor | None = ...,
+        weight: Tensor | None = ...,
+        *,
+        return_terms: Literal[False] = ...,
+        **options: Unpack[LossOptions],
+    ) -> Tensor: ...
+    @overload
+    def __call__(
+        self,
+        features: Tensor,
+        head_weight: Tensor,
+        target: Tensor,
+        head_bias: Tensor | None = ...,
+        weight: Tensor | None = ...,
+        *,
+        return_terms: Literal[True],
+        **options: Unpack[LossOptions],
+    ) -> BiasLoss: ...
+
+
+def bias_loss_function(function: Callable[..., Any]) -> BiasLossFunction:
+    """Return the function itself."""
+    return function
+
+
+def linear_bias_loss_function(function: Callable[..., Any]) -> LinearBiasLossFunction:
+    """Return the function itself."""
+    return function

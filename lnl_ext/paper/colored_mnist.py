@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lnl_ext.adversary.logit_adjustment import logit_adjustment
-from lnl_ext.adversary.sample_weights import independence_weights
+from lnl_ext.adversary.reweighting import independence_weights, logit_adjustment
 from lnl_ext.paper.idx import read_mnist_split
 from lnl_ext.paper.safe_npy import load_npy
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.paper.networks import GlobalColorHead, SeparatePixelColorHeads
-from lnl_ext.schedules import Piecewise, Schedule
+from lnl_ext.schedules import Linear, Schedule
 from lnl_ext.training.config import OptimizerConfig, TrainerConfig
 from lnl_ext.training.methods import Method
 
@@ -46,16 +46,17 @@ class HeadRecipe:
     sample_weight: str | None = None
     """The name of its samples' weights in the batches, which needs `over_batch`."""
 
-    def adversary(
-        self, method: Method, batch_size: int, pressure: Piecewise | None
-    ) -> BiasAdversary:
+    def adversary(self, method: Method, batch_size: int, pressure: Linear | None) -> BiasAdversary:
         """Make the adversary with the terms that ``method`` has."""
         scale = 1 / batch_size if self.over_batch else 1.0
 
         def coefficient(value: float) -> float | Schedule:
             if pressure is None:
                 return value * scale
-            return dataclasses.replace(pressure, scale=pressure.scale * value * scale)
+            factor = value * scale
+            return dataclasses.replace(
+                pressure, start=factor * pressure.start, end=factor * pressure.end
+            )
 
         # With sums the head's own gradient is larger by the batch size, which Adam does not feel.
         return method.adversary(
@@ -97,7 +98,7 @@ class Recipe:
     baseline: TrainerConfig
     unlearning: TrainerConfig
     heads: tuple[HeadRecipe, ...]
-    pressure: Piecewise | None
+    pressure: Linear | None
     from_baseline: bool
     logit_adjustment: str | None = None
 
@@ -154,7 +155,7 @@ _UNADJUSTED = Recipe(
             over_batch=True,
         ),
     ),
-    pressure=Piecewise(((0.0, 0.0), (1.0, 1.0))),
+    pressure=Linear(),
     from_baseline=False,
 )
 # The adjusted label loss does not ask for the colour, so that little pressure takes it away; and

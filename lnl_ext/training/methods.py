@@ -1,15 +1,18 @@
-"""The methods of the paper's tables as presets of one mechanism."""
+"""The methods of the paper's tables as presets of one mechanism.
+
+Importing this does not import torch: the command's help lists the methods.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-from lnl_ext.adversary.bias_adversary import BiasAdversary
+    from lnl_ext.adversary.bias_adversary import BiasAdversary
 
 Coefficient = Any
 """A number, a 0-dim tensor or a schedule: what `lnl_ext.BiasAdversary` takes."""
@@ -72,6 +75,8 @@ class Method:
         ValueError
             If the method has no adversary.
         """
+        from lnl_ext.adversary.bias_adversary import BiasAdversary
+
         if not self.adversarial:
             raise ValueError(f"method {self.name!r} trains without an adversary")
         return BiasAdversary(
@@ -86,6 +91,8 @@ class Method:
         self, mean: tuple[float, ...] = (0.0,), std: tuple[float, ...] = (1.0,)
     ) -> Callable[[Tensor], Tensor] | None:
         """Return the transform of normalised images that this method needs, or None."""
+        from lnl_ext.training.grey import Grey
+
         return Grey(mean, std) if self.grey else None
 
 
@@ -116,51 +123,3 @@ def get_method(name: str) -> Method:
         return METHODS[name]
     except KeyError:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}") from None
-
-
-class Grey:
-    """Replaces the three channels of normalised images by their luma.
-
-    The luma (ITU-R BT.601: 0.299 R + 0.587 G + 0.114 B) is that of the image before
-    normalisation, and is normalised again per channel.
-
-    Parameters
-    ----------
-    mean, std : tuple of float
-        The normalisation of the images, one number or one per channel.
-    """
-
-    _LUMA = (0.299, 0.587, 0.114)
-
-    def __init__(self, mean: tuple[float, ...] = (0.0,), std: tuple[float, ...] = (1.0,)) -> None:
-        self.mean = torch.tensor(mean).reshape(-1, 1, 1)
-        self.std = torch.tensor(std).reshape(-1, 1, 1)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return images (N, 3, H, W) of the same normalisation, all channels grey."""
-        if images.dim() != 4 or images.shape[1] != 3:
-            raise ValueError(f"images has shape {tuple(images.shape)}, expected (N, 3, H, W)")
-        mean, std = self.mean.to(images), self.std.to(images)
-        luma = images.new_tensor(self._LUMA).reshape(3, 1, 1)
-        grey = ((images * std + mean) * luma).sum(1, keepdim=True).expand_as(images)
-        return (grey - mean) / std
-
-
-class Transformed(nn.Module):
-    """A network behind a function of its images, such as `Grey`.
-
-    Parameters
-    ----------
-    transform : callable
-    network : nn.Module
-    """
-
-    def __init__(self, transform: Callable[[Tensor], Tensor], network: nn.Module) -> None:
-        super().__init__()
-        self.transform = transform
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return what the network makes of the transformed images."""
-        result: Tensor = self.network(self.transform(images))
-        return result

@@ -25,7 +25,7 @@ from lnl_ext.training.distributed import (
     naming_lost_processes,
     on_main,
 )
-from lnl_ext.training.methods import Transformed
+from lnl_ext.training.grey import Transformed
 from lnl_ext.training.run_log import LossMeter, Record, RunLog, Tracker
 from lnl_ext.training.updates import Objective, TaskLoss, Update
 

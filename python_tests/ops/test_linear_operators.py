@@ -16,6 +16,7 @@ from linear_cases import LinearCase, make_linear_inputs, run
 
 from lnl_ext import fused_linear_bias_loss, reference
 from lnl_ext.ops import bias_loss as ops
+from lnl_ext.ops.arguments import LossArguments
 
 CASES = [
     Case(6, 4, reversal=0.5, entropy_weight=0.1),
@@ -101,17 +102,11 @@ def test_the_confusion_term_acts_on_the_features(classes, reversal, confusion_we
     results = torch.ops.lnl_ext.linear_bias_loss(
         *(None if t is None else t.detach() for t in tensors), *rest, True, True
     )
-    options = {k: v for k, v in inputs.options.items() if k not in ("reversal", "entropy_weight")}
-    loss, _ = reference.linear_loss(
+    loss, *_ = reference.linear_bias_loss(
         inputs.features,
         inputs.head_weight,
-        inputs.target,
         inputs.head_bias,
-        None,
-        reversal=reversal,
-        entropy_weight=0.1,
-        confusion_weight=confusion_weight,
-        **options,
+        LossArguments(inputs.target, None, *rest[:3]),
     )
     torch.testing.assert_close(results[0], loss.detach())
     expected = torch.autograd.grad(loss, inputs.differentiable)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from lnl_ext.ops.arguments import LossArguments
 from lnl_ext.ops.formula import bias_terms
 from lnl_ext.reference import fused_bias_loss
 
@@ -69,17 +70,9 @@ def test_terms_and_gradients_are_those_of_pytorch(
 def test_confusion_is_the_cross_entropy_of_the_uniform_distribution():
     z = torch.randn(6, 4, 3, dtype=torch.float64, requires_grad=True)
     target = torch.randint(4, (6, 3))
-    terms = bias_terms(
-        z,
-        target,
-        torch.rand(4, dtype=torch.float64),
-        ignore_index=-100,
-        label_smoothing=0.1,
-        reduction="mean",
-        mask_entropy=False,
-        heads=1,
-        confusion=True,
-    )
+    weight = torch.rand(4, dtype=torch.float64)
+    arguments = LossArguments(target, weight, confusion_weight=torch.ones(()), label_smoothing=0.1)
+    terms = bias_terms(z, arguments)
     uniform = F.cross_entropy(z, torch.full_like(z, 0.25))
     torch.testing.assert_close(terms.confusion, uniform)
     torch.testing.assert_close(

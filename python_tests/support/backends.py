@@ -13,7 +13,7 @@ from bias_loss_cases import Inputs, Results
 
 import lnl_ext
 
-REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
+REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # as the operators number them
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lnl_ext.ops.arguments import REDUCTIONS, LossArguments
 from lnl_ext.ops.formula import bias_terms
 
 # Rounding of one number in the dtype; half gradients are rounded once or, where a bfloat16 gradient
@@ -156,20 +157,21 @@ def size(parts: list[Tensor]) -> float:
 
 
 def oracle_terms(inputs: Inputs, logits: Tensor):
-    """Return the reference's terms of float64 `logits`, differentiable."""
-    case = inputs.case
-    target = inputs.target
-    return bias_terms(
-        logits,
+    """Return the reference's terms of float64 `logits`, each of which is to be differentiated."""
+    case, target = inputs.case, inputs.target
+    one = torch.ones(())  # a term of weight 0 would have no gradient
+    arguments = LossArguments(
         target.double() if target.is_floating_point() else target,
         None if inputs.weight is None else inputs.weight.double(),
+        entropy_weight=one,
+        confusion_weight=None if case.confusion_weight is None else one,
         ignore_index=case.ignore_index,
         label_smoothing=case.label_smoothing,
-        reduction=case.reduction,
+        reduction=REDUCTIONS.index(case.reduction),
         mask_entropy=case.mask_entropy,
         heads=case.heads,
-        confusion=case.confusion_weight is not None,
     )
+    return bias_terms(logits, arguments)
 
 
 def size_of_p(inputs: Inputs) -> tuple[float, float]:

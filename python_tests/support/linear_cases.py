@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from bias_loss_cases import UNIT_ROUNDOFF, Case, Inputs, make_inputs, size_of_p
+from bias_loss_cases import UNIT_ROUNDOFF, Case, Inputs, make_inputs, oracle_terms, size_of_p
 from hypothesis import strategies as st
 from torch import Tensor
-
-from lnl_ext.ops.formula import bias_terms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,17 +113,15 @@ def magnitude(inputs: LinearInputs) -> list[float]:
     x, w = inputs.features.double(), inputs.head_weight.double()
     b = 0.0 if inputs.head_bias is None else inputs.head_bias.double()
     logits = (x @ w.t() + b).requires_grad_()
-    options = dict(inputs.options)
-    entropy_weight, reversal = options.pop("entropy_weight"), options.pop("reversal")
-    target = inputs.target.double() if inputs.target.is_floating_point() else inputs.target
-    weight = None if inputs.weight is None else inputs.weight.double()
-    terms = bias_terms(logits, target, weight, **options)
+    case = inputs.case.loss
+    loss = Inputs(case, logits, inputs.target, inputs.weight, inputs.upstream)
+    terms = oracle_terms(loss, logits)
     upstream = inputs.upstream.double()
     ce, h = (torch.autograd.grad(t, logits, upstream, True)[0].abs() for t in terms[:2])
     # where dCE = p W - y is small, the rounding of p is left
-    p_size = size_of_p(Inputs(inputs.case.loss, logits, inputs.target, inputs.weight, upstream))[0]
-    for_features = (1.0 if reversal is None else reversal) * ce + entropy_weight * h
-    for_head = ce + (entropy_weight * h if reversal is None else 0.0)
+    p_size = size_of_p(loss)[0]
+    for_features = (1.0 if case.reversal is None else case.reversal) * ce + case.entropy_weight * h
+    for_head = ce + (case.entropy_weight * h if case.reversal is None else 0.0)
     norms = [
         (for_features @ w.abs()).norm().item() + p_size * w.norm().item(),
         (for_head.t() @ x.abs()).norm().item() + p_size * x.norm().item(),
