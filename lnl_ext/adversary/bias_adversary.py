@@ -9,19 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from lnl_ext.adversary.linear_head import LinearHead, is_first_layer, steps, take_apart
-from lnl_ext.adversary.loss_gradients import LossArguments, Operands
+from lnl_ext.adversary.loss_gradients import Operands, Wanted
 from lnl_ext.adversary.reweighting import check_sample_weight, weigh_samples
 from lnl_ext.adversary.two_gradients import Boundary, adversary_loss, enter_head, enter_layer
 from lnl_ext.coefficients import ScheduledCoefficients
 from lnl_ext.gradient_reversal import scale_gradient
-from lnl_ext.ops import bias_loss as ops
-from lnl_ext.ops.arguments import Coefficient
-from lnl_ext.ops.checks import (
-    check_logits,
-    check_options,
-    check_target,
-    check_weight,
-)
+from lnl_ext.ops.arguments import REDUCTIONS, Coefficient, LossArguments
+from lnl_ext.ops.checks import check_logits, check_options, check_target, check_weight
 from lnl_ext.ops.given_denominators import check_denominators
 from lnl_ext.ops.types import BiasLoss
 from lnl_ext.schedules import Schedule
@@ -251,17 +245,19 @@ class BiasAdversary(ScheduledCoefficients):
             self.reversal,
             None if self.known_zero("entropy_weight") else self.entropy_weight,
             None if self.known_zero("confusion_weight") else self.confusion_weight,
-            denominators,
             self.ignore_index,
             self.label_smoothing,
-            ops.REDUCTIONS[reduction],
+            REDUCTIONS.index(reduction),
             self.mask_entropy,
             self.heads,
+        )
+        wanted = Wanted(
             for_features=for_first and (direct or boundary is not None),
             for_head=for_first and not direct,
             for_layer=grad and for_layer,
         )
-        result = adversary_loss(operands, arguments, boundary if for_first else None)
+        boundary = boundary if for_first else None
+        result = adversary_loss(operands, arguments, denominators, wanted, boundary)
         if reduction == "none" and linear is not None:
             result = BiasLoss(*(t.reshape(len(logits), *logits.shape[2:]) for t in result))
         if sample_weight is not None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lnl_ext.adversary.loss_gradients import Operands
 from lnl_ext.ops import bias_loss as ops
-from lnl_ext.ops import linear_bias_loss as ops_linear
+from lnl_ext.ops.linear_bias_loss import autocast
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 # For more outputs torch's own products in half precision are faster on the CPU
@@ -53,7 +53,7 @@ class LinearHead(NamedTuple):
         Rows are the samples or, with a convolution, the positions of all samples.
         """
         rows = tap.movedim(1, -1).reshape(-1, tap.shape[1])
-        operands = ops_linear.autocast(rows, self.layer.weight.flatten(1), self.layer.bias)
+        operands = autocast(rows, self.layer.weight.flatten(1), self.layer.bias)
         if target.dim() > 1 and (target.is_floating_point() or heads > 1):
             target = target.movedim(1, -1).reshape(len(rows), -1)
         else:

@@ -15,11 +15,12 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from lnl_ext.adversary.loss_gradients import (
     Gradients,
-    LossArguments,
     Operands,
+    Wanted,
     late_gradients,
     loss_values,
 )
+from lnl_ext.ops.arguments import TENSORS, LossArguments
 from lnl_ext.ops.types import BiasLoss
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -60,7 +61,11 @@ def enter_layer(
 
 
 def adversary_loss(
-    operands: Operands, arguments: LossArguments, boundary: Boundary | None = None
+    operands: Operands,
+    arguments: LossArguments,
+    denominators: Tensor | None,
+    wanted: Wanted,
+    boundary: Boundary | None = None,
 ) -> BiasLoss:
     """Return the loss, whose backward gives the operands dCE, and the features another gradient.
 
@@ -69,18 +74,19 @@ def adversary_loss(
 
     Parameters
     ----------
-    operands
-        The logits, or a linear layer and its input.
-    arguments
-        Everything else about the loss. Where it wants the features' gradient only, the first
-        operand gets that.
+    operands, arguments, denominators
+        As `loss_values` takes them.
+    wanted
+        Likewise. If of the first operand's two gradients it is the features' alone, the operand
+        gets that.
     boundary
-        Where the features entered the head, if `arguments` wants both gradients.
+        Where the features entered the head, if both gradients are wanted.
     """
+    given = (*operands, *arguments, denominators, wanted)
     if boundary is None:
-        return BiasLoss(*_Loss.apply(None, *operands, *arguments))
+        return BiasLoss(*_Loss.apply(None, *given))
     walk = (get_gradient_edge(operands.first), boundary)
-    return BiasLoss(*_LossOfTwo.apply(walk, *operands, *arguments))
+    return BiasLoss(*_LossOfTwo.apply(walk, *given))
 
 
 class _Boundary(torch.autograd.Function):
@@ -154,8 +160,9 @@ _OPERANDS = len(Operands._fields)
 
 
 def _forward(ctx: Any, walk: Any, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
-    operands, arguments = Operands(*given[:_OPERANDS]), LossArguments(*given[_OPERANDS:])
-    values = loss_values(operands, arguments)
+    *tensors, denominators, wanted = given
+    operands, arguments = Operands(*tensors[:_OPERANDS]), LossArguments(*tensors[_OPERANDS:])
+    values = loss_values(operands, arguments, denominators, wanted)
     ctx.mark_non_differentiable(values.cross_entropy, values.entropy)
     ctx.walk = walk
     # Not saved: where the gradients are made already, a write to the layer does no harm.
@@ -172,7 +179,7 @@ def _forward(ctx: Any, walk: Any, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
         # Copies, so that set_progress between forward and backward changes nothing.
         coefficients = [None if c is None else c.clone() for c in arguments[2:5]]
         ctx.save_for_backward(*operands, *arguments[:2], *coefficients, values.denominators)
-        ctx.options = arguments[6:]
+        ctx.options, ctx.wanted = arguments[TENSORS:], wanted
     return values[:3]
 
 
@@ -180,9 +187,10 @@ def _gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor, Gradients]:
     """Return the first operand and the gradients, times the upstream factor."""
     first, *saved = ctx.saved_tensors
     if not ctx.early:
+        *saved, denominators = saved
         operands = Operands(first, *saved[: _OPERANDS - 1])
         arguments = LossArguments(*saved[_OPERANDS - 1 :], *ctx.options)
-        return first, late_gradients(upstream, operands, arguments)
+        return first, late_gradients(upstream, operands, arguments, denominators, ctx.wanted)
     if torch.compiler.is_compiling():
         return first, Gradients(*(None if g is None else g * upstream for g in saved))
     keep = not ctx.owns or torch._C._autograd._get_current_graph_task_keep_graph()
@@ -199,7 +207,7 @@ def _results(ctx: Any, first: Tensor, gradients: Gradients, twice: bool) -> tupl
     results = [for_features if own is None else own, *layer]
     if twice:
         results = [_without_derivative(g, first, *ctx.layer) for g in results]
-    return None, *results, *(None,) * len(LossArguments._fields)
+    return None, *results, *(None,) * (len(LossArguments._fields) + 2)
 
 
 def _backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
