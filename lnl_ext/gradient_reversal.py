@@ -33,7 +33,8 @@ class _ScaleGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (gradient,) = grads
-        factor = ctx.saved_tensors[0] if ctx.saved_tensors else ctx.factor
+        saved = ctx.saved_tensors  # once: a checkpoint hands each out once
+        factor = saved[0] if saved else ctx.factor
         if isinstance(factor, Tensor):
             # A float64 factor must not promote the gradient of a float32 scalar.
             factor = factor.to(gradient.dtype)

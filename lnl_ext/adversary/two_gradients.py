@@ -122,7 +122,7 @@ class _LayerBoundary(torch.autograd.Function):
         ctx.layer = None
         if not isinstance(layer, nn.Linear):
             ctx.layer = (layer.stride, layer.padding, layer.dilation, layer.groups)
-        return output.view_as(output)
+        return output.detach()  # no view for autograd, and so the next layer may write to it
 
     @staticmethod
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -163,7 +163,6 @@ def _forward(ctx: Any, walk: Any, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
     operands, arguments = Operands(*tensors[:_OPERANDS]), LossArguments(*tensors[_OPERANDS:])
     values = loss_values(operands, arguments, denominators, wanted)
     ctx.mark_non_differentiable(values.cross_entropy, values.entropy)
-    ctx.set_materialize_grads(False)
     ctx.walk = walk
     # Not saved: where the gradients are made already, a write to the layer does no harm.
     ctx.layer = operands[1:]

@@ -43,8 +43,6 @@ class HeadRecipe:
     entropy_weight: float
     confusion_weight: float
     over_batch: bool = False
-    sample_weight: str | None = None
-    """The name of its samples' weights in the batches, which needs `over_batch`."""
 
     def adversary(self, method: Method, batch_size: int, pressure: Linear | None) -> BiasAdversary:
         """Make the adversary with the terms that ``method`` has."""
@@ -114,11 +112,6 @@ class Recipe:
             raise ValueError(f"method {method.name!r} needs a recipe with a logit adjustment")
         unlearns = method.reversal or method.entropy_weight
         return self.logit_adjustment if unlearns or method.adjusted else None
-
-    def sample_weights(self, method: Method) -> dict[str, str]:
-        """Return where the weights of the samples stand, by bias target."""
-        heads = self.heads if method.adversarial else ()
-        return {head.target: head.sample_weight for head in heads if head.sample_weight}
 
     def adversaries(self, method: Method) -> dict[str, BiasAdversary]:
         """Make the method's adversaries by bias target, none for a method without."""
