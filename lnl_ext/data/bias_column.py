@@ -63,7 +63,10 @@ class BiasColumn:
         """Names of the bins in order; none for categories."""
         pairs = list(itertools.pairwise(self.edges))
         closed = [")"] * (len(pairs) - 1) + ["]"]
-        return [f"[{a:g}, {b:g}{end}" for (a, b), end in zip(pairs, closed, strict=bool(pairs))]
+        return [
+            f"[{_exact(a)}, {_exact(b)}{end}"
+            for (a, b), end in zip(pairs, closed, strict=bool(pairs))
+        ]
 
     def value(self, cell: str) -> str | None:
         """Return the class of a cell, None where it is missing.
@@ -83,10 +86,15 @@ class BiasColumn:
             raise ValueError("expected a number") from None
         if not self.edges[0] <= number <= self.edges[-1]:
             raise ValueError(
-                f"expected a number from {self.edges[0]:g} to {self.edges[-1]:g}: widen the bins "
-                "or leave the cell empty"
+                f"expected a number from {_exact(self.edges[0])} to {_exact(self.edges[-1])}: "
+                "widen the bins or leave the cell empty"
             )
         for name, edge in zip(self.bins, self.edges[1:], strict=True):
             if number < edge:
                 return name
         return self.bins[-1]
+
+
+def _exact(number: float) -> str:
+    """Return the shortest text that is this number and no other."""
+    return repr(number).removesuffix(".0")

@@ -87,6 +87,26 @@ def test_every_bin_has_its_lower_edge_and_the_last_one_both(value: str) -> None:
     assert name == AGE.bins[min(int(float(value) // 20), 2)]
 
 
+@pytest.mark.parametrize(
+    ("edges", "names"),
+    [
+        (
+            "20230101,20230103,20230106,20230110",
+            ["[20230101, 20230103)", "[20230103, 20230106)", "[20230106, 20230110]"],
+        ),
+        ("0.1,0.1000001,1e22,inf", ["[0.1, 0.1000001)", "[0.1000001, 1e+22)", "[1e+22, inf]"]),
+        ("-0.5,0,1.0", ["[-0.5, 0)", "[0, 1]"]),
+    ],
+)
+def test_bins_are_named_exactly(edges: str, names: list[str]) -> None:
+    column = BiasColumn.parse(f"date:bins={edges}")
+    assert column.bins == names
+    lower = edges.split(",")[:-1]
+    assert [column.value(edge) for edge in lower] == names
+    with pytest.raises(ValueError, match=f"from {names[0][1:].split(',')[0]} to "):
+        column.value("-1")
+
+
 @pytest.mark.parametrize("text", ["age:bins=", "age:bins=1", "age:bins=3,2", "age:bins=1,x"])
 def test_bins_must_be_rising_numbers(text: str) -> None:
     with pytest.raises(UserError, match="two or more rising edges"):
@@ -227,6 +247,13 @@ def test_small_groups_are_in_both_parts_and_single_samples_in_training(seed: int
     # No group of d can be in both parts, but the label can.
     assert {labels[row] for row in held} == {"a", "b", "d"}
     assert "d" in {labels[row] for row in train}
+
+
+def test_a_missing_value_is_not_its_name() -> None:
+    labels = ["a"] * 4
+    for seed in range(20):
+        train, held = stratified_split(labels, [["None", "None", None, None]], 0.5, seed)
+        assert len({0, 1} & set(train)) == len({2, 3} & set(held)) == 1
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0, float("nan")])
