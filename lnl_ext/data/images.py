@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
+
+from lnl_ext.data.metadata import carried, orientation, without_metadata
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -51,6 +53,15 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _LONGEST = 4  # times the shorter side, what is kept of the longer one before scaling
 _LISTED = 10  # unreadable files named in a message; more would hide what it says
 _WITH_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
+_TURNS = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 Sample = tuple[Tensor, Tensor, dict[str, Tensor]]
 Transform = Callable[[Image.Image], Tensor]
@@ -67,9 +78,9 @@ class TooManyUnreadableError(ValueError):
 def load_image(path: str | os.PathLike[str]) -> Image.Image:
     """Read an image file of any format that Pillow knows as 8-bit RGB.
 
-    The EXIF orientation is applied; of an animation the first frame is taken; transparency is laid
-    over white; of 16 bits a channel the upper 8 are kept; palette, grey, CMYK and other colour
-    spaces are converted.
+    The EXIF orientation is applied if it can be read; other metadata are ignored, broken or not.
+    Of an animation the first frame is taken; transparency is laid over white; of 16 bits a channel
+    the upper 8 are kept; palette, grey, CMYK and other colour spaces are converted.
 
     Parameters
     ----------
@@ -104,10 +115,20 @@ def _decode(path: str | os.PathLike[str]) -> tuple[Image.Image | None, str]:
         return None, error.strerror or str(error)
     if not content:
         return None, "the file is empty"
+    image, reason = _pixels(content, [])
+    if image is None:
+        bare, notes = without_metadata(content)
+        if bare != content:
+            image, _ = _pixels(bare, notes)
+    return image, "" if image is not None else reason
+
+
+def _pixels(content: bytes, notes: list[bytes]) -> tuple[Image.Image | None, str]:
+    """Decode a file; ``notes`` may hold the orientation if the file does not."""
     try:
         with warnings.catch_warnings():
-            # Pillow warns of bombs itself; the check below refuses them.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Of metadata, which are not used, and of bombs, which the check below refuses.
+            warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(content)) as opened:
                 width, height = opened.size
                 if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
@@ -116,7 +137,9 @@ def _decode(path: str | os.PathLike[str]) -> tuple[Image.Image | None, str]:
                         f"over {MAX_SIDE}"
                     )
                 opened.load()
-                return _as_rgb(ImageOps.exif_transpose(opened)), ""
+                turn = _TURNS.get(orientation([*carried(opened), *notes]))
+                image = _as_rgb(opened)
+                return (image if turn is None else image.transpose(turn)), ""
     except UnidentifiedImageError:
         return None, "not an image in a format that Pillow knows"
     except Exception as error:  # decoders raise nearly anything on damaged data
