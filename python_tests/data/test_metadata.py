@@ -144,7 +144,6 @@ UPRIGHT: dict[str, Callable[[], bytes]] = {
     "webp EXIF cut in the header": lambda: saved("webp", exif=TURNED[:6]),
     "webp XMP of no text": lambda: saved("webp", xmp=b"\xff\xfe\0"),
     "webp profile of nothing": lambda: saved("webp", icc_profile=b"none"),
-    "avif EXIF of something else": lambda: avif(b"<x:xmpmeta/>"),
     "jpeg EXIF of something else": lambda: jpeg((0xE1, b"Exif\0\0<x:xmpmeta/>")),
     "jpeg ICC without a number": lambda: jpeg((0xE2, b"ICC_PROFILE\0")),
     "jpeg ICC in pieces that are missing": lambda: jpeg((0xE2, b"ICC_PROFILE\0\1\5x")),
@@ -169,6 +168,8 @@ TURNED_BY: dict[str, Callable[[], bytes]] = {
     "webp EXIF": lambda: saved("webp", exif=exif()),
     "webp XMP beside a broken EXIF": lambda: saved("webp", exif=b"none", xmp=XMP),
     "avif EXIF": lambda: saved("avif", exif=exif(), quality=95),
+    # An AVIF has the orientation twice.
+    "avif EXIF of something else": lambda: avif(b"<x:xmpmeta/>"),
     "jpeg EXIF": lambda: jpeg((0xE1, exif())),
     "jpeg EXIF of a resolution that is text": lambda: jpeg(
         (0xE1, b"Exif\0\0" + ifd(SIX, (0x011A, 2, 2, b"7"), (0x0128, 3, 1, b"\2"))), header=False
