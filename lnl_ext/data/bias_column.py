@@ -1,21 +1,14 @@
-"""A column of bias labels, and which of its cells are missing."""
+"""A column of bias labels: categories or bins."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 
+from lnl_ext.data.values import is_missing
 from lnl_ext.errors import UserError
 
-__all__ = ["MISSING", "BiasColumn", "is_missing"]
-
-MISSING = frozenset({"", "na", "n/a", "nan", "null"})
-"""Cells that stand for a missing value, in small letters."""
-
-
-def is_missing(cell: str) -> bool:
-    """Tell whether a cell stands for a missing value."""
-    return cell.strip().lower() in MISSING
+__all__ = ["BiasColumn"]
 
 
 @dataclasses.dataclass(frozen=True)
