@@ -18,8 +18,7 @@ from lnl_ext._version import __version__
 if TYPE_CHECKING:
     from lnl_ext import reference
     from lnl_ext.adversary.bias_adversary import BiasAdversary
-    from lnl_ext.adversary.logit_adjustment import logit_adjustment
-    from lnl_ext.adversary.sample_weights import independence_weights
+    from lnl_ext.adversary.reweighting import independence_weights, logit_adjustment
     from lnl_ext.build import build_info
     from lnl_ext.functional import fused_bias_loss, fused_linear_bias_loss
     from lnl_ext.gradient_reversal import GradientReversal, grad_reverse
@@ -61,8 +60,8 @@ _MODULES = {
     "fused_bias_loss": "functional",
     "fused_linear_bias_loss": "functional",
     "grad_reverse": "gradient_reversal",
-    "independence_weights": "adversary.sample_weights",
-    "logit_adjustment": "adversary.logit_adjustment",
+    "independence_weights": "adversary.reweighting",
+    "logit_adjustment": "adversary.reweighting",
 }
 _SUBMODULES = {
     *("adversary", "build", "data", "functional", "gradient_reversal", "measuring", "models"),

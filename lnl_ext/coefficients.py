@@ -26,9 +26,16 @@ class ScheduledCoefficients(nn.Module):
         super().__init__()
         self._coefficients: list[str] = []
         self._schedules: dict[str, Schedule] = {}
-        self._zero_versions: dict[str, int] = {}
+        self._absent: list[str] = []
 
-    def register_coefficient(self, name: str, value: Coefficient | Schedule | str) -> None:
+    def register_coefficient(
+        self,
+        name: str,
+        value: Coefficient | Schedule | str,
+        *,
+        full: float | None = None,
+        absent_if_zero: bool = False,
+    ) -> None:
         """Make `value` the buffer `name`.
 
         Parameters
@@ -38,20 +45,34 @@ class ScheduledCoefficients(nn.Module):
         value
             A finite number >= 0; a 0-dim floating-point tensor, which becomes the buffer itself; or
             a schedule or its name, which starts at progress 0.
+        full
+            Where a schedule given by name ends; None if it must not be given by name.
+        absent_if_zero
+            The number 0 means that the module leaves the coefficient's term out. The value is then
+            no buffer that a device, a process group or an average of weights could write to, but
+            stands in the state_dict as one would. It is always 0: `check_absent`.
         """
-        if isinstance(value, str) or (callable(value) and not isinstance(value, Tensor)):
-            self._schedules[name] = as_schedule(name, value)
-            buffer = torch.tensor(evaluate(name, self._schedules[name], 0.0), dtype=torch.float64)
-        elif isinstance(value, Tensor):
-            check_coefficient(name, value, value.device)
-            buffer = value
-        else:
-            check_number(name, value)
-            buffer = torch.tensor(float(value), dtype=torch.float64)
-        self.register_buffer(name, buffer)
+        # Buffers of a module that is made under inference_mode can be written to in training.
+        with torch.inference_mode(False):
+            if isinstance(value, str) or (callable(value) and not isinstance(value, Tensor)):
+                self._schedules[name] = as_schedule(name, value, full)
+                start = evaluate(name, self._schedules[name], 0.0)
+                buffer = torch.tensor(start, dtype=torch.float64)
+            elif isinstance(value, Tensor):
+                check_coefficient(name, value, value.device)
+                buffer = value
+            else:
+                check_number(name, value)
+                device = None
+                if absent_if_zero and value == 0:
+                    self._absent.append(name)
+                    device = "cpu"
+                buffer = torch.tensor(float(value), dtype=torch.float64, device=device)
         self._coefficients.append(name)
-        if name not in self._schedules and not isinstance(value, Tensor) and value == 0:
-            self._zero_versions[name] = buffer._version
+        if name in self._absent:
+            setattr(self, name, buffer)
+        else:
+            self.register_buffer(name, buffer)
 
     def set_progress(self, progress: float) -> None:
         """Evaluate the schedules and write their values into the buffers.
@@ -74,21 +95,35 @@ class ScheduledCoefficients(nn.Module):
             self.get_buffer(name).fill_(value)
 
     def coefficient_names(self) -> tuple[str, ...]:
-        """Return the names of the buffers that are coefficients."""
+        """Return the names of the coefficients."""
         return tuple(self._coefficients)
 
     def known_zero(self, name: str) -> bool:
-        """Whether the coefficient was given as the number 0 and its buffer never written since.
+        """Whether the coefficient was given as the number 0, which leaves its term out."""
+        return name in self._absent
 
-        This is the one question about a value that a forward pass may ask: it reads no data.
+    def check_absent(self) -> None:
+        """Raise if a value that was given as the number 0 was written to.
+
+        It is not read in a graph of torch.compile, which could not raise.
+
+        Raises
+        ------
+        RuntimeError
+            One is not 0 any more.
         """
-        return self._zero_versions.get(name) == self.get_buffer(name)._version
+        if torch.compiler.is_compiling():
+            return
+        for name in self._absent:
+            value = getattr(self, name).item()  # on the CPU: no device is waited for
+            if value != 0:
+                raise RuntimeError(_written(name, value))
 
     def extra_repr(self) -> str:
         """Show the coefficients and schedules."""
         parts = []
         for name in self._coefficients:
-            buffer = self.get_buffer(name)
+            buffer: Tensor = getattr(self, name)
             value: object = self._schedules.get(name)
             if value is None:
                 value = "meta" if buffer.is_meta else f"{buffer.item():g}"
@@ -96,14 +131,14 @@ class ScheduledCoefficients(nn.Module):
         return ", ".join(parts)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        held = {name: self._buffers.pop(name) for name in self._coefficients}
+        buffers = [name for name in self._coefficients if name not in self._absent]
+        held = {name: self._buffers.pop(name) for name in buffers}
         try:
             result = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         finally:
             self._buffers.update(held)
-        for name in self._coefficients:
+        for name in buffers:
             buffer = self.get_buffer(name)
-            known_zero = self.known_zero(name)
             device = fn(torch.empty(0, device=buffer.device)).device
             dtype = torch.float32 if device.type == "mps" else buffer.dtype
             if buffer.is_meta:
@@ -111,22 +146,43 @@ class ScheduledCoefficients(nn.Module):
             else:
                 buffer = buffer.to(device=device, dtype=dtype)
             self._buffers[name] = buffer
-            if known_zero:
-                self._zero_versions[name] = buffer._version
         return result
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._find_zeros()
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in self._absent:
+            destination[prefix + name] = getattr(self, name)
 
-    def __setstate__(self, state: Any) -> None:
-        """Restore a pickled or copied module."""
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._find_zeros()
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        for name in self._absent:
+            value = state_dict.pop(prefix + name, None)
+            if value is None:
+                if strict:
+                    missing_keys.append(prefix + name)
+            elif not value.is_meta and value.item() != 0:
+                error_msgs.append(_written(name, value.item()))
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
 
-    def _find_zeros(self) -> None:
-        """Look, after all values were written at once, which of the known zeros still are."""
-        for name in self._zero_versions:
-            buffer = self.get_buffer(name)
-            still_zero = not buffer.is_meta and buffer.item() == 0
-            self._zero_versions[name] = buffer._version if still_zero else -1
+
+def _written(name: str, value: float) -> str:
+    return (
+        f"{name} is {value:g}, but the module was made with the number 0, which leaves the term "
+        f"out: make it with {name}=torch.tensor(0.0) or a schedule, to give it a value later"
+    )

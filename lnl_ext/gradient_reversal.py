@@ -33,7 +33,8 @@ class _ScaleGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (gradient,) = grads
-        factor = ctx.saved_tensors[0] if ctx.saved_tensors else ctx.factor
+        saved = ctx.saved_tensors  # once: a checkpoint hands each out once
+        factor = saved[0] if saved else ctx.factor
         if isinstance(factor, Tensor):
             # A float64 factor must not promote the gradient of a float32 scalar.
             factor = factor.to(gradient.dtype)
@@ -104,7 +105,7 @@ class GradientReversal(ScheduledCoefficients):
 
     def __init__(self, scale: Coefficient | Schedule | str = 1.0) -> None:
         super().__init__()
-        self.register_coefficient("scale", scale)
+        self.register_coefficient("scale", scale, full=1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x`, and multiply its gradient by ``-scale``."""

@@ -8,7 +8,6 @@ dataclasses, so that they compare, print and pickle.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from typing import Protocol, runtime_checkable
 
@@ -22,21 +21,6 @@ class Schedule(Protocol):
     def __call__(self, progress: float, /) -> float:
         """Return the coefficient, a finite number >= 0, at ``progress`` in [0, 1]."""
         ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Constant:
-    """The same `value` all the time."""
-
-    value: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Refuse values that are not finite numbers >= 0."""
-        check_number("value", self.value)
-
-    def __call__(self, progress: float, /) -> float:
-        """Return ``value``."""
-        return self.value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,52 +59,11 @@ class Linear:
 
 
 @dataclasses.dataclass(frozen=True)
-class Piecewise:
-    """Straight lines from point to point, constant before the first and after the last.
-
-    Parameters
-    ----------
-    points
-        Pairs ``(progress, value)``, one at least, each at a later progress in [0, 1] than the
-        one before.
-    scale
-        What every value is multiplied by.
-    """
-
-    points: tuple[tuple[float, float], ...]
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Refuse points out of order, and values that are not finite numbers >= 0."""
-        check_number("scale", self.scale)
-        for _, value in self.points:
-            check_number("a value", value)
-        places = [-1.0, *(place for place, _ in self.points), 2.0]
-        inside = all(0.0 <= place <= 1.0 for place in places[1:-1])
-        if not (self.points and inside and all(a < b for a, b in itertools.pairwise(places))):
-            raise ValueError(
-                f"points are {self.points}, expected pairs (progress, value) in order of a "
-                "progress in [0, 1], one at least"
-            )
-
-    def __call__(self, progress: float) -> float:
-        """Return the value on the lines."""
-        before, value = self.points[0]
-        if progress > before:
-            for place, target in self.points:
-                if progress < place:
-                    part = (progress - before) / (place - before)
-                    return self.scale * (value + part * (target - value))
-                before, value = place, target
-        return self.scale * value
-
-
-@dataclasses.dataclass(frozen=True)
 class Ramp:
     """``maximum * (2 / (1 + exp(-steepness * t)) - 1)``: steep at first, then level.
 
-    With the defaults the ramp of Ganin and Lempitsky (2015, arXiv 1409.7495, section 4), called
-    "ramp" by name.
+    With the defaults the ramp of Ganin and Lempitsky (2015, arXiv 1409.7495, section 4). By the
+    name "ramp" its maximum is the default of the argument that it is given for.
 
     Parameters
     ----------
@@ -144,15 +87,11 @@ class Ramp:
         return self.maximum * math.tanh(0.5 * self.steepness * progress)
 
 
-SCHEDULES: dict[str, type[Constant] | type[Linear] | type[Ramp]] = {
-    "constant": Constant,
-    "linear": Linear,
-    "ramp": Ramp,
-}
-"""The schedules by name. A name alone means the defaults: all end at 1."""
+SCHEDULES: dict[str, type[Linear] | type[Ramp]] = {"linear": Linear, "ramp": Ramp}
+"""The schedules by name. By name they rise from 0 to the default of what they are given for."""
 
 
-def as_schedule(name: str, value: str | Schedule) -> Schedule:
+def as_schedule(name: str, value: str | Schedule, full: float | None) -> Schedule:
     """Return the schedule that `value` is or names.
 
     Parameters
@@ -161,17 +100,24 @@ def as_schedule(name: str, value: str | Schedule) -> Schedule:
         The argument's name, for the message.
     value
         A schedule, or the name of one in `SCHEDULES`.
+    full
+        What a schedule given by name rises to; None if there is no such value.
 
     Raises
     ------
     ValueError
-        There is no schedule of that name.
+        There is no schedule of that name, or nothing for it to rise to.
     """
     if not isinstance(value, str):
         return value
     if value not in SCHEDULES:
         raise ValueError(f"{name} is {value!r}, expected a schedule: one of {', '.join(SCHEDULES)}")
-    return SCHEDULES[value]()
+    if full is None:
+        raise ValueError(
+            f"{name} is {value!r}, and has no default to rise to: give a schedule with a value, "
+            "such as lnl_ext.schedules.Ramp(0.1)"
+        )
+    return SCHEDULES[value](full)
 
 
 def evaluate(name: str, schedule: Schedule, progress: float) -> float:

@@ -200,16 +200,14 @@ def _stage(
         # The authors' procedure has no confusion loss; BlindEye trains in one step.
         config = dataclasses.replace(config, update="joint")
     adversaries = recipe.adversaries(method)
-    weights = recipe.sample_weights(method)
     adjustment = recipe.adjustment(method)
-    targets = [*adversaries, *weights.values(), *([adjustment] if adjustment else [])]
+    targets = [*adversaries, *([adjustment] if adjustment else [])]
     trainer = Trainer(
         network.features,
         network.classifier,
         adversaries,
         config,
         image_transform=method.image_transform(IMAGE_MEAN, IMAGE_STD),
-        sample_weights=weights,
         logit_adjustment=adjustment,
     )
     batches = TensorBatches(

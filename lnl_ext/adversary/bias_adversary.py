@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
-from lnl_ext.adversary.linear_call import linear_call
-from lnl_ext.adversary.linear_head import take_apart
-from lnl_ext.adversary.sample_weights import check_sample_weight, weigh_samples
-from lnl_ext.adversary.two_gradients import Call, HeadCall, adversary_loss
+from lnl_ext.adversary.linear_head import LinearHead, is_first_layer, steps, take_apart
+from lnl_ext.adversary.loss_gradients import Operands, Wanted
+from lnl_ext.adversary.reweighting import check_sample_weight, weigh_samples
+from lnl_ext.adversary.two_gradients import Boundary, adversary_loss, enter_head, enter_layer
 from lnl_ext.coefficients import ScheduledCoefficients
-from lnl_ext.ops import bias_loss as ops
-from lnl_ext.ops.arguments import Coefficient
-from lnl_ext.ops.checks import (
-    check_logits,
-    check_options,
-    check_target,
-    check_weight,
-)
+from lnl_ext.gradient_reversal import scale_gradient
+from lnl_ext.ops.arguments import REDUCTIONS, Coefficient, LossArguments
+from lnl_ext.ops.checks import check_logits, check_options, check_target, check_weight
 from lnl_ext.ops.given_denominators import check_denominators
 from lnl_ext.ops.types import BiasLoss
 from lnl_ext.schedules import Schedule
@@ -29,15 +25,17 @@ class BiasAdversary(ScheduledCoefficients):
     """A bias head and its loss, from which the head and the features get different gradients.
 
     The value is ``CE - entropy_weight * H + confusion_weight * CE(uniform, p)`` of the head's
-    prediction p of the bias. On the way back (Kim et al., CVPR 2019, eq. 9):
+    prediction p of the bias. The backward pass gives (Kim et al., CVPR 2019, eq. 9):
 
     ========================  ==========================================================
-    the head's parameters     dCE, unscaled: the head is an honest predictor
+    the head                  dCE, unscaled: the head learns to predict the bias
     the features              ``-reversal * dCE - entropy_weight * dH``
                               ``+ confusion_weight * dCE(uniform, p)``
     ========================  ==========================================================
 
-    The head runs forward once. Its backward runs twice, once for each gradient, or once if
+    The head runs forward once. The head's gradient goes to everything that its logits depend on
+    beside the features: its parameters, weights that another module owns, a second input of a
+    conditional head. The head's backward runs twice, once for each gradient, or once if
     `entropy_weight` and `confusion_weight` are the number 0. With ``reversal=0``,
     ``entropy_weight=0`` and ``confusion_weight=1`` this is BlindEye (Alvi et al. 2018).
 
@@ -48,7 +46,8 @@ class BiasAdversary(ScheduledCoefficients):
         optimiser holds its parameters; frozen parameters get nothing.
     reversal
         The paper's mu, >= 0: a number, a 0-dim tensor, a schedule or its name
-        (`lnl_ext.schedules`). The default is that of the authors' code.
+        (`lnl_ext.schedules`), with which it rises to the default. The default is that of the
+        authors' code.
     entropy_weight
         The paper's lambda, likewise.
     confusion_weight
@@ -67,9 +66,12 @@ class BiasAdversary(ScheduledCoefficients):
     Attributes
     ----------
     reversal, entropy_weight, confusion_weight : Tensor
-        0-dim persistent buffers. `set_progress` writes the scheduled ones; do so, too, to change a
-        value by hand (``adversary.reversal.fill_(0.3)``). A write between forward and backward
-        does not change the gradients of that forward.
+        0-dim persistent buffers. `set_progress` writes the scheduled ones. Write to them to change
+        a value by hand (``adversary.reversal.fill_(0.3)``). A write between forward and backward
+        does not change the gradients of that forward. A value that was given as the number 0 is
+        absent from the computation, and stays 0: it is in the state_dict, another value is not
+        loaded, and a write raises at the next forward (not inside a compiled graph). Give
+        ``torch.tensor(0.0)`` for a 0 that is to change.
 
     Raises
     ------
@@ -78,22 +80,26 @@ class BiasAdversary(ScheduledCoefficients):
 
     Notes
     -----
-    Of a head that is, or as an `nn.Sequential` ends in, an `nn.Linear` or a convolution of one
+    If the head is, or as an `nn.Sequential` ends in, an `nn.Linear` or a convolution of one
     position, that layer and the loss run as one operation, as in `lnl_ext.fused_linear_bias_loss`:
-    the logits never exist whole. It is so for rows ``(N, D)`` and channels_last maps, on CPU and
-    CUDA; in bfloat16 on the CPU for up to 32 logits (16 where the processor does not multiply it;
-    likewise float16 where it does). Every other head runs as it is, and so
-    does a layer that does more than its product (hooks, parametrizations, a subclass, a weight that
-    the head uses twice, ``layer.compile()``),
-    and several heads with given denominators. Where layers before the last one train and
-    `entropy_weight` or `confusion_weight` is not the number 0, the last layer's product is made
-    twice, because these layers and the features need different gradients of its input.
+    the logits never exist as a whole. This holds for rows ``(N, D)`` and channels_last maps, on CPU
+    and CUDA; on the CPU in bfloat16 for up to 16 logits, in float16 likewise where the processor
+    has arithmetic for it. All other heads run as they are. So does a layer that does more than its
+    product (hooks, parametrizations, a subclass, a wrapper, ``layer.compile()``) or whose weight
+    the head uses twice, and several heads with given denominators. With terms beside CE, and
+    layers before the last that may train, the last layer's product is computed twice, because
+    these layers and the features need different gradients of its input.
 
-    Under ``torch.compile`` the adversary runs eagerly, between two graphs. A head that is compiled
-    itself needs ``torch._functorch.config.donated_buffer = False``, as every graph that is walked
-    twice does (torch says so), unless one walk is enough. Backward hooks on
-    modules inside the head are called once per backward of the head. Double backward and
-    ``torch.func`` transforms are errors: `lnl_ext.fused_bias_loss` has them.
+    DistributedDataParallel, both FSDPs, DataParallel, checkpoints (non-reentrant ones inside the
+    head) and ``torch.func.functional_call`` work as for any module. Backward hooks of modules
+    inside the head are called once per backward of the head, hooks of parameters once, with dCE.
+    A head that works in place on its input gets a copy of the features.
+
+    With `entropy_weight` and `confusion_weight` the number 0 a step compiles to one graph. With
+    other terms the adversary runs eagerly between two graphs, and a head that is compiled by itself
+    needs ``torch._functorch.config.donated_buffer = False`` (the error says so), because its
+    backward runs twice. Double backward and ``torch.func`` transforms are errors:
+    `lnl_ext.fused_bias_loss` has them.
 
     Examples
     --------
@@ -130,9 +136,9 @@ class BiasAdversary(ScheduledCoefficients):
             raise ValueError(f"heads is {heads!r}, expected an int of at least 1")
         check_options(label_smoothing, reduction)
         self.head = head
-        self.register_coefficient("reversal", reversal)
-        self.register_coefficient("entropy_weight", entropy_weight)
-        self.register_coefficient("confusion_weight", confusion_weight)
+        self.register_coefficient("reversal", reversal, full=0.1, absent_if_zero=True)
+        self.register_coefficient("entropy_weight", entropy_weight, full=0.01, absent_if_zero=True)
+        self.register_coefficient("confusion_weight", confusion_weight, absent_if_zero=True)
         self.register_buffer("weight", weight)
         self.heads = heads
         self.ignore_index = ignore_index
@@ -141,8 +147,6 @@ class BiasAdversary(ScheduledCoefficients):
         self.mask_entropy = mask_entropy
         self.return_terms = return_terms
 
-    # The head's graph is walked by hand in the backward, which torch.compile cannot trace.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(
         self,
         features: Tensor,
@@ -190,21 +194,32 @@ class BiasAdversary(ScheduledCoefficients):
             The features are on another device than the head, or a ``torch.func`` transform is
             active.
         """
+        self.check_absent()
+        compute = self._loss
+        if torch.compiler.is_compiling() and not self._is_cross_entropy:
+            compute = self._loss_outside_of_graphs
+        result = compute(features, target, denominators, sample_weight)
+        if return_terms is None:
+            return_terms = self.return_terms
+        return result if return_terms else result.loss
+
+    @property
+    def _is_cross_entropy(self) -> bool:
+        """Whether CE is the only term, so that the features' gradient is a multiple of it."""
+        return self.known_zero("entropy_weight") and self.known_zero("confusion_weight")
+
+    def _loss(
+        self,
+        features: Tensor,
+        target: Tensor,
+        denominators: Tensor | None,
+        sample_weight: Tensor | None,
+    ) -> BiasLoss:
         self._check_features(features)
-        grad = torch.is_grad_enabled()
-        inner = features.detach().requires_grad_(grad and features.requires_grad)
-        parts = take_apart(self.head)
-        tap = inner
-        for module in () if parts is None else parts.before:
-            tap = module(tap)
         # Sums per head, which given denominators need, are not what the linear operator returns.
-        linear = parts is not None and parts.fits(tap) and (denominators is None or self.heads == 1)
-        if parts is not None and linear:
-            logits = parts.logits_stand_in(tap)
-            requires_grad = any(t.requires_grad for t in (tap, *parts.layer.parameters()))
-        else:
-            logits = self.head(inner) if parts is None else parts.layer(tap)
-            requires_grad = isinstance(logits, Tensor) and logits.requires_grad
+        needs_logits = self.heads > 1 and denominators is not None
+        first, linear, boundary = self._run_head(features, needs_logits)
+        logits = first if linear is None else linear.logits_stand_in(first)
         check_logits(logits, self.heads, "the head's output")
         check_target(target, logits, self.heads, self.ignore_index, "the head's output")
         check_weight(self.weight, logits, self.heads)
@@ -216,70 +231,77 @@ class BiasAdversary(ScheduledCoefficients):
             check_denominators(denominators, self.heads, reduction)
             reduction = "mean"
 
-        differentiable = grad and requires_grad
-        parameters = [p for p in self.head.parameters() if p.requires_grad and differentiable]
-        # Copies, so that set_progress between forward and backward changes nothing.
-        coefficients = (
-            self.reversal.clone(),
-            None if self.known_zero("entropy_weight") else self.entropy_weight.clone(),
-            None if self.known_zero("confusion_weight") else self.confusion_weight.clone(),
-        )
-        options = ops.Options(
+        operands, for_layer = Operands(first), False
+        if linear is not None:
+            operands, target = linear.operands(first, target, self.heads)
+            for_layer = any(p.requires_grad for p in linear.layer.parameters())
+        grad = torch.is_grad_enabled()
+        for_first = grad and first.requires_grad
+        # The layer's input may get the features' gradient at once, if nothing else needs another.
+        direct = linear is not None and linear.only_the_layer_trains
+        arguments = LossArguments(
+            target,
+            self.weight,
+            self.reversal,
+            None if self.known_zero("entropy_weight") else self.entropy_weight,
+            None if self.known_zero("confusion_weight") else self.confusion_weight,
             self.ignore_index,
             self.label_smoothing,
-            ops.REDUCTIONS[reduction],
+            REDUCTIONS.index(reduction),
             self.mask_entropy,
             self.heads,
         )
-        call: Call
-        if parts is not None and linear:
-            call = linear_call(
-                parts,
-                inner,
-                tap,
-                target,
-                self.weight,
-                coefficients,
-                denominators,
-                options,
-                parameters,
-            )
-        else:
-            call = HeadCall(
-                inner,
-                logits,
-                target,
-                self.weight,
-                *coefficients,
-                denominators,
-                options,
-                for_features=differentiable and inner.requires_grad,
-                for_head=bool(parameters),
-            )
-        result = adversary_loss(call, features, parameters)
+        wanted = Wanted(
+            for_features=for_first and (direct or boundary is not None),
+            for_head=for_first and not direct,
+            for_layer=grad and for_layer,
+        )
+        boundary = boundary if for_first else None
+        result = adversary_loss(operands, arguments, denominators, wanted, boundary)
+        if reduction == "none" and linear is not None:
+            result = BiasLoss(*(t.reshape(len(logits), *logits.shape[2:]) for t in result))
         if sample_weight is not None:
             result = weigh_samples(result, sample_weight, self.reduction)
-        if return_terms is None:
-            return_terms = self.return_terms
-        return result if return_terms else result.loss
+        return result
 
-    def extra_repr(self) -> str:
-        """Show the coefficients, and the options that are not the default."""
-        parts = [super().extra_repr()]
-        defaults = {
-            "heads": 1,
-            "ignore_index": -100,
-            "label_smoothing": 0.0,
-            "reduction": "mean",
-            "mask_entropy": False,
-            "return_terms": False,
-        }
-        parts += [
-            f"{name}={getattr(self, name)!r}"
-            for name, default in defaults.items()
-            if getattr(self, name) != default
-        ]
-        return ", ".join(parts)
+    # Autograd is called by hand in the backward, which torch.compile cannot trace.
+    _loss_outside_of_graphs = torch.compiler.disable(_loss)  # type: ignore[no-untyped-call]
+
+    def _run_head(
+        self, features: Tensor, needs_logits: bool
+    ) -> tuple[Tensor, LinearHead | None, Boundary | None]:
+        """Run the head to its logits, or to the input of a last layer that is one with the loss.
+
+        Return that, the head taken apart in the second case, and the boundary of the features, if
+        they need another gradient than the head.
+        """
+        linear = take_apart(self.head)
+        if linear is None:
+            logits, boundary = self._enter(steps(self.head), features)
+            return logits, None, boundary
+        if linear.only_the_layer_trains:
+            tap = _run(linear.before, _writable(self.head, features))
+            if linear.fits(tap) and not needs_logits:
+                return tap, linear, None
+            logits, boundary = self._enter([linear.layer], tap)
+            return logits, None, boundary
+        tap, boundary = self._enter(linear.before, features)
+        if linear.fits(tap) and not needs_logits:
+            return tap, linear, boundary
+        return linear.layer(tap), None, boundary
+
+    def _enter(self, modules: list[nn.Module], features: Tensor) -> tuple[Tensor, Boundary | None]:
+        """Run modules one after the other; return the result, and the boundary of two gradients."""
+        boundary = None
+        if features.requires_grad and torch.is_grad_enabled():
+            if self._is_cross_entropy:
+                features = scale_gradient(features, -self.reversal)
+            elif type(features) is Tensor and is_first_layer(modules[0]):
+                output, boundary = enter_layer(modules[0], features, self.reversal)
+                return _run(modules[1:], output), boundary
+            else:
+                features, boundary = enter_head(features, self.reversal)
+        return _run(modules, _writable(modules[0], features)), boundary
 
     def _check_features(self, features: Tensor) -> None:
         if not isinstance(features, Tensor):
@@ -295,3 +317,21 @@ class BiasAdversary(ScheduledCoefficients):
                 f"features are on {features.device}, but the head is on {devices[0]}: "
                 "move one of them"
             )
+
+
+def _run(modules: Iterable[nn.Module], features: Tensor) -> Tensor:
+    for module in modules:
+        features = module(features)
+    return features
+
+
+def _writable(head: nn.Module, features: Tensor) -> Tensor:
+    """Return a copy of the features, unless the head is known not to write into its input.
+
+    A layer of torch's own with parameters makes a new tensor. Anything else may work in place.
+    """
+    first = steps(head)[0]
+    makes_new = type(first).__module__.startswith("torch.nn.modules.")
+    if makes_new and next(first.parameters(), None) is not None:
+        return features
+    return features.clone()

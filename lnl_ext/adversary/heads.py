@@ -6,9 +6,39 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from lnl_ext.paper.networks import GlobalColorHead
+__all__ = ["PooledMapHead", "bias_head"]
 
-__all__ = ["bias_head"]
+
+class PooledMapHead(nn.Sequential):
+    """Two convolutions, a mean over positions and a linear layer.
+
+    ``(N, in_channels, H, W)`` to logits ``(N, classes)``. A head that pools over positions sees
+    what a classifier that pools sees.
+
+    Parameters
+    ----------
+    in_channels
+        Channels of the features.
+    classes
+        Number of logits: classes, or the sum of those of all heads.
+    width
+        Channels of the convolutions.
+    """
+
+    def __init__(self, in_channels: int, classes: int, width: int = 64) -> None:
+        super().__init__(
+            OrderedDict(
+                conv1=nn.Conv2d(in_channels, width, 3, stride=2, padding=1),
+                bn1=nn.BatchNorm2d(width),
+                relu1=nn.ReLU(inplace=True),
+                conv2=nn.Conv2d(width, width, 3, padding=1),
+                bn2=nn.BatchNorm2d(width),
+                relu2=nn.ReLU(inplace=True),
+                avgpool=nn.AdaptiveAvgPool2d(1),
+                flatten=nn.Flatten(),
+                fc=nn.Linear(width, classes),
+            )
+        )
 
 
 class _TokenMean(nn.Module):
@@ -21,8 +51,8 @@ class _TokenMean(nn.Module):
 def bias_head(shape: tuple[int, ...], classes: int, width: int = 128) -> nn.Module:
     """Make a head that predicts a bias from features.
 
-    Two layers on a vector (D,) or on the mean of tokens (L, D); two convolutions and a mean over
-    positions on a map (C, H, W), as a head that pools sees what a classifier that pools sees.
+    Two layers on a vector (D,) or on the mean of tokens (L, D); a `PooledMapHead` on a map
+    (C, H, W).
 
     Parameters
     ----------
@@ -39,7 +69,7 @@ def bias_head(shape: tuple[int, ...], classes: int, width: int = 128) -> nn.Modu
         ``shape`` has no dimension, or more than three.
     """
     if len(shape) == 3:
-        return GlobalColorHead(shape[0], bins=classes, heads=1, width=width)
+        return PooledMapHead(shape[0], classes, width)
     if len(shape) not in (1, 2):
         raise ValueError(f"shape is {shape}, expected (D,), (L, D) or (C, H, W)")
     layers: OrderedDict[str, nn.Module] = OrderedDict()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lnl_ext.adversary.logit_adjustment import logit_adjustment
+from lnl_ext.adversary.reweighting import logit_adjustment
 from lnl_ext.cli.options import ADJUSTMENT, TrainOptions
 from lnl_ext.cli.run_folder import split_text
 from lnl_ext.cli.samples import Samples, bias_classes, counts, encoded, read_samples

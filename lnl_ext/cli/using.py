@@ -44,24 +44,11 @@ from lnl_ext.models.backbones import build_network, output_layer, split_network,
 from lnl_ext.models.exported import ExportedModel
 from lnl_ext.models.weights import put_weights, read_weights
 from lnl_ext.training.distributed import Processes
-from lnl_ext.training.grey import Grey
+from lnl_ext.training.image_transform import Grey, Transformed
 
 __all__ = ["evaluate", "predict", "probe"]
 
 _IMAGE_SIZE = 224
-
-
-class _Greyed(nn.Module):
-    """A network trained on grey images, given those it was trained on."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.grey = Grey(IMAGENET_MEAN, IMAGENET_STD)
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network(self.grey(images))
-        return logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +93,7 @@ class _Model:
 
     def whole(self, device: torch.device) -> nn.Module:
         """Return images to logits."""
-        network = self.network.to(device)
-        return _Greyed(network) if self.grey else network
+        return self._greyed(self.network.to(device))
 
     def features(self, tap: str | None, device: torch.device) -> tuple[nn.Module, str]:
         """Return images to the tap, and its name."""
@@ -118,8 +104,11 @@ class _Model:
             return front.to(device), name
         halves = split_network(self.network, tap)
         tap_shape(halves.features, self.image_size)  # says what is wrong with the size
-        features = halves.features.to(device)
-        return (_Greyed(features) if self.grey else features), halves.tap
+        return self._greyed(halves.features.to(device)), halves.tap
+
+    def _greyed(self, network: nn.Module) -> nn.Module:
+        """Return a network that was trained on grey images for the images themselves."""
+        return Transformed(Grey(IMAGENET_MEAN, IMAGENET_STD), network) if self.grey else network
 
 
 def _options(kind: type[Any], flags: Mapping[str, Any], processes: Processes) -> Any:

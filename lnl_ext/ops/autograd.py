@@ -233,12 +233,15 @@ class DifferentiableLoss:
         )
 
 
+_scale_in_place = torch.ops.lnl_ext.scale_gradient_.default
+
+
 def scaled_gradient(gradient: Tensor, factor: Tensor) -> Tensor:
     """Return ``gradient * factor``, in place where nobody will ask for the gradient again."""
     traced = torch.compiler.is_compiling() or type(gradient) is not Tensor
     if traced or torch._C._autograd._get_current_graph_task_keep_graph():
         return gradient * factor
-    torch.ops.lnl_ext.scale_gradient_.default(gradient, factor)
+    _scale_in_place(gradient, factor)
     return gradient
 
 

@@ -7,29 +7,16 @@ from __future__ import annotations
 
 import functools
 import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lnl_ext.build import build_info  # which loads the operators
 from lnl_ext.ops.arguments import NONE, LossArguments
-from lnl_ext.ops.arguments import REDUCTIONS as NAMES
 from lnl_ext.ops.autograd import DifferentiableLoss, Gradients, Inputs
 from lnl_ext.ops.checks import accumulation_dtype
 from lnl_ext.ops.second_derivative import vector_products
-
-REDUCTIONS = {name: number for number, name in enumerate(NAMES)}
-
-
-class Options(NamedTuple):
-    """The arguments of the operators that are not tensors, in their order."""
-
-    ignore_index: int
-    label_smoothing: float
-    reduction: int
-    mask_entropy: bool
-    heads: int
 
 
 def has_kernel(logits: Tensor) -> bool:
@@ -126,7 +113,6 @@ torch.library.register_fake("lnl_ext::scale_gradient_", _scale_gradient_fake)
 
 bias_loss = DifferentiableLoss("bias_loss", 1, _products)
 """Takes the logits, ``(N, heads * C, *S)``, and `LossArguments`."""
-bias_loss_values = bias_loss.values
 
 
 def logits_gradient(

@@ -51,16 +51,24 @@ def check_coefficient(name: str, value: Coefficient, device: torch.device) -> No
     device
         The logits' device. A tensor must be there or on the CPU.
     """
-    if not isinstance(value, Tensor):
+    if isinstance(value, Tensor):
+        _check_coefficient_tensor(name, value)
+        _check_coefficient_device(name, value, device)
+    else:
         check_number(name, value)
-        return
+
+
+def _check_coefficient_tensor(name: str, value: Tensor) -> None:
     if value.dim() != 0:
         raise ValueError(f"{name} has shape {_shape(value)}, expected a 0-dim tensor or a number")
     if not value.is_floating_point():
         raise TypeError(f"{name} has dtype {value.dtype}, expected a floating-point tensor")
     if value.requires_grad:
         raise ValueError(f"{name} requires grad, but the loss has no gradient for it: detach it")
-    if value.device != device and value.device.type != "cpu":
+
+
+def _check_coefficient_device(name: str, value: Tensor, device: torch.device) -> None:
+    if not value.is_cpu and value.device != device:
         raise RuntimeError(f"{name} is on {value.device}, expected {device} (the logits') or cpu")
 
 
@@ -231,8 +239,9 @@ def loss_arguments(
     Raises
     ------
     TypeError, ValueError
-        A coefficient is a number that is not finite and >= 0, or the reduction is unknown. The rest
-        is left to `check_bias_loss`, which knows the logits.
+        A coefficient is neither a finite number >= 0 nor a 0-dim floating-point tensor without
+        gradient, or the reduction is unknown. The rest is left to `check_bias_loss`, which knows
+        the logits.
     """
     # A term that is not wanted is left out: 0 times the NaN of no sites would be NaN.
     absent = _is_number(entropy_weight) and entropy_weight == 0
@@ -252,6 +261,7 @@ def loss_arguments(
 
 def _as_tensor(name: str, value: Coefficient) -> Tensor:
     if isinstance(value, Tensor):
+        _check_coefficient_tensor(name, value)
         return value
     check_number(name, value)
     if torch.compiler.is_compiling():
@@ -280,9 +290,9 @@ def check_bias_loss(logits: Tensor, arguments: LossArguments) -> None:
     check_weight(arguments.weight, logits, arguments.heads)
     _check_label_smoothing(arguments.label_smoothing)
     if arguments.entropy_weight is not None:
-        check_coefficient("entropy_weight", arguments.entropy_weight, logits.device)
+        _check_coefficient_device("entropy_weight", arguments.entropy_weight, logits.device)
     if arguments.reversal is not None:
-        check_coefficient("reversal", arguments.reversal, logits.device)
+        _check_coefficient_device("reversal", arguments.reversal, logits.device)
 
 
 def check_linear_bias_loss(

@@ -61,7 +61,6 @@ linear_bias_loss = DifferentiableLoss(
 )
 """Takes features ``(N, D)``, head weight ``(heads * C, D)``, head bias ``(heads * C,)`` or None, of
 one dtype, and `LossArguments`."""
-linear_bias_loss_values = linear_bias_loss.values
 
 
 def autocast(

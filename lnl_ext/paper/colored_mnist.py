@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lnl_ext.adversary.logit_adjustment import logit_adjustment
-from lnl_ext.adversary.sample_weights import independence_weights
+from lnl_ext.adversary.reweighting import logit_adjustment
 from lnl_ext.paper.idx import read_mnist_split
 from lnl_ext.paper.safe_npy import load_npy
 
@@ -92,11 +91,8 @@ class ColoredMNIST(Dataset[Batch]):
         ``IGNORE_INDEX`` where the value is 0. ``"color"``: ``(N, 3)`` uint8, per channel the
         maximum over the image // 32. ``"color_and_digit"``: ``(N, 3 + 30)`` int8, ``"color"``
         for heads that do not know the digit, and once more for three heads of every digit,
-        ``IGNORE_INDEX`` for those of the other digits. ``"color_within_digit"``: ``(N, 30)``, those
-        three of every digit alone. ``"color_weight"``: ``(N,)`` float32, the
-        sample weights under which ``"color"`` tells nothing about the digit
-        (`lnl_ext.independence_weights`). ``"color_adjustment"``: ``(N, 10)`` float32, what
-        ``"color"`` tells about the digit (`lnl_ext.logit_adjustment`).
+        ``IGNORE_INDEX`` for those of the other digits. ``"color_adjustment"``: ``(N, 10)`` float32,
+        what ``"color"`` tells about the digit (`lnl_ext.logit_adjustment`).
     source : pathlib.Path
         The file or folder that was read.
 
@@ -150,13 +146,10 @@ class ColoredMNIST(Dataset[Batch]):
         self.labels = torch.from_numpy(np.ascontiguousarray(labels))
         self.mean_color = torch.from_numpy(mean_color)
         color = torch.div(self.colored.amax((2, 3)), 32, rounding_mode="floor")
-        both = color_and_digit_target(color, self.labels)
         self.bias = {
             "pixel_color": pixel_color_target(self.colored),
             "color": color,
-            "color_and_digit": both,
-            "color_within_digit": both[:, 3:],
-            "color_weight": independence_weights(self.labels, color),
+            "color_and_digit": color_and_digit_target(color, self.labels),
             "color_adjustment": logit_adjustment(self.labels, color, classes=len(MEAN_COLORS)),
         }
 

@@ -8,6 +8,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from lnl_ext.adversary.heads import PooledMapHead
 from lnl_ext.paper.colored_mnist import COLOR_BINS
 
 __all__ = [
@@ -114,7 +115,7 @@ class SeparatePixelColorHeads(nn.Module):
         return torch.cat([head(features) for head in self.channels], dim=1)
 
 
-class GlobalColorHead(nn.Sequential):
+class GlobalColorHead(PooledMapHead):
     """A head that pools over positions as the classifier does, and so sees what it sees.
 
     ``(N, 32, 14, 14)`` to ``(N, heads * bins)``: ``heads`` colour predictions per image.
@@ -127,16 +128,4 @@ class GlobalColorHead(nn.Sequential):
         heads: int = 3,
         width: int = 64,
     ) -> None:
-        super().__init__(
-            OrderedDict(
-                conv1=nn.Conv2d(in_channels, width, 3, stride=2, padding=1),
-                bn1=nn.BatchNorm2d(width),
-                relu1=nn.ReLU(inplace=True),
-                conv2=nn.Conv2d(width, width, 3, padding=1),
-                bn2=nn.BatchNorm2d(width),
-                relu2=nn.ReLU(inplace=True),
-                avgpool=nn.AdaptiveAvgPool2d(1),
-                flatten=nn.Flatten(),
-                fc=nn.Linear(width, heads * bins),
-            )
-        )
+        super().__init__(in_channels, heads * bins, width)

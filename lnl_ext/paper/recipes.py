@@ -10,7 +10,7 @@ from torch import nn
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.paper.networks import GlobalColorHead, SeparatePixelColorHeads
-from lnl_ext.schedules import Piecewise, Schedule
+from lnl_ext.schedules import Linear, Schedule
 from lnl_ext.training.config import OptimizerConfig, TrainerConfig
 from lnl_ext.training.methods import Method
 
@@ -43,19 +43,18 @@ class HeadRecipe:
     entropy_weight: float
     confusion_weight: float
     over_batch: bool = False
-    sample_weight: str | None = None
-    """The name of its samples' weights in the batches, which needs `over_batch`."""
 
-    def adversary(
-        self, method: Method, batch_size: int, pressure: Piecewise | None
-    ) -> BiasAdversary:
+    def adversary(self, method: Method, batch_size: int, pressure: Linear | None) -> BiasAdversary:
         """Make the adversary with the terms that ``method`` has."""
         scale = 1 / batch_size if self.over_batch else 1.0
 
         def coefficient(value: float) -> float | Schedule:
             if pressure is None:
                 return value * scale
-            return dataclasses.replace(pressure, scale=pressure.scale * value * scale)
+            factor = value * scale
+            return dataclasses.replace(
+                pressure, start=factor * pressure.start, end=factor * pressure.end
+            )
 
         # With sums the head's own gradient is larger by the batch size, which Adam does not feel.
         return method.adversary(
@@ -97,7 +96,7 @@ class Recipe:
     baseline: TrainerConfig
     unlearning: TrainerConfig
     heads: tuple[HeadRecipe, ...]
-    pressure: Piecewise | None
+    pressure: Linear | None
     from_baseline: bool
     logit_adjustment: str | None = None
 
@@ -113,11 +112,6 @@ class Recipe:
             raise ValueError(f"method {method.name!r} needs a recipe with a logit adjustment")
         unlearns = method.reversal or method.entropy_weight
         return self.logit_adjustment if unlearns or method.adjusted else None
-
-    def sample_weights(self, method: Method) -> dict[str, str]:
-        """Return where the weights of the samples stand, by bias target."""
-        heads = self.heads if method.adversarial else ()
-        return {head.target: head.sample_weight for head in heads if head.sample_weight}
 
     def adversaries(self, method: Method) -> dict[str, BiasAdversary]:
         """Make the method's adversaries by bias target, none for a method without."""
@@ -154,7 +148,7 @@ _UNADJUSTED = Recipe(
             over_batch=True,
         ),
     ),
-    pressure=Piecewise(((0.0, 0.0), (1.0, 1.0))),
+    pressure=Linear(),
     from_baseline=False,
 )
 # The adjusted label loss does not ask for the colour, so that little pressure takes it away; and

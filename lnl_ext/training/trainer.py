@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +25,13 @@ from lnl_ext.training.distributed import (
     naming_lost_processes,
     on_main,
 )
+from lnl_ext.training.image_transform import Transformed
 from lnl_ext.training.run_log import LossMeter, Record, RunLog, Tracker
 from lnl_ext.training.updates import Objective, TaskLoss, Update
 
+CHECKPOINT = "checkpoint.pt"  # in a run's output folder
 Evaluate = Callable[["Trainer"], Mapping[str, float]]
 """Called at the end of an epoch; returns figures for its record."""
-
-CHECKPOINT = "checkpoint.pt"
-"""Name of the checkpoint in a run's output folder."""
 
 
 class Trainer:
@@ -46,8 +45,8 @@ class Trainer:
         g: tap to class logits (N, C).
     adversaries : mapping of str to BiasAdversary
         Heads on the tap, each with the bias target of its name in the batches; none for a
-        baseline. Targets that are ignored may be anywhere: a batch without any target for a head
-        is no step for that head, and counts nothing in its figures.
+        baseline. Targets may be ignored anywhere: a batch without any for a head does not
+        update it, and counts nothing in its figures.
     config : TrainerConfig
     task_loss : callable
         ``task_loss(logits, labels)``, a mean over the batch; cross-entropy by default. With several
@@ -59,8 +58,8 @@ class Trainer:
         stand among the batches' bias targets (`lnl_ext.independence_weights`).
     logit_adjustment : str, optional
         Under which name the batches' bias targets have what is added to the class logits in the
-        task loss, and in it only: ``(N, C)`` floating point (`lnl_ext.logit_adjustment`). The task
-        loss is then to be without label smoothing.
+        task loss only: ``(N, C)`` floating point (`lnl_ext.logit_adjustment`). The task loss must
+        then have no label smoothing.
 
     Examples
     --------
@@ -110,7 +109,7 @@ class Trainer:
         self.update = Update(self._objective, config)
         self._meter = LossMeter()
         self._stream: BatchStream | None = None
-        self._loaded_stream: dict[str, Any] | None = None
+        self._loaded_stream: Any = None
 
     def fit(
         self,
@@ -134,8 +133,8 @@ class Trainer:
             checkpoint. With several processes each is given its share of every batch
             (`lnl_ext.training.batches.ShardedBatchSampler`, which `TensorBatches` uses).
         output : path, optional
-            Folder for ``metrics.jsonl`` (a line per record) and ``checkpoint.pt`` (written at the
-            end of every epoch). With several processes process 0 writes.
+            Folder for ``metrics.jsonl`` (a line per record) and ``checkpoint.pt`` (of the last
+            epoch's end). With several processes process 0 writes.
         evaluate : callable, optional
             Called with the trainer at the end of every epoch; its figures join the epoch's record.
             With several processes it is called in all, which may share the work
@@ -172,16 +171,16 @@ class Trainer:
         for name, every in (("checkpoint_every", checkpoint_every), ("log_every", log_every)):
             if every is not None and every < 1:
                 raise ValueError(f"{name} must be >= 1, got {every}")
-        if checkpoint_every is not None and output is None:
-            raise ValueError("checkpoint_every needs output, the folder to write to")
         folder = None if output is None else Path(output)
+        if checkpoint_every is not None and folder is None:
+            raise ValueError("checkpoint_every needs output, the folder to write to")
         with naming_lost_processes():
             stream = BatchStream(batches, self.config.accumulate)
             check_alike(
                 **self._identity(),
                 step=self.step,
                 batches=stream.steps,
-                output=output is not None,
+                output=folder is not None,
                 checkpoint_every=checkpoint_every,
                 log_every=log_every,
                 evaluate=evaluate is not None,
@@ -255,8 +254,7 @@ class Trainer:
         record = self._record("epoch", stage) | self._meter.means()
         self._meter.reset()
         if evaluate is not None:
-            averaged = [] if self.update.averaged is None else [self.update.averaged]
-            broadcast_buffers([*self._modules, *averaged])
+            broadcast_buffers([*self._modules, *self.update.inference_modules()])
             found = {name: float(value) for name, value in evaluate(self).items()}
             figures = on_main(lambda: found)
             if taken := sorted(record.keys() & figures.keys()):
@@ -287,22 +285,18 @@ class Trainer:
     def inference_modules(self) -> tuple[nn.Module, nn.Module]:
         """Return f and g to evaluate with.
 
-        The averaged ones where there are (and averaging has begun), with the image transform in
-        front of f. They share their weights with the trainer.
+        The averaged ones once averaging has begun, with the image transform in front of f. They
+        share their weights with the trainer.
         """
-        features, classifier = self.features, self.classifier
-        averaged = self.update.averaged
-        if averaged is not None and averaged.n_averaged > 0:
-            features, classifier = cast(nn.Sequential, averaged.module)
+        features, classifier = self.update.inference_modules()
         if self.image_transform is not None:
-            features = nn.Sequential(_Apply(self.image_transform), features)
+            features = Transformed(self.image_transform, features)
         return features, classifier
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the whole state of the run between two steps to ``path``.
 
-        With several processes each must call it; process 0 writes its own state, and the random
-        states of all.
+        With several processes each must call it; process 0 writes.
 
         Raises
         ------
@@ -316,22 +310,16 @@ class Trainer:
         if self._stream is None:
             raise RuntimeError("there is nothing to save: fit has not been called")
         self._meter.flush()  # a loss that is not finite is found before it is saved
-        state: dict[str, Any] = {
-            "identity": self._identity(),
-            "step": self.step,
-            "steps_per_epoch": self.steps_per_epoch,
-            "seconds": self.seconds,
-            "history": self.history,
-            "streams": gather_objects(self._stream.state_dict()),
-        }
-        on_main(lambda: save_run(path, state, self._parts()))
+        names = ("step", "steps_per_epoch", "seconds", "history")
+        state = {name: getattr(self, name) for name in names} | {"identity": self._identity()}
+        state["streams"] = gather_objects(self._stream.state_dict())
+        on_main(lambda: save_run(path, state, self.update.parts() | {"meter": self._meter}))
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Take over the state that :meth:`save` wrote; :meth:`fit` then goes on from there.
 
-        The result is that of the uninterrupted run, bit for bit on the CPU with the same number
-        of threads. With several processes each must call it, and their number must be that of the
-        run.
+        The result is that of the uninterrupted run, bit for bit on the CPU with the same number of
+        threads. With several processes each must call it, and their number must be the run's.
 
         Raises
         ------
@@ -341,8 +329,7 @@ class Trainer:
             If the file is damaged, or belongs to another configuration or other modules.
         """
         state = load_run(path, self._identity(), lambda s: self._start(s["steps_per_epoch"]))
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.history = state["history"]
+        self.step, self.seconds, self.history = (state[n] for n in ("step", "seconds", "history"))
         self._stream, self._loaded_stream = None, state["streams"][self._processes.rank]
 
     def _identity(self) -> dict[str, Any]:
@@ -358,21 +345,4 @@ class Trainer:
         """Fix the length of the run, which the schedules need; return what has a state then."""
         self.steps_per_epoch = steps_per_epoch
         self.update.start(self.config.stages(steps_per_epoch)[-1].steps, steps_per_epoch)
-        return self._parts()
-
-    def _parts(self) -> dict[str, Any]:
-        """Return everything that has a state_dict, by its name in a checkpoint."""
-        parts: dict[str, Any] = {"features": self.features, "classifier": self.classifier}
-        parts |= {f"adversary:{name}": part for name, part in self.adversaries.items()}
-        return parts | self.update.parts() | {"meter": self._meter}
-
-
-class _Apply(nn.Module):
-    """A function of images as a module."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.function(images)
+        return self.update.parts() | {"meter": self._meter}

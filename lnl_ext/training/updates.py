@@ -266,7 +266,8 @@ class Update:
         if config.average_decay is not None:
             average = get_ema_multi_avg_fn(config.average_decay)  # type: ignore[no-untyped-call]
             self.averaged = AveragedModel(self._network, multi_avg_fn=average, use_buffers=True)
-        self._counter = Counter(objective.named_adversaries())
+        self._adversaries = objective.named_adversaries()
+        self._counter = Counter(self._adversaries)
         self._two_step = objective.two_step
         if config.compile:
             objective.compile()
@@ -344,14 +345,25 @@ class Update:
             self._scaler.step(self.optimizers[name])
         self._scaler.update()
 
+    def inference_modules(self) -> tuple[nn.Module, nn.Module]:
+        """Return features and classifier, the averaged ones once averaging has begun."""
+        network = self._network
+        if self.averaged is not None and self.averaged.n_averaged > 0:
+            network = cast(nn.Sequential, self.averaged.module)
+        features, classifier = network
+        return features, classifier
+
     def learning_rates(self) -> dict[str, float]:
         """Return the current learning rates as fields of a record."""
         fields = {"model": "learning_rate", "heads": "head_learning_rate"}
         return {fields[n]: part.param_groups[0]["lr"] for n, part in self.optimizers.items()}
 
     def parts(self) -> dict[str, Any]:
-        """Return everything here that has a state_dict, by its name in a checkpoint."""
-        parts: dict[str, Any] = {f"optimizer:{n}": part for n, part in self.optimizers.items()}
+        """Return everything that has a state_dict, by its name in a checkpoint."""
+        features, classifier = self._network
+        parts: dict[str, Any] = {"features": features, "classifier": classifier}
+        parts |= {f"adversary:{name}": part for name, part in self._adversaries.items()}
+        parts |= {f"optimizer:{name}": part for name, part in self.optimizers.items()}
         parts |= {f"scheduler:{name}": part for name, part in self._schedulers.items()}
         if self.averaged is not None:
             parts["averaged"] = self.averaged

@@ -49,12 +49,14 @@ COEFFICIENTS = [(0.3, 0.2, 0.0), (0.3, 0.0, 0.0), (0.3, 0.2, 0.4), (0.0, 0.0, 1.
 def linear_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that grows with every call of the linear operator by an adversary."""
     calls: list[int] = []
-    original = lnl_ext.adversary.bias_adversary.linear_call
-    monkeypatch.setattr(
-        lnl_ext.adversary.bias_adversary,
-        "linear_call",
-        lambda *a: (calls.append(1), original(*a))[1],
-    )
+    original = lnl_ext.adversary.bias_adversary.adversary_loss
+
+    def counted(operands, *arguments):
+        if operands.weight is not None:
+            calls.append(1)
+        return original(operands, *arguments)
+
+    monkeypatch.setattr(lnl_ext.adversary.bias_adversary, "adversary_loss", counted)
     return calls
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import pickle
 import random
-import subprocess
-import sys
-import textwrap
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import forkserver
 from torch.utils.data import DataLoader
 
 from lnl_ext.training.batches import BatchStream
@@ -153,45 +153,43 @@ def test_a_failure_at_any_moment_leaves_the_old_checkpoint(
     assert os.listdir(tmp_path) == ["checkpoint.pt"]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="file size limits are POSIX")
-def test_a_full_disk_is_a_clear_error_and_keeps_the_old_checkpoint(tmp_path: Path) -> None:
+def in_a_process(function: Callable[[Path], None], path: Path) -> int | None:
+    process = forkserver().Process(target=function, args=(path,))
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+def save_with_little_room(path: Path) -> None:
+    import resource  # POSIX
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    for limit in (4096, 2000, 100, 0):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        with pytest.raises(CheckpointError, match=f"could not write checkpoint {path}"):
+            save_checkpoint(path, {"step": 8, "weights": torch.zeros(1000)})
+
+
+def save_and_be_killed(path: Path) -> None:
+    real = os.fsync
+
+    def kill_at_fsync(descriptor: int) -> None:
+        os.ftruncate(descriptor, 1500)  # the disk has only a part of it
+        real(descriptor)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    os.fsync = kill_at_fsync
+    save_checkpoint(path, {"step": 8, "weights": torch.zeros(1000)})
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file size limits and SIGKILL are POSIX")
+def test_a_full_disk_or_a_kill_keeps_the_old_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(path, STATE)
-    program = f"""
-        import resource, signal, sys, torch
-        from lnl_ext.training.checkpoint import CheckpointError, save_checkpoint
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        for limit in (4096, 2000, 100, 0):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-            try:
-                save_checkpoint({str(path)!r}, {{"step": 8, "weights": torch.zeros(1000)}})
-            except CheckpointError as error:
-                assert "could not write checkpoint {path}" in str(error), error
-            else:
-                sys.exit(f"no error with room for {{limit}} bytes")
-    """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
+    assert in_a_process(save_with_little_room, path) == 0
     assert same(load_checkpoint(path))
     assert os.listdir(tmp_path) == ["checkpoint.pt"]
-
-
-@pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
-def test_a_kill_while_writing_leaves_the_old_checkpoint(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint.pt"
-    save_checkpoint(path, STATE)
-    program = f"""
-        import os, signal, torch
-        from lnl_ext.training.checkpoint import save_checkpoint
-        real = os.fsync
-        def kill_at_fsync(descriptor):
-            os.ftruncate(descriptor, 1500)  # the disk has only a part of it
-            real(descriptor)
-            os.kill(os.getpid(), signal.SIGKILL)
-        os.fsync = kill_at_fsync
-        save_checkpoint({str(path)!r}, {{"step": 8, "weights": torch.zeros(1000)}})
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=False)
-    assert done.returncode == -9
+    assert in_a_process(save_and_be_killed, path) == -signal.SIGKILL
     assert same(load_checkpoint(path))
     save_checkpoint(path, STATE)  # and what the kill left behind does not get in the way
     assert same(load_checkpoint(path))

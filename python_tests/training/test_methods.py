@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from lnl_ext.training.batches import TensorBatches
 from lnl_ext.training.config import OptimizerConfig, TrainerConfig
-from lnl_ext.training.grey import Grey
+from lnl_ext.training.image_transform import Grey
 from lnl_ext.training.methods import METHODS, get_method
 from lnl_ext.training.trainer import Trainer
 
