@@ -96,8 +96,12 @@ class DifferentiableLoss:
         off, as they are inside an autograd.Function: going past it takes a sixth off a small
         loss's step.
         """
-        with torch._C._AutoDispatchBelowAutograd():
-            result: tuple[Tensor, ...] = self.operator(*given)
+        result: tuple[Tensor, ...]
+        if torch.compiler.is_compiling():  # the dispatcher's guards are not for tracing
+            result = self.operator(*given)
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                result = self.operator(*given)
         return result
 
     def gradients(
