@@ -16,7 +16,7 @@ import lnl_ext
 
 PACKAGE = str(Path(lnl_ext.__file__).parent.parent)
 INNER = {"cli", "paper"}  # rooms without public names: the command, and the benchmarks' parts
-MODULES = ["adversary.logit_adjustment", "cli.main", "measuring.audit", "training.trainer"]
+MODULES = ["adversary.reweighting", "cli.main", "measuring.audit", "training.trainer"]
 
 
 def python(*arguments: str, fails: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -187,7 +187,7 @@ class AuditReport:
         ImportError
             matplotlib is not installed.
         """
-        from lnl_ext.reporting.figures import audit_figure
+        from lnl_ext.measuring.figure import audit_figure
 
         audit_figure(self).savefig(path, dpi=120)
 

@@ -1,8 +1,8 @@
 """What a run found, for people: figures and a self-contained page."""
 
+from lnl_ext.measuring.figure import audit_figure
 from lnl_ext.reporting.environment import environment
 from lnl_ext.reporting.figures import (
-    audit_figure,
     confusion_figure,
     embedding_figure,
     history_figure,

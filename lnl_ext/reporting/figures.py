@@ -1,4 +1,4 @@
-"""Figures: who is mistaken for whom, what training did, where features lie, what an audit found."""
+"""Figures: who is mistaken for whom, what training did, where features lie."""
 
 from __future__ import annotations
 
@@ -10,23 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lnl_ext.measuring.groups import GroupAccuracy
-from lnl_ext.measuring.report import AuditReport, BiasAudit
+from lnl_ext.measuring.figure import blank_figure
 
-__all__ = ["audit_figure", "confusion_figure", "embedding_figure", "history_figure", "png"]
+__all__ = ["confusion_figure", "embedding_figure", "history_figure", "png"]
 
 _LONG = 18  # letters of a class's name
 _ABREAST = 40  # letters that the names along an axis may have together
-
-
-def _figure(width: float, height: float) -> Any:
-    # Not through pyplot: no display, no state, no figure that stays open.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def png(figure: Any, dpi: int = 110) -> bytes:
@@ -65,7 +54,7 @@ def confusion_figure(
     matplotlib.figure.Figure
     """
     side = max(4.4, 0.3 * classes)
-    figure = _figure((side + 0.2) * len(panels), side)
+    figure = blank_figure((side + 0.2) * len(panels), side)
     for axes, (title, (rows, predicted)) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
@@ -140,7 +129,7 @@ def history_figure(
     """
     columns = 2 if len(panels) > 1 else 1
     rows = math.ceil(len(panels) / columns)
-    figure = _figure(5.2 * columns, 3.2 * rows)
+    figure = blank_figure(5.2 * columns, 3.2 * rows)
     grid = figure.subplots(rows, columns, squeeze=False).flat
     for axes, (title, fields) in zip(grid, panels.items(), strict=False):
         for name, records in histories.items():
@@ -201,7 +190,7 @@ def embedding_figure(
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    figure = _figure(4.4 * len(features), 8.4)
+    figure = blank_figure(4.4 * len(features), 8.4)
     grid = figure.subplots(2, len(features), squeeze=False)
     for column, (title, values) in enumerate(features.items()):
         flat = values.flatten(1).float().numpy()
@@ -217,81 +206,3 @@ def embedding_figure(
             axes.set_yticks([])
             axes.set_facecolor("#f2f2f2")
     return figure
-
-
-def audit_figure(report: AuditReport) -> Any:
-    """Draw a row for every bias: accuracy of the probes, their information, the groups.
-
-    Parameters
-    ----------
-    report
-        What `lnl_ext.audit` returned.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    ImportError
-        matplotlib is not installed.
-    """
-    biases = report.biases
-    columns = 3 if any(bias.groups is not None for bias in biases.values()) else 2
-    figure = _figure(4.2 * columns, 3.4 * len(biases))
-    axes = figure.subplots(len(biases), columns, squeeze=False)
-    for row, (name, bias) in zip(axes, biases.items(), strict=True):
-        _probe_accuracy(row[0], name, bias)
-        _probe_information(row[1], name, bias)
-        if bias.groups is not None:
-            _group_grid(row[2], name, bias.groups)
-        elif columns == 3:
-            row[2].axis("off")
-    return figure
-
-
-def _probe_bars(axis: Any, bias: BiasAudit, values: list[float], intervals: list[Any]) -> None:
-    errors = [
-        [max(0.0, v - i.low) for v, i in zip(values, intervals, strict=True)],
-        [max(0.0, i.high - v) for v, i in zip(values, intervals, strict=True)],
-    ]
-    axis.bar(list(bias.probes), values, yerr=errors, capsize=4, color="#4c72b0", width=0.6)
-
-
-def _probe_accuracy(axis: Any, name: str, bias: BiasAudit) -> None:
-    probes = list(bias.probes.values())
-    _probe_bars(axis, bias, [p.accuracy for p in probes], [p.accuracy_interval for p in probes])
-    axis.axhline(bias.majority, color="#c44e52", linestyle="--", label="most frequent class")
-    axis.axhline(bias.chance, color="#8c8c8c", linestyle=":", label="chance")
-    axis.set(title=f"{name}: accuracy of fresh probes", ylim=(0, 1), ylabel="accuracy")
-    axis.legend(fontsize="small")
-
-
-def _probe_information(axis: Any, name: str, bias: BiasAudit) -> None:
-    probes = list(bias.probes.values())
-    _probe_bars(
-        axis, bias, [p.information for p in probes], [p.information_interval for p in probes]
-    )
-    axis.axhline(bias.entropy, color="#c44e52", linestyle="--", label="H(b)")
-    axis.axhline(0, color="black", linewidth=0.8)
-    axis.set(title=f"{name}: lower bound of I(b; f)", ylabel="nats")
-    axis.legend(fontsize="small")
-
-
-def _group_grid(axis: Any, name: str, groups: GroupAccuracy) -> None:
-    labels = sorted({label for label, _ in groups.accuracy})
-    biases = sorted({bias for _, bias in groups.accuracy})
-    grid = [
-        [groups.accuracy.get((label, bias), float("nan")) for bias in biases] for label in labels
-    ]
-    shown = axis.imshow(grid, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-    axis.set_xticks(range(len(biases)), biases)
-    axis.set_yticks(range(len(labels)), labels)
-    axis.set(title=f"{name}: accuracy by group", xlabel="bias class", ylabel="label")
-    if len(labels) * len(biases) <= 144:
-        for y, row in enumerate(grid):
-            for x, value in enumerate(row):
-                if value == value:  # not NaN: a group without samples stays empty
-                    color = "black" if value > 0.6 else "white"
-                    axis.text(x, y, f"{value:.2f}", ha="center", va="center", color=color, size=7)
-    axis.figure.colorbar(shown, ax=axis)
