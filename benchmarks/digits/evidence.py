@@ -72,9 +72,9 @@ def outcome(method: str, data: Data, options: argparse.Namespace) -> Outcome:
     )[-1]
     features, classifier = trainer.inference_modules()
     prediction = predict(nn.Sequential(features, classifier), data.test.batches(500))
-    tap = outputs(features, data.test.batches(500))  # once for both audits
+    hidden = outputs(features, data.test.batches(500))  # once for both audits
     report = audit(
-        tap,
+        hidden,
         data.test.labels,
         {"colour": data.test.bias["color"].long()},
         probes=("linear",),
@@ -83,7 +83,7 @@ def outcome(method: str, data: Data, options: argparse.Namespace) -> Outcome:
         seed=options.seed,
     )
     groups = audit(
-        tap,
+        hidden,
         data.test.labels,
         {"whose colour": data.test.mean_color},
         predictions=prediction.logits,
@@ -101,8 +101,8 @@ def outcome(method: str, data: Data, options: argparse.Namespace) -> Outcome:
 def embedded(features: nn.Module, data: Data, rows: Tensor) -> Tensor:
     """Return the features (n, D) of test digits."""
     with evaluating(features):
-        tap: Tensor = features(data.test.batch(rows)[0])
-    return tap.flatten(1)
+        hidden: Tensor = features(data.test.batch(rows)[0])
+    return hidden.flatten(1)
 
 
 def figures(outcomes: Mapping[str, Outcome], data: Data, seed: int) -> dict[str, tuple[Any, str]]:

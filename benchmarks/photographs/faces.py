@@ -41,7 +41,7 @@ def head(classes: int, heads: int, linear: bool, network: SplitNetwork) -> Globa
 
 def side(options: argparse.Namespace) -> int:
     """Return the number of rows of the features, which is that of their columns."""
-    network = photo_network(options.arch, 2, tap=options.tap)
+    network = photo_network(options.arch, 2, feature_layer=options.feature_layer)
     return crop_of(options.image_size, network) // network.stride
 
 

@@ -25,9 +25,9 @@ def parser(
     add("--batch-size", type=int, default=32)
     add("--image-size", type=int, default=48, help="pixels; 5/6 of it are cut out")
     add("--arch", choices=ARCHITECTURES, default="small")
-    add("--tap", help="layer after which the features are taken")
+    add("--feature-layer", help="layer after which the features are taken")
     add("--weights", default="none", help="'none', 'imagenet' or the path of a state_dict")
-    add("--pressure", type=float, default=1.0, help="factor of the adversaries' coefficients")
+    add("--strength", type=float, default=1.0, help="factor of the adversaries' coefficients")
     add(
         "--smallest-part",
         type=float,

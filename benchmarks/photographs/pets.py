@@ -56,7 +56,7 @@ def colors_and_label(step: int, images: Tensor, labels: Tensor) -> Tensor:
 
 def adversaries(options: argparse.Namespace) -> list[Adversary]:
     """Return the bias heads asked for."""
-    stride = photo_network(options.arch, 2, tap=options.tap).stride
+    stride = photo_network(options.arch, 2, feature_layer=options.feature_layer).stride
 
     def global_head(network: SplitNetwork) -> GlobalHead:
         return GlobalHead(network.channels, COLOR_BINS, heads=9)
@@ -65,7 +65,7 @@ def adversaries(options: argparse.Namespace) -> list[Adversary]:
         return GlobalHead(network.channels, 2)
 
     def map_of(name: str, heads: int, weight: float, target: MapTarget) -> Adversary:
-        # One target a position of the features: the tap's stride apart. Summed over positions;
+        # One target a position of the features: their stride apart. Summed over positions;
         # per position and channel a part of a prediction's weight.
         reversal, entropy_weight = (
             weight * whole / 3 / positions(options, stride) for whole in (1.0, 0.1)
@@ -87,7 +87,7 @@ def adversaries(options: argparse.Namespace) -> list[Adversary]:
 
 
 def positions(options: argparse.Namespace, stride: int) -> int:
-    """Return the number of positions of the tap."""
+    """Return the number of positions of the features."""
     side: int = max(1, options.image_size * 5 // 6 // stride)
     return side * side
 

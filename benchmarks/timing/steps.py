@@ -56,7 +56,7 @@ BFLOAT16: Literal["bfloat16"] = "bfloat16"
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A network cut at the tap, its bias heads, and a batch."""
+    """A network cut at the feature layer, its bias heads, and a batch."""
 
     case: str
     features: nn.Module
@@ -206,9 +206,9 @@ def one_pass(problem: Problem, modules: Modules) -> Callable[[], object]:
 
     def step() -> None:
         optimizer.zero_grad()
-        tap = modules.features(modules.images)
-        loss = functional.cross_entropy(modules.classifier(tap), problem.labels)
-        logits = modules.head(tap).unflatten(1, (problem.heads, -1)).flatten(0, 1)
+        hidden = modules.features(modules.images)
+        loss = functional.cross_entropy(modules.classifier(hidden), problem.labels)
+        logits = modules.head(hidden).unflatten(1, (problem.heads, -1)).flatten(0, 1)
         loss = loss + functional.cross_entropy(logits, bias, ignore_index=IGNORED)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -280,15 +280,15 @@ class BiasAdversary(ScheduledCoefficients):
             logits, boundary = self._enter(steps(self.head), features)
             return logits, None, boundary
         if linear.only_the_layer_trains:
-            tap = _run(linear.before, _writable(self.head, features))
-            if linear.fits(tap) and not needs_logits:
-                return tap, linear, None
-            logits, boundary = self._enter([linear.layer], tap)
+            hidden = _run(linear.before, _writable(self.head, features))
+            if linear.fits(hidden) and not needs_logits:
+                return hidden, linear, None
+            logits, boundary = self._enter([linear.layer], hidden)
             return logits, None, boundary
-        tap, boundary = self._enter(linear.before, features)
-        if linear.fits(tap) and not needs_logits:
-            return tap, linear, boundary
-        return linear.layer(tap), None, boundary
+        hidden, boundary = self._enter(linear.before, features)
+        if linear.fits(hidden) and not needs_logits:
+            return hidden, linear, boundary
+        return linear.layer(hidden), None, boundary
 
     def _enter(self, modules: list[nn.Module], features: Tensor) -> tuple[Tensor, Boundary | None]:
         """Run modules one after the other; return the result, and the boundary of two gradients."""

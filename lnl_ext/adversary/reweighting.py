@@ -66,7 +66,7 @@ def logit_adjustment(
     Examples
     --------
     >>> adjustment = lnl_ext.logit_adjustment(labels, bias)  # once, for the whole training set
-    >>> loss = F.cross_entropy(classifier(tap) + adjustment[rows], labels[rows])
+    >>> loss = F.cross_entropy(classifier(hidden) + adjustment[rows], labels[rows])
     """
     log_label, log_given_bias = label_given_bias(
         labels, bias, classes=classes, ignore_index=ignore_index

@@ -104,7 +104,7 @@ class TrainOptions(DataOptions):
     weights: str = option(
         "none", "none, imagenet (downloaded), or a file with a state_dict", metavar="WEIGHTS"
     )
-    tap: str | None = option(
+    feature_layer: str | None = option(
         None, "layer whose output the bias heads see; by default the input of the last layer"
     )
     image_size: int = option(224, "images are scaled and cut to so many pixels", minimum=1)
@@ -228,7 +228,9 @@ class EvaluateOptions(ModelOptions):
 class ProbeOptions(ModelOptions):
     """What the features tell about an attribute."""
 
-    tap: str | None = option(None, "layer to probe; that of the run, else the last layer's input")
+    feature_layer: str | None = option(
+        None, "layer to probe; that of the run, else the last layer's input"
+    )
     validation: float = option(0.3, "share the probe is measured on and does not see", above=0)
     seed: int = option(0, "of the split and of the probe", minimum=0, maximum=_LARGEST_SEED)
     json: Path | None = option(None, "file for the figures as JSON", metavar="FILE")

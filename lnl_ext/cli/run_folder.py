@@ -38,7 +38,7 @@ class ModelCard:
     classes: list[str]
     """Labels in the order of the outputs."""
     image_size: int
-    tap: str
+    feature_layer: str
     grey: bool
     """Whether the model was trained on grey images, and wants them."""
     image_column: str

@@ -40,11 +40,11 @@ class Trainer:
     Parameters
     ----------
     features : nn.Module
-        f: images to the tap. Its device is where batches are moved.
+        f: images to features. Its device is where batches are moved.
     classifier : nn.Module
-        g: tap to class logits (N, C).
+        g: features to class logits (N, C).
     adversaries : mapping of str to BiasAdversary
-        Heads on the tap, each with the bias target of its name in the batches; none for a
+        Heads on the features, each with the bias target of its name in the batches; none for a
         baseline. Targets may be ignored anywhere: a batch without any for a head does not
         update it, and counts nothing in its figures.
     config : TrainerConfig

@@ -37,7 +37,7 @@ def card(**changes: object) -> ModelCard:
         "arch": "squeezenet1_1",
         "classes": ["a", "b"],
         "image_size": 32,
-        "tap": "features",
+        "feature_layer": "features",
         "grey": False,
         "image_column": "path",
         "label_column": None,
@@ -69,7 +69,7 @@ def samples(folder: Path, labels: list[str]) -> Samples:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{}", "it lacks arch, classes, image_size, tap"),
+        ("{}", "it lacks arch, classes, image_size, feature_layer"),
         ("[]", "expected names and values"),
         ("{", "Expecting property name"),
         ({"weight": 1}, "it has unknown weight"),

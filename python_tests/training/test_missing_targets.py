@@ -70,13 +70,13 @@ def test_the_figures_of_an_epoch_are_those_of_its_sites(
     """Whatever the batches are: of 20 samples at once, or of 4, one of them without a target."""
     problem = Problem()
     classes = None if weight is None else torch.tensor(weight).double()
-    tap = problem.features(problem.images)
-    logits = problem.heads["one"](tap)
+    hidden = problem.features(problem.images)
+    logits = problem.heads["one"](hidden)
     expected = F.cross_entropy(logits, problem.one, classes)
     entropy = -(logits.softmax(1) * logits.log_softmax(1)).sum(1)
     if mask_entropy:
         entropy = entropy[problem.one != IGNORED]
-    label_loss = F.cross_entropy(problem.classifier(tap), problem.labels)
+    label_loss = F.cross_entropy(problem.classifier(hidden), problem.labels)
     adversary = problem.adversary("one", weight=classes, mask_entropy=mask_entropy)
     # The weights hardly move, so that the figures of all batches are those of the same networks.
     record = problem.fit({"one": adversary}, rate=1e-12, batch=batch, update=update)
