@@ -9,6 +9,7 @@ import itertools
 import torch
 from torch import Tensor
 
+from lnl_ext.ops.types import IGNORE_INDEX
 from lnl_ext.paper.faces import AGE_EDGES, age_bins, binary_age, select_faces
 from lnl_ext.paper.image_networks import GlobalHead, MapHead, SplitNetwork, photo_network
 from photographs.runs import (
@@ -31,7 +32,7 @@ def by_label(bias: Tensor, labels: Tensor) -> Tensor:
     In training the bias follows the label. A head that sees one label only is not helped by
     features that tell the label, so it presses on the bias alone.
     """
-    return torch.where(labels[:, None] == torch.arange(2), bias[:, None], -100)
+    return torch.where(labels[:, None] == torch.arange(2), bias[:, None], IGNORE_INDEX)
 
 
 def head(classes: int, heads: int, linear: bool, network: SplitNetwork) -> GlobalHead:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lnl_ext.ops.types import IGNORE_INDEX
 from lnl_ext.paper.dogs_and_cats import COLOR_BINS, color_map, list_pets
 from lnl_ext.paper.image_networks import GlobalHead, MapHead, SplitNetwork, photo_network
 from photographs.runs import (
@@ -31,11 +32,11 @@ def mean_color(images: Tensor, labels: Tensor) -> Tensor:
 def with_label(bins: Tensor, labels: Tensor) -> Tensor:
     """Return bins ``(N, 3, ...)`` as ``(N, 9, ...)``: for three heads of all, of cats, of dogs.
 
-    The last six ignore (-100) the other label: a head that sees one species only is not helped by
+    The last six are ignored for the other label: a head that sees one species only is not helped by
     features that tell the species, so it presses on the colour alone.
     """
     own = (labels[:, None] == torch.arange(2)).reshape(-1, 2, *(1 for _ in bins.shape[1:]))
-    by_label = torch.where(own, bins[:, None], -100)
+    by_label = torch.where(own, bins[:, None], IGNORE_INDEX)
     return torch.cat([bins, by_label.flatten(1, 2)], dim=1)
 
 

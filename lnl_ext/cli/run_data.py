@@ -15,9 +15,10 @@ from lnl_ext.cli.run_folder import split_text
 from lnl_ext.cli.samples import Samples, bias_classes, counts, encoded, read_samples
 from lnl_ext.data.images import Sample, evaluation_transform, training_transform
 from lnl_ext.data.split import stratified_split
-from lnl_ext.data.table import IGNORE, BiasColumn, class_names
+from lnl_ext.data.table import BiasColumn, class_names
 from lnl_ext.errors import UserError
 from lnl_ext.files import check_names
+from lnl_ext.ops.types import IGNORE_INDEX
 from lnl_ext.training.batches import ShardedBatchSampler
 from lnl_ext.training.distributed import Processes
 
@@ -93,7 +94,7 @@ class RunData:
         ]
         for name, classes in self.bias.items():
             target = torch.cat([self.train.bias[name], self.validation.bias[name]])
-            missing = int((target == IGNORE).sum())
+            missing = int((target == IGNORE_INDEX).sum())
             lines.append(
                 f"bias {name}: {_counted(classes, target)}"
                 + (f"; missing {missing}" if missing else "")

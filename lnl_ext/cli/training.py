@@ -33,7 +33,6 @@ from lnl_ext.cli.run_options import train_options
 from lnl_ext.cli.run_summary import Found, run_summary
 from lnl_ext.cli.samples import evaluation_batches
 from lnl_ext.data.images import IMAGENET_MEAN, IMAGENET_STD, Sample
-from lnl_ext.data.table import IGNORE
 from lnl_ext.errors import UserError
 from lnl_ext.files import write_whole
 from lnl_ext.measuring.evaluation import Predictions, predict
@@ -44,6 +43,7 @@ from lnl_ext.models.backbones import (
     split_network,
 )
 from lnl_ext.models.weights import load_weights, save_weights
+from lnl_ext.ops.types import IGNORE_INDEX
 from lnl_ext.reporting import PAGE, write_run_page
 from lnl_ext.schedules import Linear
 from lnl_ext.training.config import OptimizerConfig, TrainerConfig
@@ -72,7 +72,7 @@ def _trainer(
             reversal=Linear(end=options.reversal, finish=_RAMP),
             entropy_weight=Linear(end=options.entropy_weight, finish=_RAMP),
             confusion_weight=Linear(end=options.confusion_weight, finish=_RAMP),
-            mask_entropy=bool((data.train.bias[name] == IGNORE).any()),
+            mask_entropy=bool((data.train.bias[name] == IGNORE_INDEX).any()),
         )
     for module in (network, *adversaries.values()):
         module.to(device)

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lnl_ext.measuring.probe import IGNORED, true_class
+from lnl_ext.measuring.probe import true_class
 from lnl_ext.measuring.report import Interval
+from lnl_ext.ops.types import IGNORE_INDEX
 
 __all__ = [
     "Measurement",
@@ -57,7 +58,7 @@ def measure(
     log_probability
         The probe's, shape (N, C, heads, S), C at least ``classes``.
     target
-        Shape (N, heads, S) int64, below ``classes``, -100 where ignored.
+        Shape (N, heads, S) int64, below ``classes``, `IGNORE_INDEX` where ignored.
     labels
         Shape (N,) int64, for the p-value within labels.
     classes
@@ -65,7 +66,7 @@ def measure(
     sampling
         Of the intervals and p-values.
     """
-    known = target != IGNORED
+    known = target != IGNORE_INDEX
     right = (log_probability.argmax(1) == target) & known
     nats = -true_class(log_probability, target).double()
     of_class = torch.stack([(target == c).sum(2) for c in range(classes)], 2).double()
@@ -202,7 +203,7 @@ def permutation_test(
     log_probability
         The probe's, shape (N, C, heads, S).
     target
-        Shape (N, heads, S), -100 where ignored. Whole samples are exchanged.
+        Shape (N, heads, S), `IGNORE_INDEX` where ignored. Whole samples are exchanged.
     strata
         Shape (N,): exchange within these groups only. With the labels: the test of whether the
         features tell more about the bias than the label does. None: exchange all.
@@ -216,7 +217,7 @@ def permutation_test(
     nats = torch.cat(
         [-log_probability.flatten(2), log_probability.new_zeros(samples, 1, target[0].numel())], 1
     )
-    numbers = torch.where(target == IGNORED, classes, target).flatten(1)
+    numbers = torch.where(target == IGNORE_INDEX, classes, target).flatten(1)
     groups = None if strata is None else strata.numpy()
     by_group = None if groups is None else np.argsort(groups, kind="stable")
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lnl_ext.adversary.reweighting import logit_adjustment
+from lnl_ext.ops.types import IGNORE_INDEX
 from lnl_ext.paper.idx import read_mnist_split
 from lnl_ext.paper.safe_npy import load_npy
 
 __all__ = [
     "COLOR_BINS",
-    "IGNORE_INDEX",
     "IMAGE_MEAN",
     "IMAGE_STD",
     "MEAN_COLORS",
@@ -45,7 +45,6 @@ VARIANCES = (0.020, 0.025, 0.030, 0.035, 0.040, 0.045, 0.050)
 #: Bins per colour channel: ``value // 32``.
 COLOR_BINS = 8
 #: Bias label of a pixel whose channel is 0, background mostly (255 in the authors' files).
-IGNORE_INDEX = -100
 IMAGE_MEAN = (0.4914, 0.4822, 0.4465)
 IMAGE_STD = (0.2023, 0.1994, 0.2010)
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lnl_ext.ops.types import IGNORE_INDEX
 from lnl_ext.paper.face_files import FEMALE, MALE, list_faces
 
 __all__ = ["AGE_EDGES", "LABELS", "SPLITS", "Faces", "age_bins", "binary_age", "select_faces"]
@@ -35,14 +36,16 @@ class Faces(NamedTuple):
 
 
 def age_bins(age: Tensor) -> Tensor:
-    """Return the bin 0..11 of ages in years ``(N,)``, -100 for ages outside of `AGE_EDGES`."""
+    """Return the bin 0..11 of ages in years ``(N,)``, `IGNORE_INDEX` outside of `AGE_EDGES`."""
     bins = torch.bucketize(age, torch.tensor(AGE_EDGES[1:-1]), right=True)
-    return bins.masked_fill((age < AGE_EDGES[0]) | (age > AGE_EDGES[-1]), -100)
+    return bins.masked_fill((age < AGE_EDGES[0]) | (age > AGE_EDGES[-1]), IGNORE_INDEX)
 
 
 def binary_age(age: Tensor) -> Tensor:
-    """Return 0 for ages below 30, 1 from 40 on, and -100 (ignored) between."""
-    return torch.full_like(age, -100).masked_fill(age < _YOUNG, 0).masked_fill(age >= _OLD, 1)
+    """Return 0 for ages below 30, 1 from 40 on, and `IGNORE_INDEX` between."""
+    return (
+        torch.full_like(age, IGNORE_INDEX).masked_fill(age < _YOUNG, 0).masked_fill(age >= _OLD, 1)
+    )
 
 
 def select_faces(root: str | os.PathLike[str], split: str, *, seed: int = 0) -> Faces:

@@ -9,7 +9,6 @@ import pytest
 
 from lnl_ext.data.split import stratified_split
 from lnl_ext.data.table import (
-    IGNORE,
     BiasColumn,
     Table,
     class_names,
@@ -18,6 +17,7 @@ from lnl_ext.data.table import (
     read_table,
 )
 from lnl_ext.errors import UserError
+from lnl_ext.ops.types import IGNORE_INDEX
 
 AGE = BiasColumn.parse("age:bins=0,20,40,60")
 HOSPITAL = BiasColumn.parse("hospital")
@@ -59,10 +59,11 @@ def test_reads_labels_categories_bins_and_missing_values(write: Callable[..., Pa
         "age": ("[0, 20)", "[20, 40)", None),
     }
     hospitals = class_names(table.bias["hospital"], HOSPITAL)
-    assert encode(table, table.bias["hospital"], hospitals, "hospital").tolist() == [0, 1, IGNORE]
+    expected = [0, 1, IGNORE_INDEX]
+    assert encode(table, table.bias["hospital"], hospitals, "hospital").tolist() == expected
     # A bin without a sample is a class all the same.
     assert class_names(table.bias["age"], AGE) == ["[0, 20)", "[20, 40)", "[40, 60]"]
-    assert encode(table, table.bias["age"], AGE.bins, "age").tolist() == [0, 1, IGNORE]
+    assert encode(table, table.bias["age"], AGE.bins, "age").tolist() == expected
 
 
 def test_paths_may_be_absolute_or_start_elsewhere(
