@@ -44,7 +44,6 @@ MEAN_COLORS: tuple[tuple[int, int, int], ...] = (
 VARIANCES = (0.020, 0.025, 0.030, 0.035, 0.040, 0.045, 0.050)
 #: Bins per colour channel: ``value // 32``.
 COLOR_BINS = 8
-#: Bias label of a pixel whose channel is 0, background mostly (255 in the authors' files).
 IMAGE_MEAN = (0.4914, 0.4822, 0.4465)
 IMAGE_STD = (0.2023, 0.1994, 0.2010)
 

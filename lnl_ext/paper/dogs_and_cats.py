@@ -48,7 +48,7 @@ class PetFiles(NamedTuple):
     labels: Tensor
     """(N,) int64: `CAT` or `DOG`."""
     tone: Tensor
-    """(N,) int64, the cheap bias target: `DARK`, `BRIGHT`, or `IGNORE_INDEX` in the unbiased set."""
+    """(N,) int64, the cheap bias target: `DARK`, `BRIGHT`, else `IGNORE_INDEX` (unbiased)."""
 
 
 def list_pets(root: str | os.PathLike[str], split: str) -> PetFiles:
