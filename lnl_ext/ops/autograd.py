@@ -81,23 +81,25 @@ class DifferentiableLoss:
             early = (False,) * self._inputs
         if transformed:
             result = self._under_transforms.apply(*inputs, arguments, early)
-        elif torch.compiler.is_compiling():
-            result = self.operator(*inputs, *arguments, *_flags(early))
-        elif recorded:
+        elif recorded and not torch.compiler.is_compiling():
             result = self._fast.apply(*inputs, arguments, early)
         else:
             result = self.values(*inputs, *arguments, *_flags(early))
         return result[:3]  # type: ignore[no-any-return]
 
     def values(self, *given: Any) -> tuple[Tensor, ...]:
-        """Call the operator where no derivative is to be recorded.
+        """Call the operator where no derivative is to be recorded, or torch.compile records.
 
         Its registered formula is Python code that the dispatcher enters even when gradients are
         off, as they are inside an autograd.Function: going past it takes a sixth off a small
         loss's step.
         """
-        with torch._C._AutoDispatchBelowAutograd():
-            result: tuple[Tensor, ...] = self.operator(*given)
+        result: tuple[Tensor, ...]
+        if torch.compiler.is_compiling():  # the dispatcher's guards are not for tracing
+            result = self.operator(*given)
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                result = self.operator(*given)
         return result
 
     def gradients(
