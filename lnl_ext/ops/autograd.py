@@ -265,11 +265,14 @@ def _functions(loss: DifferentiableLoss) -> tuple[Any, Any, Any]:
             value, cross_entropy, entropy = output[:3]
             ctx.mark_non_differentiable(cross_entropy, entropy)
             loss.save(ctx, inputs, arguments, early, output)
+            # A hook may hold on to what is saved, which must then stay as it is.
+            ctx.owns = torch._C._autograd._top_saved_tensors_default_hooks(False) is None
             return value, cross_entropy, entropy
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> Gradients:
-            return (*loss.backward(ctx, grads[0], scaled_gradient), None, None)
+            scale = scaled_gradient if ctx.owns else torch.mul
+            return (*loss.backward(ctx, grads[0], scale), None, None)
 
     class UnderTransforms(torch.autograd.Function):
         """The same in the form that torch.func needs, whose every call costs 50 microseconds more.
@@ -289,7 +292,9 @@ def _functions(loss: DifferentiableLoss) -> tuple[Any, Any, Any]:
             ctx.mark_non_differentiable(*output[1:])
             loss.save(ctx, tensors, arguments, early, output)
 
-        backward = staticmethod(Fast.backward)
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> Gradients:
+            return (*loss.backward(ctx, grads[0], torch.mul), None, None)
 
     class Gradient(torch.autograd.Function):
         """The gradients of the loss as differentiable functions; takes what `finish` takes."""
