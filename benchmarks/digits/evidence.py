@@ -129,12 +129,12 @@ def figures(outcomes: Mapping[str, Outcome], data: Data, seed: int) -> dict[str,
                 colors=colors,
                 row_name="whose colour it has",
             ),
-            "What a colour makes the network say: on the diagonal, the digit whose colour it is. "
+            "Predictions by colour: on the diagonal, the digit whose colour it is. "
             "Without bias every row is the same.",
         ),
         "training": (
             history_figure({name: o.records for name, o in outcomes.items()}, CURVES),
-            "Training: losses every so many steps; accuracy and a fresh probe's accuracy at the "
+            "Training: losses of single steps; accuracy and a fresh probe's accuracy at the "
             "end of every epoch.",
         ),
         "embedding": (
@@ -162,8 +162,8 @@ def page(
     """Put everything on one page."""
     result = Page(f"Coloured MNIST, variance {options.variance:g}, seed {options.seed}")
     result.text(
-        "Trained on digits whose colour gives them away, measured on test digits whose colour says "
-        "nothing. Every figure is of the last epoch."
+        "Trained on digits whose colour determines them, measured on test digits whose colour is "
+        "random. All numbers are of the last epoch."
     )
     result.heading("Results").table(
         (
@@ -186,7 +186,7 @@ def page(
             for name, o in outcomes.items()
         ],
     )
-    result.heading("What fresh probes tell about the colour").text(
+    result.heading("How well fresh probes predict the colour").text(
         "Trained to convergence on frozen features. 'colour': 8 bins of red, green and blue, means "
         "over the three; 'whose colour': which digit's mean colour was taken."
     )

@@ -29,8 +29,8 @@ AGES = tuple(f"[{low}, {high})" for low, high in itertools.pairwise(AGE_EDGES))
 def by_label(bias: Tensor, labels: Tensor) -> Tensor:
     """Return a bias target ``(N,)`` as ``(N, 2)``, a head for each label and ignored by the other.
 
-    In training the bias follows the label. A head that sees one label only is not helped by
-    features that tell the label, so it presses on the bias alone.
+    In training the bias follows the label. Features of the label do not help a
+    head that sees one label only, so that its gradient concerns the bias alone.
     """
     return torch.where(labels[:, None] == torch.arange(2), bias[:, None], IGNORE_INDEX)
 

@@ -32,8 +32,8 @@ def mean_color(images: Tensor, labels: Tensor) -> Tensor:
 def with_label(bins: Tensor, labels: Tensor) -> Tensor:
     """Return bins ``(N, 3, ...)`` as ``(N, 9, ...)``: for three heads of all, of cats, of dogs.
 
-    The last six are ignored for the other label: a head that sees one species only is not helped by
-    features that tell the species, so it presses on the colour alone.
+    The last six are ignored for the other label: features of the species do not help a head of
+    one species only, so that its gradient concerns the colour alone.
     """
     own = (labels[:, None] == torch.arange(2)).reshape(-1, 2, *(1 for _ in bins.shape[1:]))
     by_label = torch.where(own, bins[:, None], IGNORE_INDEX)

@@ -83,7 +83,7 @@ class Sets:
 
 @dataclasses.dataclass(frozen=True)
 class Adversary:
-    """A bias head: its target, what it is and how hard it presses."""
+    """A bias head: its target, its module and its adversarial strength."""
 
     target: str
     build: Callable[[SplitNetwork], nn.Module]
@@ -161,7 +161,7 @@ class Run:
     leakage_chance: float
     """The same of predicting the most frequent class."""
     information: float
-    """What the probe tells about the bias, in nats: H(bias) - CE(probe)."""
+    """The probe's information about the bias, in nats: H(bias) - CE(probe)."""
     minutes: float
     """Of training, without probes."""
     train_samples: int
@@ -329,7 +329,7 @@ def measure(benchmark: str, options: argparse.Namespace, task: Task) -> Measured
 
 
 def choose(options: argparse.Namespace, task: Task) -> str:
-    """Train one method and tell what settings may be chosen by."""
+    """Train one method and return what settings may be chosen by."""
     trainer, crop = train(options, task)
     sets = task.sets
     test = accuracy(trainer, sets.test_validation, crop)

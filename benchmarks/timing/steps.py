@@ -240,7 +240,7 @@ def candidates(problem: Problem) -> dict[str, Callable[[], object]]:
 class _Operations(TorchDispatchMode):
     """Counts by torch's formulas; `FlopCounterMode` cannot, it hooks modules for its report.
 
-    Its hooks are an error where a backward walks a part of the graph by itself, as ours does.
+    Its hooks fail where a backward pass runs a part of the graph by itself, as ours does.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The bias head with its loss: honest training for the head, unlearning for the features."""
+"""The bias head with its loss: the unscaled gradient for the head, unlearning for the features."""
 
 from __future__ import annotations
 
@@ -176,8 +176,8 @@ class BiasAdversary(ScheduledCoefficients):
         sample_weight
             Shape ``(N,)``, floating point: a factor of each sample's terms, for the head as for the
             features. Not with ``reduction="mean"``, nor with `denominators`. With the weights of
-            `lnl_ext.independence_weights` the head is to predict a bias that tells nothing about
-            the label, so that features need not forget the label to fool it.
+            `lnl_ext.independence_weights` the head predicts a bias that is independent of the
+            label, so that unlearning it does not unlearn the label.
 
         Returns
         -------

@@ -83,7 +83,7 @@ class RunData:
             if unseen:
                 print(
                     f"Note: no training image has {name} {', '.join(map(repr, unseen))}; the "
-                    "heads cannot know it"
+                    "heads cannot learn it"
                 )
 
     def describe(self) -> str:
@@ -132,7 +132,7 @@ def _split(samples: Samples, options: TrainOptions) -> tuple[Samples, Samples, l
 
 
 def label_adjustment(data: RunData) -> Tensor:
-    """Return what the bias tells about the label of every training image, ``(N, C)``.
+    """Return what the bias says about the label of every training image, ``(N, C)``.
 
     A combination of values is one bias, and a missing value is a value: columns may depend on each
     other, and being missing may depend on the label.
@@ -142,19 +142,19 @@ def label_adjustment(data: RunData) -> Tensor:
     return logit_adjustment(data.train.labels, combined, classes=len(data.labels))
 
 
-def told_by_the_bias(data: RunData, adjustment: Tensor) -> str:
-    """Say how many labels the bias names, beside how many the most frequent label is right for."""
+def predicted_by_the_bias(data: RunData, adjustment: Tensor) -> str:
+    """Say how many labels the bias predicts, and how many the most frequent label does."""
     labels = data.train.labels
     shares = torch.bincount(labels, minlength=len(data.labels))
     guessed = (adjustment + (shares / len(labels)).log()).argmax(1)
     named = int((guessed == labels).sum())
     text = (
-        f"the bias would name the label of {named} of {len(labels)} training images, the most "
+        f"the bias alone predicts the label of {named} of {len(labels)} training images, the most "
         f"frequent label that of {int(shares.max())}"
     )
     if named == len(labels):
         text += (
-            "\nNote: the bias gives every label away, so that the adjusted label loss leaves "
+            "\nNote: the bias determines every label, so that the adjusted label loss leaves "
             "little to learn: leave out --logit-adjustment"
         )
     return text

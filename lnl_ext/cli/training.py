@@ -20,7 +20,7 @@ from lnl_ext.cli.interruption import Interrupted, StoppableBatches, StopSignals
 from lnl_ext.cli.leakage import Figures, audits, collect_features, figures, leakage_text
 from lnl_ext.cli.options import ADJUSTMENT, TrainOptions
 from lnl_ext.cli.report import Report, write_json
-from lnl_ext.cli.run_data import RunData, label_adjustment, told_by_the_bias, training_batches
+from lnl_ext.cli.run_data import RunData, label_adjustment, predicted_by_the_bias, training_batches
 from lnl_ext.cli.run_folder import (
     CONFIG,
     MODEL,
@@ -203,13 +203,13 @@ def train(flags: Mapping[str, Any], processes: Processes) -> None:
     if processes.is_main:
         print(data.describe())
         if adjustment is not None:
-            print(told_by_the_bias(data, adjustment))
+            print(predicted_by_the_bias(data, adjustment))
         shape = feature_shape(parts.features, options.image_size)
         print(
             f"{options.arch}, bias heads at {parts.feature_layer} {shape}, "
             f"method {options.method}, {device}"
             + (f", {processes.world_size} processes" if processes.world_size > 1 else "")
-            + (f"; going on at step {trainer.step}" if trainer.step else ""),
+            + (f"; resuming at step {trainer.step}" if trainer.step else ""),
             flush=True,
         )
     run = _Run(options, data, processes)
@@ -223,7 +223,7 @@ def _fit(run: _Run, trainer: Trainer, batches: DataLoader[Sample], folder: Path)
     Raises
     ------
     Interrupted
-        By a signal; the message says how to go on.
+        By a signal; the message says how to resume.
     """
     began = trainer.step
     # Many processes would not note a signal at the same step, and none can step alone: they end at
@@ -243,14 +243,14 @@ def _fit(run: _Run, trainer: Trainer, batches: DataLoader[Sample], folder: Path)
                 raise Interrupted(
                     stop.signal,
                     f"process {run.processes.rank} of {run.processes.world_size} stopped by "
-                    f"{stop.signal.name}; start all again with --resume to go on from the last "
+                    f"{stop.signal.name}; start all again with --resume to continue from the last "
                     f"checkpoint in {folder}",
                 ) from None
             if trainer.step > began:  # else the checkpoint is there already, if there is any
                 trainer.save(folder / CHECKPOINT)
             raise Interrupted(
                 stop.signal,
-                f"stopped by {stop.signal.name} at step {trainer.step}; go on with: "
+                f"stopped by {stop.signal.name} at step {trainer.step}; resume with: "
                 f"lnl train --output {folder} --resume",
             ) from None
 
@@ -270,7 +270,7 @@ def _prepare(
         bias_columns=list(options.bias_column),
         bias_classes=data.bias,
     ).save(folder)
-    write_toml(folder / CONFIG, options)  # last: with it there is a run to go on with
+    write_toml(folder / CONFIG, options)  # last: with it there is a run to resume
 
 
 def _finish(run: _Run, trainer: Trainer, network: nn.Module, folder: Path, command: str) -> None:

@@ -332,7 +332,7 @@ def _unlabelled(options: PredictOptions) -> Table:
     paths, notes = find_images(root)
     if not paths:
         raise UserError(
-            f"images {options.images}: no image in this folder, by the ends of the names "
+            f"images {options.images}: no image file in this folder, by extension "
             f"({', '.join(IMAGE_SUFFIXES)})" + "".join(f". {note}" for note in notes)
         )
     names = tuple(str(path.relative_to(root)) for path in paths)

@@ -219,7 +219,8 @@ def read_folder(
                 continue
             if path not in position:
                 raise UserError(
-                    f"{csv_file}, line {rows.lines[row]}: {path} is no image in a class of {folder}"
+                    f"{csv_file}, line {rows.lines[row]}: {path} is not an image in a class of "
+                    f"{folder}"
                 )
             at = position[path]
             lines[at] = rows.lines[row]

@@ -61,11 +61,11 @@ def audit(
     batch_size: int = 256,
     seed: int = 0,
 ) -> AuditReport:
-    """Measure how much of a known bias can still be told from features, and who pays for it.
+    """Measure how much of a known bias features still hold, and the accuracy in every group.
 
     Fresh probes are trained to convergence on the frozen features; a validation split ends their
-    training, a test split measures them. The adversary's own loss does not measure this: it may
-    be fooled by features that another head reads easily (Kim et al., CVPR 2019, claim that in the
+    training, a test split measures them. The adversary's own loss does not measure this: where
+    its head cannot predict the bias, another head may (Kim et al., CVPR 2019, claim that in the
     end the bias cannot be predicted because the features, not the predictor, have changed).
 
     Use samples in which the bias does not follow the label: else the label alone predicts the

@@ -1,4 +1,4 @@
-"""How much a probe knows of a bias, and how sure that is: on samples it has not seen."""
+"""A probe's information about a bias, with its interval, on samples it has not seen."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Sampling(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """What a probe knows; the fields of `lnl_ext.measuring.ProbeAudit` of the same names."""
+    """A probe's results; the fields of `lnl_ext.measuring.ProbeAudit` of the same names."""
 
     accuracy: float
     accuracy_interval: Interval
@@ -51,7 +51,7 @@ class Measurement(NamedTuple):
 def measure(
     log_probability: Tensor, target: Tensor, labels: Tensor, classes: int, sampling: Sampling
 ) -> Measurement:
-    """Measure a probe on samples that it has not seen; every figure is a mean over the heads.
+    """Measure a probe on samples that it has not seen; every number is a mean over the heads.
 
     Parameters
     ----------
@@ -140,10 +140,10 @@ def bootstrap_intervals(
     estimates: tuple[float, ...],
     sampling: Sampling,
 ) -> list[Interval]:
-    """Return the bias-centred percentile bootstrap intervals of figures.
+    """Return the bias-centred percentile bootstrap intervals of statistics.
 
-    The quantiles of the resampled figures (Efron 1979), all shifted so that their median is the
-    estimate, which thus lies inside. Where the figure has a bias that grows smaller with the
+    The quantiles of the resampled statistics (Efron 1979), all shifted so that their median is the
+    estimate, which thus lies inside. Where the statistic has a bias that grows smaller with the
     number of samples, as an entropy has, that of a resample adds to that of the sample; an
     interval without the shift may lie off the estimate altogether (Efron and Tibshirani,
     *An Introduction to the Bootstrap*, 1993, chapter 10, on the bootstrap estimate of bias).
@@ -151,13 +151,13 @@ def bootstrap_intervals(
     Parameters
     ----------
     figures
-        Maps how often every sample was drawn, shape (R, N) float64, to the F figures of each of
+        Maps how often every sample was drawn, shape (R, N) float64, to the F statistics of each of
         the R resamples, shape (F, R). Whole samples are drawn: the positions of one belong
         together.
     samples
         N.
     estimates
-        The F figures of the samples themselves, corrected for their bias where they have one.
+        The F statistics of the samples themselves, corrected for their bias where they have one.
     sampling
         How many times N samples are drawn with replacement, and the coverage.
     """
@@ -206,7 +206,7 @@ def permutation_test(
         Shape (N, heads, S), `IGNORE_INDEX` where ignored. Whole samples are exchanged.
     strata
         Shape (N,): exchange within these groups only. With the labels: the test of whether the
-        features tell more about the bias than the label does. None: exchange all.
+        features say more about the bias than the label does. None: exchange all.
     sampling
         How many permutations, and which.
     """

@@ -1,7 +1,7 @@
-"""Fresh probes: heads trained on frozen features until they get no better on samples kept for that.
+"""Fresh probes: heads trained on frozen features until they stop improving on held-out samples.
 
-The adversary's own cross-entropy does not tell what features hold: a head that is fooled today may
-only be one that the features have learned to evade, while another finds the bias.
+The adversary's own cross-entropy does not measure what features hold: where its head cannot
+predict the bias from them, another one may.
 """
 
 from __future__ import annotations
@@ -278,7 +278,7 @@ def class_frequencies(target: Tensor, classes: int) -> Tensor:
 
 
 def per_head(logits: Tensor, heads: int) -> Tensor:
-    """Turn logits ``(N, heads * C, *S)`` into ``(N, C, heads, S)``, as cross_entropy wants them."""
+    """Turn logits ``(N, heads * C, *S)`` into ``(N, C, heads, S)``, as cross_entropy takes them."""
     return logits.reshape(len(logits), heads, logits.shape[1] // heads, -1).transpose(1, 2)
 
 

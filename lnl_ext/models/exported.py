@@ -60,17 +60,17 @@ class ExportedModel(nn.Module):
         Raises
         ------
         UserError
-            It is not there, or no program.
+            It does not exist, or is not such a program.
         """
         if not os.path.isfile(path):
             raise UserError(f"no program at {os.fspath(path)}")
         if not zipfile.is_zipfile(path):  # torch would log a trace
-            raise UserError(f"{os.fspath(path)} is no program of torch.export: no ZIP archive")
+            raise UserError(f"{os.fspath(path)} is not a torch.export program: not a ZIP archive")
         try:
             program = torch.export.load(path)
         except Exception as error:  # a damaged archive raises almost anything
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{os.fspath(path)} is no program of torch.export: {reason}") from error
+            raise UserError(f"{os.fspath(path)} is not a torch.export program: {reason}") from error
         return cls(program)
 
     def train(self, mode: bool = True) -> ExportedModel:

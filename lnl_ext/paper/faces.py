@@ -1,4 +1,4 @@
-"""Faces (Kim et al., section 4.1): young women and old men in training, gender and age to tell."""
+"""Faces (Kim et al., section 4.1): young women and old men in training, labels gender and age."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["AGE_EDGES", "LABELS", "SPLITS", "Faces", "age_bins", "binary_age", "
 AGE_EDGES = (0, 20, 25, 30, 35, 40, 45, 50, 55, 60, 65, 70, 120)
 #: Extreme bias 1 and 2, and the test set in which both genders have all ages.
 SPLITS = ("EB1", "EB2", "test")
-#: What is to be told; the other one is the bias.
+#: Possible labels; the other one is the bias.
 LABELS = ("gender", "age")
 TEST_SHARE = 0.2
 

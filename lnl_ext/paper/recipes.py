@@ -19,7 +19,7 @@ __all__ = ["RECIPES", "HeadRecipe", "Recipe", "get_recipe"]
 
 @dataclasses.dataclass(frozen=True)
 class HeadRecipe:
-    """A colour head and how strongly it is to be fooled.
+    """A colour head and its adversarial strength.
 
     Attributes
     ----------
@@ -56,7 +56,7 @@ class HeadRecipe:
                 strength, start=factor * strength.start, end=factor * strength.end
             )
 
-        # With sums the head's own gradient is larger by the batch size, which Adam does not feel.
+        # With sums the head's own gradient is larger by the batch size, to which Adam is invariant.
         return method.adversary(
             self.build(),
             heads=self.heads,
@@ -151,8 +151,8 @@ _UNADJUSTED = Recipe(
     strength=Linear(),
     from_baseline=False,
 )
-# The adjusted label loss does not ask for the colour, so that little strength removes it; and
-# where the colour tells the digit it does not ask for the digit, which more strength would take.
+# The adjusted label loss does not gain from the colour, so that little strength removes it. Where
+# the colour determines the digit, it has no gradient against losing the digit to more strength.
 # How it was found is in the benchmark's documentation.
 _DEFAULT = dataclasses.replace(
     _UNADJUSTED,

@@ -140,7 +140,7 @@ def test_another_run_is_not_overwritten_or_mixed(
     table: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(train_flags(table, run)) == 2
-    assert "--resume goes on with it" in capsys.readouterr().err
+    assert "--resume continues it" in capsys.readouterr().err
     assert main(["train", f"--output={run}", "--resume", "--epochs=2"]) == 2
     assert "epochs: 1.0, now 2.0" in capsys.readouterr().err
     assert main(["train", f"--output={run}", "--resume", "--threads=2"]) == 2
@@ -491,7 +491,7 @@ def test_commands_without_a_model_or_data_say_so(
 ) -> None:
     for command, message in [
         (["evaluate"], "expected a model: the folder of a run, or --weights FILE"),
-        (["evaluate", f"{tmp_path}"], "is no folder of a run: it has no model.json"),
+        (["evaluate", f"{tmp_path}"], "is not a run folder: it has no model.json"),
         (["probe", f"--weights={run}/model.pt"], "no data: give --csv FILE"),
         (["predict", f"{run}"], "no output: give --output FILE"),
         (["train"], "no data: give --csv FILE"),

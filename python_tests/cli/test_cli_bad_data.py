@@ -159,7 +159,7 @@ def test_a_bias_class_that_training_lacks_and_empty_groups_are_told(
     more = ["--split-column=fold", "--epochs=0.5", "--pretrain-epochs=0"]
     assert main(train_flags(path, tmp_path / "run", *more)) == 0
     text = capsys.readouterr().out
-    assert "Note: no training image has hospital 'west'; the heads cannot know it" in text
+    assert "Note: no training image has hospital 'west'; the heads cannot learn it" in text
     assert "groups without an image: 3" in text  # west and healthy, and ill in both others
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     groups = {(g["label"], g["bias"]) for g in report["bias"]["hospital"]["groups"]}
@@ -351,8 +351,8 @@ def test_what_is_no_model_is_named(
     torch.export.save(program, tmp_path / "grey.pt2")
     images = [f"--csv={table}", "--bias-column=hospital"]
     for command, message in [
-        (["evaluate", f"{table}"], f"{table} is no folder of a run"),
-        (["probe", f"--weights={tmp_path}/text.pt2", *images], "is no program of torch.export"),
+        (["evaluate", f"{table}"], f"{table} is not a run folder"),
+        (["probe", f"--weights={tmp_path}/text.pt2", *images], "is not a torch.export program"),
         (
             ["probe", f"--weights={tmp_path}/grey.pt2", *images],
             f"takes inputs of shapes [(2, 1, {SIZE}, {SIZE})], expected (N, 3, H, W)",

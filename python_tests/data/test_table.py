@@ -286,7 +286,7 @@ def test_folder_names_are_labels_and_bias_comes_from_the_csv(
 
 
 def test_mistakes_with_a_folder_are_named(write: Callable[..., Path], folder: Path) -> None:
-    with pytest.raises(UserError, match="is no image in a class of"):
+    with pytest.raises(UserError, match="is not an image in a class of"):
         read_folder(folder, csv_file=write("path,hospital", "../a.jpg,N"), bias_columns=[HOSPITAL])
     with pytest.raises(UserError, match="need a CSV file"):
         read_folder(folder, bias_columns=[HOSPITAL])

@@ -1,4 +1,4 @@
-"""Batches in which a head has no target: no step for that head, nothing in its figures."""
+"""Batches in which a head has no target: it is not updated, and its metrics leave them out."""
 
 from __future__ import annotations
 
