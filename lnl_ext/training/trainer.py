@@ -46,7 +46,7 @@ class Trainer:
     adversaries : mapping of str to BiasAdversary
         Heads on the features, each with the bias target of its name in the batches; none for a
         baseline. Targets may be ignored anywhere: a batch without any for a head does not
-        update it, and does not count it in its metrics.
+        update it, and does not count in its metrics.
     config : TrainerConfig
     task_loss : callable
         ``task_loss(logits, labels)``, a mean over the batch; cross-entropy by default. With several
