@@ -42,7 +42,7 @@ from lnl_ext.measuring.evaluation import Predictions
 from lnl_ext.measuring.evaluation import predict as run_model
 from lnl_ext.models.backbones import build_network, output_layer, split_network, tap_shape
 from lnl_ext.models.exported import ExportedModel
-from lnl_ext.models.weights import put_weights, read_weights
+from lnl_ext.models.weights import put_weights, read_weights, unwrapped
 from lnl_ext.training.distributed import Processes
 from lnl_ext.training.image_transform import Grey, Transformed
 
@@ -79,7 +79,9 @@ class _Model:
             return cls(program, str(options.weights), size, batch)
         state = read_weights(options.weights)
         with torch.random.fork_rng(devices=[]):
-            last = output_layer(build_network(options.arch, 2))
+            alike = build_network(options.arch, 2)
+            state = unwrapped(state, alike, str(options.weights))
+            last = output_layer(alike)
             weight = state.get(f"{last}.weight")
             if weight is None:
                 raise UserError(

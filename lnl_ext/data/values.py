@@ -17,7 +17,9 @@ MISSING = frozenset(
 """Cells that stand for a missing value: those of ``pandas.read_csv``."""
 
 _IN_SMALL_LETTERS = {name.lower() for name in MISSING}
-_NUMBER = re.compile(r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,6})?|inf)")
+_NUMBER = re.compile(
+    r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]{1,6})?|inf(?:inity)?)", re.IGNORECASE
+)
 _TRUTH = dict.fromkeys(("True", "TRUE", "true"), True) | dict.fromkeys(
     ("False", "FALSE", "false"), False
 )

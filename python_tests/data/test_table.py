@@ -168,6 +168,11 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
         (["True", "true", "FALSE"], ["True", "True", "FALSE"], "'True' and 'true' are one class"),
         (["1", "1.0", "x"], ["1", "1.0", "x"], None),  # text, as one cell is
         (["12345678901234567890", "12345678901234567891", "7"], None, None),
+        (
+            ["inf", "Infinity", "1"],
+            ["inf", "inf", "1"],
+            "'Infinity' and 'inf' are one class, 'inf'",
+        ),
         (["0.1", "0.10", "-0"], ["0.1", "0.1", "-0"], "'0.1' and '0.10' are one class"),
         (["True", "1", "1.0"], ["True", "1", "1.0"], None),
         (["3e99", "3e99999999999999999999", "1"], None, None),
