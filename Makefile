@@ -61,8 +61,9 @@ lint: tools
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
 
+# One thread a process, as there are as many processes as cores; a file's fixtures are made once.
 pytest: tools
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(MAX_JOBS) --dist loadfile $(PYTEST_ARGS)
 
 ctest: tools
 	$(BIN)/cmake -S . -B $(CMAKE_BUILD) -DCMAKE_BUILD_TYPE=Release -DPython3_EXECUTABLE=$(abspath $(BIN)/python)
@@ -70,7 +71,8 @@ ctest: tools
 	$(BIN)/ctest --test-dir $(CMAKE_BUILD) --parallel $(MAX_JOBS) --output-on-failure --no-tests=error
 
 test-long: tools
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(MAX_JOBS) --dist loadfile -m "not slow" \
+		--hypothesis-profile=long $(PYTEST_ARGS)
 
 test-install: tools
 	$(BIN)/python -m pytest -m slow python_tests/test_installation.py

@@ -102,7 +102,9 @@ class TrainOptions(DataOptions):
         metavar="NAME",
     )
     weights: str = option(
-        "none", "none, imagenet (downloaded), or a file with a state_dict", metavar="WEIGHTS"
+        "none",
+        "none, imagenet (downloaded), or a file with a state_dict (.pt, .safetensors)",
+        metavar="WEIGHTS",
     )
     tap: str | None = option(
         None, "layer whose output the bias heads see; by default the input of the last layer"
@@ -193,7 +195,8 @@ class ModelOptions(DataOptions):
     arch: str = option("resnet18", "architecture of --weights", metavar="NAME")
     weights: Path | None = option(
         None,
-        "instead of a run: a state_dict of --arch, or a program of torch.export (.pt2)",
+        "instead of a run: a state_dict of --arch (.pt, .safetensors), or a program of "
+        "torch.export (.pt2)",
         metavar="FILE",
     )
     image_size: int | None = option(

@@ -24,7 +24,7 @@ from lnl_ext.data.table import (
 from lnl_ext.errors import UserError
 from lnl_ext.training.distributed import shard
 
-__all__ = ["Samples", "encoded", "evaluation_batches", "read_samples"]
+__all__ = ["Samples", "encoded", "evaluation_batches", "read_samples", "tell"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,19 @@ class Samples:
 def read_samples(
     options: DataOptions, columns: Sequence[BiasColumn], split_column: str | None = None
 ) -> Table:
-    """Read the table that the options describe."""
+    """Read the table that the options describe, and say what is to be known of it."""
+    table = _read(options, columns, split_column)
+    tell(table)
+    return table
+
+
+def tell(table: Table) -> None:
+    """Print what was left out of a table, and how its cells were read."""
+    for note in table.notes:
+        print(note if note.startswith("Left out") else f"Note: {note}")
+
+
+def _read(options: DataOptions, columns: Sequence[BiasColumn], split_column: str | None) -> Table:
     if options.images is not None and options.label_column is None:
         return read_folder(
             options.images,

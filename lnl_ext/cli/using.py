@@ -25,7 +25,15 @@ from lnl_ext.cli.run_folder import (
     run_files,
     trained_on,
 )
-from lnl_ext.cli.samples import Samples, bias_classes, encoded, evaluation_batches, read_samples
+from lnl_ext.cli.samples import (
+    Samples,
+    bias_classes,
+    encoded,
+    evaluation_batches,
+    read_samples,
+    tell,
+)
+from lnl_ext.data.folder import find_images
 from lnl_ext.data.images import IMAGE_SUFFIXES, IMAGENET_MEAN, IMAGENET_STD
 from lnl_ext.data.table import BiasColumn, Table, class_names, read_table
 from lnl_ext.errors import UserError
@@ -34,7 +42,7 @@ from lnl_ext.measuring.evaluation import Predictions
 from lnl_ext.measuring.evaluation import predict as run_model
 from lnl_ext.models.backbones import build_network, output_layer, split_network, tap_shape
 from lnl_ext.models.exported import ExportedModel
-from lnl_ext.models.weights import put_weights, read_weights
+from lnl_ext.models.weights import put_weights, read_weights, unwrapped
 from lnl_ext.training.distributed import Processes
 from lnl_ext.training.image_transform import Grey, Transformed
 
@@ -71,7 +79,9 @@ class _Model:
             return cls(program, str(options.weights), size, batch)
         state = read_weights(options.weights)
         with torch.random.fork_rng(devices=[]):
-            last = output_layer(build_network(options.arch, 2))
+            alike = build_network(options.arch, 2)
+            state = unwrapped(state, alike, str(options.weights))
+            last = output_layer(alike)
             weight = state.get(f"{last}.weight")
             if weight is None:
                 raise UserError(
@@ -295,6 +305,7 @@ def predict(flags: Mapping[str, Any], processes: Processes) -> None:
     _check_written(options.output, options)
     model = _Model.load(options)
     table = _unlabelled(options)
+    tell(table)
     check_names(table.names)
     samples = encoded(table, "", [], {}, workers=options.workers)
     probabilities = _run(model, samples, options, processes).logits.softmax(1)
@@ -318,20 +329,17 @@ def _unlabelled(options: PredictOptions) -> Table:
     root = options.images.absolute()
     if not root.is_dir():
         raise UserError(f"images {options.images}: no such folder")
-    files = sorted(path for path in root.rglob("*") if path.is_file())
-    paths = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    paths, notes = find_images(root)
     if not paths:
         raise UserError(
             f"images {options.images}: no image in this folder, by the ends of the names "
-            f"({', '.join(IMAGE_SUFFIXES)})"
-        )
-    if len(paths) < len(files):
-        print(
-            f"Left out: {len(files) - len(paths)} files whose names do not end as images' do "
-            "(list them in a CSV file if they are some)"
+            f"({', '.join(IMAGE_SUFFIXES)})" + "".join(f". {note}" for note in notes)
         )
     names = tuple(str(path.relative_to(root)) for path in paths)
-    return Table(str(options.images), tuple(paths), names, (0,) * len(paths), None, {})
+    counted = tuple(notes)
+    return Table(
+        str(options.images), tuple(paths), names, (0,) * len(paths), None, {}, notes=counted
+    )
 
 
 def _write_predictions(

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from lnl_ext.adversary.heads import PooledMapHead
+from lnl_ext.measuring.scaling import Scaled
+
 __all__ = [
     "IGNORED",
     "PROBES",
     "Fitted",
-    "Scaled",
     "Task",
     "class_frequencies",
     "fit_probe",
@@ -30,20 +32,15 @@ __all__ = [
 PROBES = ("linear", "mlp", "conv")
 IGNORED = -100
 _HIDDEN = 256  # width of the MLP probe
-_CHANNELS = 64  # width of the convolutional probe
-_LEARNING_RATE = 3e-3
+_LEARNING_RATE = 1e-2
 _LINEAR_RATE = 3e-2  # of the linear probe, whose loss is convex
-_SMALLER = 0.3  # factor of the learning rate when the validation loss stalls
-_PATIENCE = 4  # epochs without a better one before that
-_REDUCTIONS = 3  # of the learning rate; a stall after the last is the end
+_SMALLER = 0.2  # factor of the learning rate when the validation loss stalls
+_PATIENCE = 3  # epochs without a better one before that
+_REDUCTIONS = 2  # of the learning rate; a stall after the last is the end
 _ENOUGH = 3e-4  # nats by which the validation loss must fall to be a better one
 _MAX_EPOCHS = 500
 _STEPS = 8  # of an epoch at least, where these have ...
 _SMALLEST_BATCH = 32  # ... so many samples each
-
-_NEAR = 3.0  # robust deviations; what is beyond is drawn nearer
-_FARTHEST = 10.0  # of the excess beyond them
-_AT_ONCE = 4_000_000  # values scaled together
 
 
 class Task(NamedTuple):
@@ -128,8 +125,8 @@ def fit_probe(
     Parameters
     ----------
     kind
-        ``"linear"``, ``"mlp"`` (one hidden layer), ``"conv"`` (two convolutions and a mean over
-        positions, for features (N, D, H, W)) or ``"head"``.
+        ``"linear"``, ``"mlp"`` (one hidden layer), ``"conv"`` (`PooledMapHead`, for features
+        (N, D, H, W)) or ``"head"``.
     task
         Features and targets of all samples.
     learn, stop
@@ -161,35 +158,28 @@ def _new_probe(kind: str, task: Task, learn: Tensor, head: nn.Module | None) -> 
         assert head is not None
         return fresh_copy(head)
     outputs = task.heads * task.classes
-    layers = _convolutions(task.features.shape[1]) if kind == "conv" else [_Vectors(task)]
-    width = _CHANNELS if kind == "conv" else layers[0](task.features[:1]).shape[-1]
-    if kind == "mlp":
-        layers += [nn.Linear(width, _HIDDEN), nn.ReLU()]
-        width = _HIDDEN
-    last = nn.Linear(width, outputs)
+    if kind == "conv":
+        probe: nn.Sequential = PooledMapHead(task.features.shape[1], outputs)
+        last = probe[-1]
+    else:
+        vectors = _Vectors(task.positional)
+        width = vectors(task.features[:1]).shape[-1]
+        hidden = [nn.Linear(width, _HIDDEN), nn.ReLU()] if kind == "mlp" else []
+        last = nn.Linear(_HIDDEN if hidden else width, outputs)
+        probe = nn.Sequential(vectors, *hidden, last, _ClassesSecond())
+    assert isinstance(last, nn.Linear)
     with torch.no_grad():  # the class frequencies are the first prediction, for every sample
         last.weight.zero_()
         last.bias.copy_(class_frequencies(task.target[learn], task.classes).log().flatten())
-    return nn.Sequential(*layers, last, _ClassesSecond())
-
-
-def _convolutions(channels: int) -> list[nn.Module]:
-    layers: list[nn.Module] = []
-    for inputs, stride in ((channels, 2), (_CHANNELS, 1)):
-        layers += [
-            nn.Conv2d(inputs, _CHANNELS, 3, stride=stride, padding=1),
-            nn.BatchNorm2d(_CHANNELS),
-            nn.ReLU(inplace=True),
-        ]
-    return [*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return probe
 
 
 class _Vectors(nn.Module):
     """Whole samples as vectors (n, D * S), or their positions (n, *S, D)."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, positional: bool) -> None:
         super().__init__()
-        self.positional = task.positional
+        self.positional = positional
 
     def forward(self, features: Tensor) -> Tensor:
         return features.movedim(1, -1) if self.positional else features.flatten(1)
@@ -341,83 +331,3 @@ def _reset(module: nn.Module) -> None:
         if callable(reset):
             reset()
             return
-
-
-# ------------------------------------------------------------------ the scale of the features
-
-
-class Scaled(nn.Module):
-    """A probe behind a robust standardisation of its input.
-
-    A few outliers must not make the other samples look alike: the location is the median, the
-    scale the range from the 10 % to the 90 % quantile (`sklearn.preprocessing.RobustScaler`). The
-    excess over three robust deviations is divided by its own root mean square, where that is above
-    1: outliers end up near, and what they tell by how far they are can still be read. The result
-    is brought to mean 0 and deviation 1. A value that is much farther off than any seen in training
-    would decide everything there; the excess ends at 10.
-
-    Parameters
-    ----------
-    probe
-        Maps float32 features to logits.
-    features
-        Of the samples to learn from, (N, D) or (N, D, *S), float32 or float64: the computation is
-        in this type, the probe's input is float32.
-    per_channel
-        One location and scale for all positions of a channel, else for each position.
-    """
-
-    median: Tensor
-    scale: Tensor
-    excess: Tensor
-    mean: Tensor
-    deviation: Tensor
-
-    def __init__(self, probe: nn.Module, features: Tensor, per_channel: bool) -> None:
-        super().__init__()
-        shape = [1, *features.shape[1:]]
-        values = features.flatten(1)
-        if per_channel:
-            shape[2:] = [1] * (features.dim() - 2)
-            values = features.movedim(1, -1).flatten(0, -2)
-        width = max(1, _AT_ONCE // len(values))
-        columns = [_columns(part) for part in torch.split(values, width, 1)]
-        names = ("median", "scale", "excess", "mean", "deviation")
-        for name, found in zip(names, zip(*columns, strict=True), strict=True):
-            self.register_buffer(name, torch.cat(found).reshape(shape))
-        self.probe = probe
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return the logits of the probe."""
-        near, excess = _parts(features, self.median, self.scale)
-        values = near + (excess / self.excess).clamp(-_FARTHEST, _FARTHEST)
-        logits: Tensor = self.probe(((values - self.mean) / self.deviation).float())
-        return logits
-
-
-def _parts(values: Tensor, median: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the robust deviation up to `_NEAR`, and what exceeds it."""
-    deviation = (values - median) / scale
-    largest = torch.finfo(deviation.dtype).max
-    deviation = deviation.clamp(-largest, largest)
-    near = deviation.clamp(-_NEAR, _NEAR)
-    return near, deviation - near
-
-
-def _columns(values: Tensor) -> tuple[Tensor, ...]:
-    from sklearn.preprocessing import RobustScaler
-
-    robust = RobustScaler(quantile_range=(10, 90), unit_variance=True)
-    robust.fit(values.double().cpu().numpy())  # its float32 takes a range of 1e-6 for none
-    median, scale = (
-        torch.from_numpy(found).to(values) for found in (robust.center_, robust.scale_)
-    )
-    rounding = 8 * torch.finfo(values.dtype).eps * median.abs()
-    scale = torch.where(scale > rounding, scale, torch.inf)  # a constant column becomes zero
-    near, excess = _parts(values, median, scale)
-    largest = excess.abs().amax(0).clamp_min(1)  # the square of a large one may be infinite
-    root_mean_square = largest * (excess / largest).square().mean(0).sqrt()
-    root_mean_square = root_mean_square.clamp_min(1)
-    squeezed = near + (excess / root_mean_square).clamp(-_FARTHEST, _FARTHEST)
-    deviation, mean = torch.std_mean(squeezed, 0, correction=0)
-    return median, scale, root_mean_square, mean, torch.where(deviation > 0, deviation, 1.0)

@@ -81,23 +81,25 @@ class DifferentiableLoss:
             early = (False,) * self._inputs
         if transformed:
             result = self._under_transforms.apply(*inputs, arguments, early)
-        elif torch.compiler.is_compiling():
-            result = self.operator(*inputs, *arguments, *_flags(early))
-        elif recorded:
+        elif recorded and not torch.compiler.is_compiling():
             result = self._fast.apply(*inputs, arguments, early)
         else:
             result = self.values(*inputs, *arguments, *_flags(early))
         return result[:3]  # type: ignore[no-any-return]
 
     def values(self, *given: Any) -> tuple[Tensor, ...]:
-        """Call the operator where no derivative is to be recorded.
+        """Call the operator where no derivative is to be recorded, or torch.compile records.
 
         Its registered formula is Python code that the dispatcher enters even when gradients are
         off, as they are inside an autograd.Function: going past it takes a sixth off a small
         loss's step.
         """
-        with torch._C._AutoDispatchBelowAutograd():
-            result: tuple[Tensor, ...] = self.operator(*given)
+        result: tuple[Tensor, ...]
+        if torch.compiler.is_compiling():  # the dispatcher's guards are not for tracing
+            result = self.operator(*given)
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                result = self.operator(*given)
         return result
 
     def gradients(
@@ -263,11 +265,14 @@ def _functions(loss: DifferentiableLoss) -> tuple[Any, Any, Any]:
             value, cross_entropy, entropy = output[:3]
             ctx.mark_non_differentiable(cross_entropy, entropy)
             loss.save(ctx, inputs, arguments, early, output)
+            # A hook may hold on to what is saved, which must then stay as it is.
+            ctx.owns = torch._C._autograd._top_saved_tensors_default_hooks(False) is None
             return value, cross_entropy, entropy
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> Gradients:
-            return (*loss.backward(ctx, grads[0], scaled_gradient), None, None)
+            scale = scaled_gradient if ctx.owns else torch.mul
+            return (*loss.backward(ctx, grads[0], scale), None, None)
 
     class UnderTransforms(torch.autograd.Function):
         """The same in the form that torch.func needs, whose every call costs 50 microseconds more.
@@ -287,7 +292,9 @@ def _functions(loss: DifferentiableLoss) -> tuple[Any, Any, Any]:
             ctx.mark_non_differentiable(*output[1:])
             loss.save(ctx, tensors, arguments, early, output)
 
-        backward = staticmethod(Fast.backward)
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> Gradients:
+            return (*loss.backward(ctx, grads[0], torch.mul), None, None)
 
     class Gradient(torch.autograd.Function):
         """The gradients of the loss as differentiable functions; takes what `finish` takes."""

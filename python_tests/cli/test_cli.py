@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from cli_data import IMAGES, SIZE, train_flags, write_images
 
 import lnl_ext
 from lnl_ext.cli.arguments import build, command_line, read_toml, write_toml
+from lnl_ext.cli.leakage import audits
 from lnl_ext.cli.main import main, parser
 from lnl_ext.cli.options import TrainOptions
 from lnl_ext.cli.run_options import train_options
@@ -335,6 +337,16 @@ def test_train_probe_and_audit_print_the_same_leakage(
     assert f"{probe.information:.3f} ({low:.3f} to {high:.3f})" in text
     for leakage in (found, *of_run.values()):
         assert min(leakage.values()) >= 0  # no probe knows less than nothing
+
+
+def test_what_cannot_be_probed_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    labels, features = torch.arange(60) % 2, torch.randn(60, 4)
+    bias = {"site": labels.roll(7), "age": torch.full((60,), -100)}
+    samples: Any = SimpleNamespace(labels=labels, bias=bias)
+    assert list(audits(features, samples, 0)) == ["site"]
+    assert "Leakage of age is not measured: bias['age']" in capsys.readouterr().out
+    assert audits(features * torch.nan, samples, 0) == {}
+    assert "the features are not finite" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------ options

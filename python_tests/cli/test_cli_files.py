@@ -10,6 +10,7 @@ import pytest
 import torch
 from cli_data import train_flags, write_images
 from PIL import Image
+from safetensors.torch import save_file
 
 from lnl_ext.cli.main import main
 from lnl_ext.cli.options import ModelOptions, TrainOptions
@@ -98,6 +99,35 @@ def test_a_model_json_says_how_inputs_are_normalised(tmp_path: Path) -> None:
     torch.testing.assert_close(image[:, 0, 0], (seen - means) / deviations)
     (tmp_path / "model.json").write_text(json.dumps(values))  # of a run before they were written
     assert ModelCard.load(tmp_path) == card()
+
+
+# ------------------------------------------------------------------ weights
+
+
+def test_weights_of_a_wrapped_network_predict_the_same(
+    table: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = torch.load(run / "model.pt", weights_only=True)
+    averaged = {f"module._orig_mod.{name}": value for name, value in state.items()}
+    averaged["n_averaged"] = torch.tensor(3)
+    torch.save(averaged, tmp_path / "averaged.pt")
+    save_file(averaged, tmp_path / "averaged.safetensors")
+    torch.save(
+        {f"net.{n}": v for n, v in state.items()} | {"x": state["classifier.1.bias"]},
+        tmp_path / "part.pt",
+    )
+    images = [f"--images={table.parent}", "--workers=0", "--image-size=32"]
+    commands = {"run": [f"{run}"]}
+    for name in ("averaged.pt", "averaged.safetensors", "part.pt"):
+        commands[name] = [f"--weights={tmp_path / name}", "--arch=squeezenet1_1", "--classes=a,b"]
+    tables = []
+    for name, model in commands.items():
+        output = tmp_path / f"{name}.csv"
+        if main(["predict", *model, *images, f"--output={output}"]) == 0:
+            tables.append(output.read_text())
+    assert len(tables) == 3
+    assert tables[0] == tables[1] == tables[2]
+    assert "names of the network begin with 'net.', beside others (x)" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------ names

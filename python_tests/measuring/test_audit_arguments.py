@@ -3,6 +3,7 @@
 import json
 import math
 import resource
+import sys
 
 import numpy as np
 import pytest
@@ -143,3 +144,10 @@ def test_logits_that_are_nan():
     features, labels, bias = draw()
     with pytest.raises(ValueError, match="head gives logits that are NaN"):
         lnl_ext.audit(features, labels, bias, head=Broken(4, 2), **QUICK)
+
+
+@pytest.mark.parametrize("library", ["scipy", "sklearn"])
+def test_a_missing_library_is_named(monkeypatch, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError, match=rf"needs {library}: pip install 'lnl_ext\[train\]'"):
+        lnl_ext.audit(*draw(), **QUICK)

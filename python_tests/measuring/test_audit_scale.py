@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import lnl_ext
-from lnl_ext.measuring.probe import Scaled
+from lnl_ext.measuring.scaling import Scaled
 
 QUICK = {"permutations": 99, "resamples": 100, "probes": ["linear"]}
 

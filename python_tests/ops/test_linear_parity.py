@@ -90,7 +90,7 @@ def test_every_instruction_set(capability: str):
     if capability != "default" and capability not in supported():
         pytest.skip(f"this processor has no {capability}")
     script = (
-        "import sys; sys.path.insert(0, 'python_tests/support')\n"
+        "import sys; sys.path[:0] = ['python_tests', 'python_tests/support', 'python_tests/ops']\n"
         "import conftest, test_linear_parity as t, torch\n"
         f"assert torch.backends.cpu.get_cpu_capability().lower().startswith({capability!r})\n"
         "for shape in t.SHAPES:\n"
