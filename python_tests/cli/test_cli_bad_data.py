@@ -301,13 +301,13 @@ def test_predict_takes_images_of_every_suffix_and_counts_what_it_leaves_out(
     folder.mkdir()
     (folder / "notes.txt").touch()
     assert main(command) == 2
-    assert f"images {folder}: no image in this folder" in capsys.readouterr().err
+    assert f"images {folder}: no image file in this folder" in capsys.readouterr().err
     picture = Image.new("RGB", (SIZE, SIZE), "red")
     picture.save(folder / "moves.GIF", save_all=True, append_images=[picture.rotate(90)])
     picture.save(folder / "still.jpeg")
     Image.new("RGB", (1, 1)).save(folder / "tiny.png")
     assert main(command) == 0
-    assert "Left out: 1 file whose name does not end as an image's does" in capsys.readouterr().out
+    assert "Left out: 1 file without an image extension" in capsys.readouterr().out
     names = [row["path"] for row in csv.DictReader(output.open())]
     assert names == ["moves.GIF", "still.jpeg", "tiny.png"]
 
@@ -331,7 +331,7 @@ def test_an_output_that_cannot_be_a_folder_is_one_line(
         ("--learning-rate=nan", "learning-rate is nan, expected more than 0"),
         ("--seed=4294967296", "seed is 4294967296, expected at most 4294967295"),
         ("--method=blindeye --update=two_step", "method blindeye has a confusion loss"),
-        ("--bias-column=label", "bias-column is 'label', which the figures of a run call the task"),
+        ("--bias-column=label", "bias-column is 'label', which is the task's name in the results"),
     ],
 )
 def test_numbers_out_of_range_are_named(

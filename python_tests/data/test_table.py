@@ -319,7 +319,7 @@ def test_hidden_files_are_no_data(write: Callable[..., Path], folder: Path) -> N
     table = read_folder(folder)
     assert (table.names, table.labels) == (plain.names, plain.labels)
     assert "Left out: 8 hidden files (.DS_Store, .Trash-1000, ._1.jpg, " in table.notes[0]
-    assert "Left out: 1 file whose name does not end as an image's does" in table.notes[1]
+    assert "Left out: 1 file without an image extension" in table.notes[1]
     # A table of all files that a program has listed.
     path = write("path,hospital", "cat/1.jpg,N", f"{hidden[0]},N", f"{hidden[4]},S", "dog/1.jpg,S")
     table = read_folder(folder, csv_file=path, bias_columns=[HOSPITAL])
