@@ -58,8 +58,8 @@ def find_images(root: Path, *, classes: bool = False) -> tuple[list[Path], list[
         shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
         notes.append(f"Left out: {len(hidden)} hidden file{'s' * (len(hidden) > 1)} ({shown})")
     if others:
-        files = f"{others} file{'s' * (others > 1)}"
+        counted = f"{others} file{'s' * (others > 1)}"
         notes.append(
-            f"Left out: {files} without an image extension (list images among them in a CSV file)"
+            f"Left out: {counted} without an image extension (list images among them in a CSV file)"
         )
     return images, notes
