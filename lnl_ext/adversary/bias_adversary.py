@@ -9,20 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from lnl_ext.adversary.linear_head import LinearHead, is_first_layer, steps, take_apart
-from lnl_ext.adversary.loss_gradients import LossArguments, Operands
+from lnl_ext.adversary.loss_gradients import Operands, Wanted
 from lnl_ext.adversary.reweighting import check_sample_weight, weigh_samples
 from lnl_ext.adversary.two_gradients import Boundary, adversary_loss, enter_head, enter_layer
 from lnl_ext.coefficients import ScheduledCoefficients
 from lnl_ext.gradient_reversal import scale_gradient
-from lnl_ext.ops import bias_loss as ops
-from lnl_ext.ops.arguments import Coefficient
+from lnl_ext.ops.arguments import Coefficient, LossArguments
 from lnl_ext.ops.checks import (
+    check_denominators,
     check_logits,
     check_options,
     check_target,
     check_weight,
+    reduction_number,
 )
-from lnl_ext.ops.given_denominators import check_denominators
 from lnl_ext.ops.types import BiasLoss
 from lnl_ext.schedules import Schedule
 
@@ -86,8 +86,7 @@ class BiasAdversary(ScheduledCoefficients):
     CUDA; XX
     likewise float16 where it does). Every other head runs as it is, and so
     does a layer that does more than its product (hooks, parametrizations, a subclass, a weight that
-    the head uses twice, ``layer.compile()``),
-    and several heads with given denominators. Where layers before the last one train and
+    the head uses twice, ``layer.compile()``). Where layers before the last one train and
     `entropy_weight` or `confusion_weight` is not the number 0, the last layer's product is made
     twice, because these layers and the features need different gradients of its input.
 
@@ -167,8 +166,7 @@ class BiasAdversary(ScheduledCoefficients):
             Shape ``(heads, 2)``: what each head's sums of CE and of H (and of the confusion term)
             are divided by, whatever `reduction` says. For a batch that is computed in parts, in
             several processes or one after the other, whose parts have different numbers of targets
-            that are not ignored (`lnl_ext.training.batch_counts.count_sites`). The logits are read
-            twice.
+            that are not ignored (`lnl_ext.training.batch_counts.count_sites`).
         sample_weight
             Shape ``(N,)``, floating point: a factor of each sample's terms, for the head as for the
             features. Not with ``reduction="mean"``, nor with `denominators`. With the weights of
@@ -212,9 +210,7 @@ class BiasAdversary(ScheduledCoefficients):
         sample_weight: Tensor | None,
     ) -> BiasLoss:
         self._check_features(features)
-        # Sums per head, which given denominators need, are not what the linear operator returns.
-        needs_logits = self.heads > 1 and denominators is not None
-        first, linear, boundary = self._run_head(features, needs_logits)
+        first, linear, boundary = self._run_head(features)
         logits = first if linear is None else linear.logits_stand_in(first)
         check_logits(logits, self.heads, "the head's output")
         check_target(target, logits, self.heads, self.ignore_index, "the head's output")
@@ -238,20 +234,22 @@ class BiasAdversary(ScheduledCoefficients):
         arguments = LossArguments(
             target,
             self.weight,
+            denominators,
             self.reversal,
             None if self.known_zero("entropy_weight") else self.entropy_weight,
             None if self.known_zero("confusion_weight") else self.confusion_weight,
-            denominators,
             self.ignore_index,
             self.label_smoothing,
-            ops.REDUCTIONS[reduction],
+            reduction_number(reduction),
             self.mask_entropy,
             self.heads,
+        )
+        wanted = Wanted(
             for_features=for_first and (direct or boundary is not None),
             for_head=for_first and not direct,
             for_layer=grad and for_layer,
         )
-        result = adversary_loss(operands, arguments, boundary if for_first else None)
+        result = adversary_loss(operands, arguments, wanted, boundary if for_first else None)
         if reduction == "none" and linear is not None:
             result = BiasLoss(*(t.reshape(len(logits), *logits.shape[2:]) for t in result))
         if sample_weight is not None:
@@ -261,9 +259,7 @@ class BiasAdversary(ScheduledCoefficients):
     # Autograd is called by hand in the backward, which torch.compile cannot trace.
     _loss_outside_of_graphs = torch.compiler.disable(_loss)  # type: ignore[no-untyped-call]
 
-    def _run_head(
-        self, features: Tensor, needs_logits: bool
-    ) -> tuple[Tensor, LinearHead | None, Boundary | None]:
+    def _run_head(self, features: Tensor) -> tuple[Tensor, LinearHead | None, Boundary | None]:
         """Run the head to its logits, or to the input of a last layer that is one with the loss.
 
         Return that, the head taken apart in the second case, and the boundary of the features, if
@@ -275,12 +271,12 @@ class BiasAdversary(ScheduledCoefficients):
             return logits, None, boundary
         if linear.only_the_layer_trains:
             tap = _run(linear.before, _writable(self.head, features))
-            if linear.fits(tap) and not needs_logits:
+            if linear.fits(tap):
                 return tap, linear, None
             logits, boundary = self._enter([linear.layer], tap)
             return logits, None, boundary
         tap, boundary = self._enter(linear.before, features)
-        if linear.fits(tap) and not needs_logits:
+        if linear.fits(tap):
             return tap, linear, boundary
         return linear.layer(tap), None, boundary
 

@@ -15,11 +15,12 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from lnl_ext.adversary.loss_gradients import (
     Gradients,
-    LossArguments,
     Operands,
+    Wanted,
     late_gradients,
     loss_values,
 )
+from lnl_ext.ops.arguments import TENSORS, LossArguments
 from lnl_ext.ops.types import BiasLoss
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -60,7 +61,10 @@ def enter_layer(
 
 
 def adversary_loss(
-    operands: Operands, arguments: LossArguments, boundary: Boundary | None = None
+    operands: Operands,
+    arguments: LossArguments,
+    wanted: Wanted,
+    boundary: Boundary | None = None,
 ) -> BiasLoss:
     """Return the loss, whose backward gives the operands dCE, and the features another gradient.
 
@@ -72,15 +76,16 @@ def adversary_loss(
     operands
         The logits, or a linear layer and its input.
     arguments
-        Everything else about the loss. Where it wants the features' gradient only, the first
-        operand gets that.
+        Everything else about the loss.
+    wanted
+        Which gradients are. Where it is the features' only, the first operand gets that.
     boundary
-        Where the features entered the head, if `arguments` wants both gradients.
+        Where the features entered the head, if both gradients are wanted.
     """
     if boundary is None:
-        return BiasLoss(*_Loss.apply(None, *operands, *arguments))
+        return BiasLoss(*_Loss.apply(None, wanted, *operands, *arguments))
     walk = (get_gradient_edge(operands.first), boundary)
-    return BiasLoss(*_LossOfTwo.apply(walk, *operands, *arguments))
+    return BiasLoss(*_LossOfTwo.apply(walk, wanted, *operands, *arguments))
 
 
 class _Boundary(torch.autograd.Function):
@@ -152,9 +157,9 @@ def _taken(ctx: Any, gradient: Tensor) -> Tensor:
 _OPERANDS = len(Operands._fields)
 
 
-def _forward(ctx: Any, walk: Any, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(ctx: Any, walk: Any, wanted: Wanted, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
     operands, arguments = Operands(*given[:_OPERANDS]), LossArguments(*given[_OPERANDS:])
-    values = loss_values(operands, arguments)
+    values = loss_values(operands, arguments, wanted)
     ctx.mark_non_differentiable(values.cross_entropy, values.entropy)
     ctx.set_materialize_grads(False)
     ctx.walk = walk
@@ -170,9 +175,10 @@ def _forward(ctx: Any, walk: Any, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
         )
     else:
         # Copies, so that set_progress between forward and backward changes nothing.
-        coefficients = [None if c is None else c.clone() for c in arguments[2:5]]
-        ctx.save_for_backward(*operands, *arguments[:2], *coefficients, values.denominators)
-        ctx.options = arguments[6:]
+        target, weight, _, *coefficients = arguments[:TENSORS]
+        coefficients = [None if c is None else c.clone() for c in coefficients]
+        ctx.save_for_backward(*operands, target, weight, values.denominators, *coefficients)
+        ctx.wanted, ctx.options = wanted, arguments[TENSORS:]
     return values[:3]
 
 
@@ -182,7 +188,7 @@ def _gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor, Gradients]:
     if not ctx.early:
         operands = Operands(first, *saved[: _OPERANDS - 1])
         arguments = LossArguments(*saved[_OPERANDS - 1 :], *ctx.options)
-        return first, late_gradients(upstream, operands, arguments)
+        return first, late_gradients(upstream, operands, arguments, ctx.wanted)
     if torch.compiler.is_compiling():
         return first, Gradients(*(None if g is None else g * upstream for g in saved))
     keep = not ctx.owns or torch._C._autograd._get_current_graph_task_keep_graph()
@@ -199,7 +205,7 @@ def _results(ctx: Any, first: Tensor, gradients: Gradients, twice: bool) -> tupl
     results = [for_features if own is None else own, *layer]
     if twice:
         results = [_without_derivative(g, first, *ctx.layer) for g in results]
-    return None, *results, *(None,) * len(LossArguments._fields)
+    return None, None, *results, *(None,) * len(LossArguments._fields)
 
 
 def _backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:

@@ -1,35 +1,22 @@
 """The bias loss of given logits: its fake kernels, its derivatives, the devices with kernels.
 
-The schemas are in csrc/bias_loss.cpp.
+The schemas are in csrc/schemas.cpp.
 """
 
 from __future__ import annotations
 
 import functools
 import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lnl_ext.build import build_info  # which loads the operators
 from lnl_ext.ops.arguments import NONE, LossArguments
-from lnl_ext.ops.arguments import REDUCTIONS as NAMES
 from lnl_ext.ops.autograd import DifferentiableLoss, Gradients, Inputs
 from lnl_ext.ops.checks import accumulation_dtype
 from lnl_ext.ops.second_derivative import vector_products
-
-REDUCTIONS = {name: number for number, name in enumerate(NAMES)}
-
-
-class Options(NamedTuple):
-    """The arguments of the operators that are not tensors, in their order."""
-
-    ignore_index: int
-    label_smoothing: float
-    reduction: int
-    mask_entropy: bool
-    heads: int
 
 
 def has_kernel(logits: Tensor) -> bool:
@@ -107,13 +94,12 @@ def _products(
     grad_loss: Tensor,
     inputs: Inputs,
     arguments: LossArguments,
-    denominators: Tensor,
 ) -> Gradients:
     """Add the products of the logits' gradient and, of the operator only, of the head's."""
     (logits,) = inputs
     losses = (arguments, arguments.cross_entropy_only())
     products = [
-        vector_products(vector, grad_loss, logits, loss, denominators)
+        vector_products(vector, grad_loss, logits, loss)
         for vector, loss in zip(vectors, losses, strict=False)
         if vector is not None
     ]
@@ -126,15 +112,10 @@ torch.library.register_fake("lnl_ext::scale_gradient_", _scale_gradient_fake)
 
 bias_loss = DifferentiableLoss("bias_loss", 1, _products)
 """Takes the logits, ``(N, heads * C, *S)``, and `LossArguments`."""
-bias_loss_values = bias_loss.values
 
 
-def logits_gradient(
-    grad_loss: Tensor, logits: Tensor, arguments: LossArguments, denominators: Tensor
-) -> Tensor:
+def logits_gradient(grad_loss: Tensor, logits: Tensor, arguments: LossArguments) -> Tensor:
     """Return the differentiable gradient of the loss by the logits."""
-    (gradient,) = bias_loss.gradients(
-        grad_loss, (logits,), arguments, denominators, (True,), (None,)
-    )
+    (gradient,) = bias_loss.gradients(grad_loss, (logits,), arguments, (True,), (None,))
     assert gradient is not None
     return gradient

@@ -1,6 +1,6 @@
 """The bias loss of a linear head: its fake kernels and its derivatives.
 
-The schemas are in csrc/linear_bias_loss.cpp.
+The schemas are in csrc/schemas.cpp.
 """
 
 from __future__ import annotations
@@ -61,7 +61,6 @@ linear_bias_loss = DifferentiableLoss(
 )
 """Takes features ``(N, D)``, head weight ``(heads * C, D)``, head bias ``(heads * C,)`` or None, of
 one dtype, and `LossArguments`."""
-linear_bias_loss_values = linear_bias_loss.values
 
 
 def autocast(

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.adversary.reweighting import weigh_samples
-from lnl_ext.functional import fused_bias_loss
+from lnl_ext.functional import bias_loss
 from lnl_ext.gradient_reversal import grad_reverse
-from lnl_ext.ops.given_denominators import divide_by_head, divide_sums, fold_heads
+from lnl_ext.ops.arguments import MEAN, NONE
+from lnl_ext.ops.checks import loss_arguments
 from lnl_ext.ops.types import BiasLoss
 from lnl_ext.training.batch_counts import Shares
 from lnl_ext.training.stepper import Stepper
@@ -305,27 +306,20 @@ def _head_loss(
     It has the gradient of one term: of CE without `reversal`, of the entropy with ``reversal=0``.
     """
     coefficients = {} if coefficients is None else coefficients
-    options: dict[str, Any] = {
-        "ignore_index": adversary.ignore_index,
-        "label_smoothing": adversary.label_smoothing,
-        "mask_entropy": adversary.mask_entropy,
-        "return_terms": True,
-        **coefficients,
-    }
-    if denominators is None:
-        whole: BiasLoss = fused_bias_loss(
-            logits,
-            target,
-            adversary.weight,
-            reduction=adversary.reduction if sample_weight is None else "none",
-            heads=adversary.heads,
-            **options,
-        )
-        if sample_weight is None:
-            return whole
-        return weigh_samples(whole, sample_weight, adversary.reduction)
-    logits, target = fold_heads(logits, target, adversary.heads)
-    sites: BiasLoss = fused_bias_loss(logits, target, adversary.weight, reduction="none", **options)
-    term = denominators[:, 0 if "reversal" not in coefficients else 1]
-    divided = divide_sums(*sites, denominators)
-    return divided._replace(loss=divide_by_head(sites.loss, term))
+    arguments = loss_arguments(
+        target,
+        adversary.weight,
+        coefficients.get("reversal"),
+        coefficients.get("entropy_weight", 0.0),
+        adversary.ignore_index,
+        adversary.label_smoothing,
+        adversary.reduction,
+        adversary.mask_entropy,
+        adversary.heads,
+    )
+    if denominators is not None:
+        arguments = arguments._replace(denominators=denominators, reduction=MEAN)
+    if sample_weight is None:
+        return bias_loss(logits, arguments)
+    sites = bias_loss(logits, arguments._replace(reduction=NONE))
+    return weigh_samples(sites, sample_weight, adversary.reduction)
