@@ -77,11 +77,14 @@ class DifferentiableLoss:
             # The operator knows no tangents and would drop them; the autograd.Function refuses.
             or forward_ad._current_level >= 0
         )
-        if not recorded or arguments.reduction == NONE or inputs[0].dtype == torch.float16:
+        # A trace is replayed with and without gradients, which is no reason for another graph.
+        tracing = torch._C._is_tracing()
+        late = tracing or arguments.reduction == NONE or inputs[0].dtype == torch.float16
+        if late or not recorded:
             early = (False,) * self._inputs
         if transformed:
             result = self._under_transforms.apply(*inputs, arguments, early)
-        elif torch.compiler.is_compiling() or torch._C._is_tracing():
+        elif torch.compiler.is_compiling() or tracing:
             result = self.operator(*inputs, *arguments, *_flags(early))
         elif recorded:
             result = self._fast.apply(*inputs, arguments, early)

@@ -63,10 +63,7 @@ class _Call(ctypes.Structure):
         ("label_smoothing", ctypes.c_double),
         ("reduction", ctypes.c_int),
         ("mask_entropy", ctypes.c_int),
-        *(
-            (name, ctypes.c_void_p)
-            for name in ("loss", "cross_entropy", "entropy", "denominators")
-        ),
+        *((name, ctypes.c_void_p) for name in ("loss", "cross_entropy", "entropy", "denominators")),
         ("denominators_given", ctypes.c_int),
         *((name, ctypes.c_void_p) for name in ("upstream", "gradient", "head_gradient")),
     )
@@ -285,9 +282,7 @@ def bias_loss(logits: Tensor, *arguments) -> tuple[Tensor, ...]:
     return loss, cross_entropy, entropy, denominators, prepared.gradient, prepared.head_gradient
 
 
-def bias_loss_backward(
-    grad_loss: Tensor, logits: Tensor, *arguments
-) -> tuple[Tensor, Tensor]:
+def bias_loss_backward(grad_loss: Tensor, logits: Tensor, *arguments) -> tuple[Tensor, Tensor]:
     """lnl_ext::bias_loss_backward by the emulated kernels, on CPU tensors."""
     prepared = _Prepared(logits, *arguments)
     upstream = grad_loss.to(prepared.dtype).contiguous()

@@ -1,7 +1,8 @@
 """The operators on CUDA tensors, unmodified, on CPU tensors and emulated kernels.
 
 csrc/cuda/*_cuda.cpp and the operators themselves, with csrc/emulator/torch in the place of the
-functions of torch's CUDA half, as ``torch.ops.lnl_emulated``. Their products are torch's own on the CPU.
+functions of torch's CUDA half, as ``torch.ops.lnl_emulated``. Their products are torch's own on
+the CPU.
 """
 
 from __future__ import annotations
