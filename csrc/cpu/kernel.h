@@ -4,9 +4,10 @@
 
 #include <cstdint>
 
+#include "../types.h"
+
 namespace lnl::cpu {
 
-enum class DType { kFloat32, kFloat64, kFloat16, kBFloat16 };
 
 // Coefficients of the two gradients, already on the host.
 struct Coefficients {
@@ -126,7 +127,7 @@ const KernelTable& kernels_avx2();
 const KernelTable& kernels_avx512();
 #endif
 
-// The best the processor and ATEN_CPU_CAPABILITY allow.
+// The best that capability() allows.
 const KernelTable& kernels();
 
 }  // namespace lnl::cpu

@@ -174,7 +174,7 @@ void plan_workspace(const BiasLossCall& call, const Device& device, Plan& plan) 
   } else {
     plan.partials = reserve(plan.blocks * call.heads * kTotals * sizeof(A));
   }
-  if (call.reduction == Reduction::kMean && call.labels != nullptr) {
+  if (call.reduction == Reduction::kMean && call.labels != nullptr && !call.denominators_given) {
     const std::int64_t blocks = divide_up(sites, 256 * 4);
     const std::int64_t most = divide_up(most_blocks(device), 4);
     plan.denominator_blocks = static_cast<unsigned>(blocks < most ? blocks : most);
@@ -218,7 +218,7 @@ inline LaunchFacts facts_of(const Plan& plan) {
 
 template <typename A>
 DeviceCoefficient<A> coefficient(const Coefficient& given) {
-  return {static_cast<const A*>(given.device), static_cast<A>(given.host)};
+  return {given.device, given.dtype, static_cast<A>(given.host)};
 }
 
 template <typename T>
@@ -416,7 +416,8 @@ cudaError_t launch_fold(const BiasLossCall& call, const Plan& plan, unsigned cha
   problem.blocks = static_cast<int>(plan.blocks);
   problem.heads = static_cast<int>(call.heads);
   const auto kernel = fold_totals<A>;
-  LNL_LAUNCH(kernel, dim3(1), dim3(256), 8 * kTotals * sizeof(A), stream, problem);
+  LNL_LAUNCH(kernel, dim3(1), dim3(kFoldThreads), kFoldThreads / kWarp * kTotals * sizeof(A), stream,
+             problem);
   return cudaGetLastError();
 }
 
@@ -427,7 +428,7 @@ cudaError_t launch_call(const BiasLossCall& call, const Device& device, void* wo
   auto* bytes = static_cast<unsigned char*>(workspace);
   const bool whole = call.loss != nullptr && call.partials == nullptr;
   cudaError_t error = cudaSuccess;
-  if (whole && call.reduction == Reduction::kMean) {
+  if (whole && call.reduction == Reduction::kMean && !call.denominators_given) {
     error = launch_denominators<T>(call, plan, bytes, stream);
   }
   if (error == cudaSuccess && plan.blocks > 0) {
@@ -443,30 +444,32 @@ cudaError_t launch_call(const BiasLossCall& call, const Device& device, void* wo
 
 // function(T()) for the type T of a dtype.
 template <typename Function>
-auto with_dtype(Dtype dtype, Function function) {
+auto with_dtype(DType dtype, Function function) {
   switch (dtype) {
-    case Dtype::kFloat64:
+    case DType::kFloat64:
       return function(double());
-    case Dtype::kFloat16:
+    case DType::kFloat16:
       return function(__half());
-    case Dtype::kBFloat16:
+    case DType::kBFloat16:
       return function(__nv_bfloat16());
-    case Dtype::kFloat32:
+    case DType::kFloat32:
       break;
   }
   return function(float());
 }
 
 template <typename T>
-cudaError_t launch_scale(void* gradient, std::int64_t elements, const void* factor,
+cudaError_t launch_scale(void* gradient, std::int64_t elements, const Coefficient& factor,
                          const Device& device, cudaStream_t stream) {
-  if (elements == 0) return cudaSuccess;
+  using A = Accumulation<T>;
+  const bool unscaled = factor.device == nullptr && factor.host == 1.0;
+  if (elements == 0 || unscaled) return cudaSuccess;
   const std::int64_t needed = divide_up(elements, std::int64_t(256) * kWide<T>);
   const std::int64_t most = divide_up(most_blocks(device), 2);
   const auto kernel = scale_gradient<T>;
   LNL_LAUNCH(kernel, dim3(static_cast<unsigned>(needed < most ? needed : most)), dim3(256), 0,
              stream, static_cast<T*>(gradient), elements,
-             static_cast<const Accumulation<T>*>(factor), aligned(gradient, 16));
+             coefficient<A>(factor), aligned(gradient, 16));
   return cudaGetLastError();
 }
 

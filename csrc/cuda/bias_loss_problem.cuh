@@ -11,10 +11,24 @@ constexpr int kTotals = 3;
 
 template <typename A>
 struct DeviceCoefficient {
-  const A* device = nullptr;
+  const void* device = nullptr;
+  DType dtype = DType::kFloat64;  // of the number on the device
   A host = 0;
 
-  __device__ A read() const { return device != nullptr ? *device : host; }
+  __device__ A read() const {
+    if (device == nullptr) return host;
+    switch (dtype) {
+      case DType::kFloat64:
+        return A(*static_cast<const double*>(device));
+      case DType::kFloat16:
+        return A(widen(*static_cast<const __half*>(device)));
+      case DType::kBFloat16:
+        return A(widen(*static_cast<const __nv_bfloat16*>(device)));
+      case DType::kFloat32:
+        break;
+    }
+    return A(*static_cast<const float*>(device));
+  }
 };
 
 // BiasLossCall for one dtype. "Target index" is a site's place in labels, [N, K, S]; "output index"

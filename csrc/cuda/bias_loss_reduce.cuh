@@ -217,45 +217,50 @@ struct FoldProblem {
   int heads;
 };
 
+constexpr int kFoldThreads = 512;
+
+// A warp a head. Every lane adds the blocks that lie kWarp apart, always in the same order.
 template <typename A>
-__global__ void __launch_bounds__(256) fold_totals(FoldProblem<A> problem) {
+__global__ void __launch_bounds__(kFoldThreads) fold_totals(FoldProblem<A> problem) {
   LNL_SHARED(shared);
-  A* scratch = reinterpret_cast<A*>(shared);
+  A* by_warp = reinterpret_cast<A*>(shared);  // [warps, kTotals], of the heads that a warp has
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
-  A cross_entropy = 0, entropy = 0, confusion = 0;
-  for (int head = 0; head < problem.heads; ++head) {
-    A sums[kTotals];
-    for (int i = 0; i < kTotals; ++i) {
-      RunningSum<A> sum;
-      for (int block = threadIdx.x; block < problem.blocks; block += blockDim.x) {
-        sum.add(problem.partials[(std::int64_t(block) * problem.heads + head) * kTotals + i]);
-      }
-      sums[i] = sum_of_lanes(sum.value, kWarp);
-      if (lane == 0) scratch[i * warps + warp] = sums[i];
+  A totals[kTotals] = {};
+  for (int head = warp; head < problem.heads; head += warps) {
+    RunningSum<A> sums[kTotals];
+    for (int part = lane; part < problem.blocks; part += kWarp) {
+      const A* partial =
+          problem.partials + (std::int64_t(part) * problem.heads + head) * kTotals;
+#pragma unroll
+      for (int i = 0; i < kTotals; ++i) sums[i].add(partial[i]);
     }
-    __syncthreads();
-    for (int i = 0; i < kTotals; ++i) {
-      sums[i] = 0;
-      for (int w = 0; w < warps; ++w) sums[i] += scratch[i * warps + w];
-    }
-    __syncthreads();
     const bool divided = problem.denominators != nullptr;
-    const A per_weight = divided ? problem.denominators[2 * head] : A(1);
-    const A per_site = divided ? problem.denominators[2 * head + 1] : A(1);
-    cross_entropy += sums[0] / per_weight;
-    entropy += sums[1] / per_site;
-    confusion += sums[2] / per_site;
+#pragma unroll
+    for (int i = 0; i < kTotals; ++i) {
+      const A sum = sum_of_lanes(sums[i].value, kWarp);
+      totals[i] += divided ? sum / problem.denominators[2 * head + (i > 0)] : sum;
+    }
   }
-  if (threadIdx.x == 0) {
-    A loss = cross_entropy;
-    const A entropy_weight = problem.entropy_weight.read();
-    const A confusion_weight = problem.confusion_weight.read();
-    if (entropy_weight != A(0)) loss -= entropy_weight * entropy;
-    if (confusion_weight != A(0)) loss += confusion_weight * confusion;
-    *problem.loss = loss;
-    *problem.cross_entropy = cross_entropy;
-    *problem.entropy = entropy;
+  if (lane == 0) {
+#pragma unroll
+    for (int i = 0; i < kTotals; ++i) by_warp[warp * kTotals + i] = totals[i];
   }
+  __syncthreads();
+  if (threadIdx.x > 0) return;
+  A cross_entropy = 0, entropy = 0, confusion = 0;
+  for (int w = 0; w < warps; ++w) {
+    cross_entropy += by_warp[w * kTotals];
+    entropy += by_warp[w * kTotals + 1];
+    confusion += by_warp[w * kTotals + 2];
+  }
+  A loss = cross_entropy;
+  const A entropy_weight = problem.entropy_weight.read();
+  const A confusion_weight = problem.confusion_weight.read();
+  if (entropy_weight != A(0)) loss -= entropy_weight * entropy;
+  if (confusion_weight != A(0)) loss += confusion_weight * confusion;
+  *problem.loss = loss;
+  *problem.cross_entropy = cross_entropy;
+  *problem.entropy = entropy;
 }
 
 // Sums an unreduced loss over heads: [3, N, K, S] to three [N, S].
@@ -284,13 +289,14 @@ __global__ void __launch_bounds__(256) sum_heads(SumHeadsProblem<A> problem) {
   }
 }
 
-// gradient *= *factor. Every block ends at once where the factor is 1, so that the usual backward
+// gradient *= factor. Every block ends at once where the factor is 1, so that the usual backward
 // call costs a launch and no memory traffic, and nobody waits to look at the factor.
 template <typename T>
 __global__ void __launch_bounds__(256)
-    scale_gradient(T* gradient, std::int64_t elements, const Accumulation<T>* factor, bool wide) {
+    scale_gradient(T* gradient, std::int64_t elements, DeviceCoefficient<Accumulation<T>> factor,
+                   bool wide) {
   using A = Accumulation<T>;
-  const A scale = *factor;
+  const A scale = factor.read();
   if (scale == A(1)) return;
   const std::int64_t windows = (elements + kWide<T> - 1) / kWide<T>;
   for (std::int64_t window = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x; window < windows;

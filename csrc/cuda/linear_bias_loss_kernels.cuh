@@ -224,4 +224,14 @@ __global__ void __launch_bounds__(256) fold_head_gradient(HeadFoldProblem<T> pro
   }
 }
 
+// to[r][c] += row[c]. Grid (columns, rows).
+template <typename T>
+__global__ void __launch_bounds__(256)
+    add_row(Accumulation<T>* to, const T* row, std::int64_t rows, std::int64_t columns) {
+  const std::int64_t column = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (column >= columns) return;
+  const Accumulation<T> value = widen(row[column]);
+  for (std::int64_t r = blockIdx.y; r < rows; r += gridDim.y) to[r * columns + column] += value;
+}
+
 }  // namespace lnl::cuda

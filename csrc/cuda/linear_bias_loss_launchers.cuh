@@ -181,7 +181,8 @@ cudaError_t launch_linear(const LinearBiasLossCall& call, const Device& device, 
   if (!plan.on_chip) return cudaErrorInvalidValue;
   auto* bytes = static_cast<unsigned char*>(workspace);
   cudaError_t error = cudaSuccess;
-  if (call.loss.loss != nullptr && call.loss.reduction == Reduction::kMean) {
+  if (call.loss.loss != nullptr && call.loss.reduction == Reduction::kMean &&
+      !call.loss.denominators_given) {
     error = launch_denominators<T>(call.loss, plan.loss, bytes, stream);
   }
   if (error == cudaSuccess && plan.loss.blocks > 0) {

@@ -129,8 +129,8 @@ lnl_fault(sum_without_compensation bias_loss_reduce.cuh
   ""
   " equal .*entropy\\[")
 lnl_fault(fold_of_one_turn_of_values bias_loss_reduce.cuh
-  "block < problem.blocks; block += blockDim.x"
-  "block < problem.blocks; block += problem.blocks"
+  "part < problem.blocks; part += kWarp"
+  "part < problem.blocks; part += problem.blocks"
   "many-blocks.*loss\\[")
 lnl_fault(fold_of_one_turn_of_denominators bias_loss_reduce.cuh
   "block < problem.blocks; block += kWarp"

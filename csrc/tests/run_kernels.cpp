@@ -3,22 +3,16 @@
 
 namespace lnl::tests {
 
-double rounded(cuda::Dtype dtype, double value) {
-  unsigned char bytes[8];
-  encode(dtype, value, bytes);
-  return decode(dtype, bytes);
-}
-
 Results run_kernels(const Case& c, const Inputs& inputs) {
-  const cuda::Dtype wide = accumulation(c.dtype);
-  const bool none = c.reduction == cuda::Reduction::kNone;
+  const DType wide = accumulation_of(c.dtype);
+  const bool none = c.reduction == Reduction::kNone;
   const std::size_t outputs = none ? c.sites() : 1;
   const cuda::Device device = device_of(c);
 
   Numbers logits("logits", c.dtype, inputs.logits, c.misaligned,
                  c.in_place ? Access::kReadWrite : Access::kReadOnly);
   DeviceInputs device_inputs(c, inputs);
-  cuda::BiasLossCall& call = device_inputs.call;
+  BiasLossCall& call = device_inputs.call;
   call.logits = logits.data();
 
   Numbers loss("loss", wide, outputs), cross_entropy("cross entropy", wide, outputs),
@@ -51,7 +45,7 @@ Results run_kernels(const Case& c, const Inputs& inputs) {
   results.loss = loss.values("loss");
   results.cross_entropy = cross_entropy.values("cross_entropy");
   results.entropy = entropy.values("entropy");
-  if (c.reduction == cuda::Reduction::kMean)
+  if (c.reduction == Reduction::kMean)
     results.denominators = denominators.values("denominators");
   if (c.separate_backward) {
     Numbers upstream("upstream", wide, inputs.upstream);
