@@ -138,6 +138,21 @@ int lnl_emulated_scale_gradient(void* gradient, std::int64_t elements, int dtype
   });
 }
 
+// The kernel that logits of this shape with class labels get.
+const char* lnl_emulated_kernel(int dtype, std::int64_t rows, std::int64_t classes,
+                                std::int64_t positions) {
+  using namespace lnl;
+  using namespace lnl::cuda;
+  BiasLossCall call;
+  call.dtype = static_cast<DType>(dtype);
+  call.rows = rows;
+  call.classes = classes;
+  call.positions = positions;
+  const std::int64_t label = 0;
+  call.labels = &label;
+  return launch_facts(call, Device{132, 227 * 1024}).kernel;
+}
+
 // Whether a linear head with gradients for all is one kernel's work, whatever its targets.
 int lnl_emulated_linear_fits(int dtype, std::int64_t rows, std::int64_t heads, std::int64_t classes,
                              std::int64_t width, int multiprocessors, int shared_memory) {

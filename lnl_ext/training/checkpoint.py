@@ -54,7 +54,7 @@ def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None
     path = Path(path)
     try:
         write_state(path, {"format": FORMAT, **state})
-    except (OSError, RuntimeError, *_UNPICKLABLE) as error:  # a full disk may be either of two
+    except (OSError, *_UNPICKLABLE) as error:  # not what a lost DataLoader worker raises meanwhile
         raise CheckpointError(f"could not write checkpoint {path}: {error}") from error
 
 

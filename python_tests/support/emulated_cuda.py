@@ -124,6 +124,8 @@ def library() -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(library_path()))
     loaded.lnl_emulated_error.restype = ctypes.c_char_p
     loaded.lnl_emulated_bias_loss.argtypes = (ctypes.POINTER(_Call), ctypes.c_int, ctypes.c_int)
+    loaded.lnl_emulated_kernel.restype = ctypes.c_char_p
+    loaded.lnl_emulated_kernel.argtypes = (ctypes.c_int, *[ctypes.c_int64] * 3)
     loaded.lnl_emulated_linear_fits.argtypes = (
         ctypes.c_int,
         *[ctypes.c_int64] * 4,
@@ -283,6 +285,12 @@ def scale_gradient_(gradient: Tensor, factor: Tensor) -> None:
             2,
         )
     )
+
+
+def kernel(dtype: torch.dtype, rows: int, classes: int, positions: int) -> str:
+    """Return the name of the kernel that logits of this shape with class labels get."""
+    name: bytes = library().lnl_emulated_kernel(DTYPES[dtype], rows, classes, positions)
+    return name.decode()
 
 
 def linear_fits(dtype: torch.dtype, rows: int, heads: int, classes: int, width: int) -> bool:
