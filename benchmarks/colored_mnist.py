@@ -1,8 +1,8 @@
-"""Train one method on coloured MNIST, test it where colour tells nothing, and measure leakage.
+"""Train one method on coloured MNIST, test it where the colour is random, and measure leakage.
 
     python benchmarks/colored_mnist.py --variance 0.02 --method lnl
 
-prints a table with the paper's figure beside the measured one and appends a line to
+prints a table with the paper's number beside the measured one and appends a line to
 ``benchmarks/results/colored_mnist.jsonl``. With ``--output`` the run also gets a page,
 ``METHOD/report.html`` in that folder. ``--choose`` measures on training digits that are held out.
 """
@@ -28,7 +28,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--variance", type=float, default=0.02, help="of the colours, the paper's sigma^2")
     add_recipe(parser)
     add_training(parser)
-    add("--output", type=Path, help="folder for checkpoints, from which it goes on, and the page")
+    add(
+        "--output",
+        type=Path,
+        help="folder for the page and for checkpoints, from which a run resumes",
+    )
     add("--results", type=Path, default=RESULTS, help="file to append the run to")
     add(
         "--choose",
@@ -38,7 +42,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     for name in COEFFICIENTS:
         flag = f"--{name.replace('_', '-')}"
-        add(flag, type=float, default=argparse.SUPPRESS, help="with --choose: not the recipe's")
+        add(
+            flag,
+            type=float,
+            default=argparse.SUPPRESS,
+            help="with --choose: instead of the recipe's",
+        )
     options = parser.parse_args(arguments)
     if not options.choose and any(name in options for name in COEFFICIENTS):
         parser.error("--reversal and --entropy-weight need --choose: a line of results has neither")

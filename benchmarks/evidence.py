@@ -3,7 +3,7 @@
     python benchmarks/evidence.py --variance 0.02 --output evidence_output
 
 writes `report.html` (self-contained) and its figures. Runs are checkpointed in the output folder:
-stopped and started again, the command goes on from there.
+stopped and started again, the command resumes from there.
 """
 
 from __future__ import annotations

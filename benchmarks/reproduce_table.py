@@ -3,7 +3,7 @@
     python benchmarks/reproduce_table.py
 
 It may be stopped at any moment and started again: runs that stand in the results file are not
-repeated, and a run that was interrupted goes on from its last checkpoint (one an epoch). Each run
+repeated, and a run that was interrupted resumes from its last checkpoint (one an epoch). Each run
 is `benchmarks/colored_mnist.py` with one thread in a process of its own, two at a time. The
 default recipe is run for longer here than by default: for `EPOCHS` epochs instead of three.
 
@@ -23,7 +23,7 @@ from pathlib import Path
 from digits.protocol import METHODS, RESULTS, VARIANCES, add_recipe, check_recipe
 from recording.options import command
 
-# Three seeds where the paper's figures differ most, and in the middle; one elsewhere.
+# Three seeds where the paper's numbers differ most, and in the middle; one elsewhere.
 SEEDS = {0.02: (0, 1, 2), 0.03: (0, 1, 2)}
 EPOCHS = 5.0
 # The paper's, and what the default recipe of `lnl` adds to them alone.
@@ -47,7 +47,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--results", type=Path, default=RESULTS)
     add("--output", type=Path, default=Path("table_output"), help="folder for checkpoints")
     add("--figure", type=Path, help="draw accuracy against variance into this file")
-    add("--table", action="store_true", help="print what there is, run nothing")
+    add("--table", action="store_true", help="print the recorded runs, train nothing")
     options = parser.parse_args(arguments)
     if options.methods is None:
         options.methods = [m for m in ROWS if options.recipe == "default" or m != "adjusted"]

@@ -42,7 +42,7 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def scale_gradient(x: Tensor, factor: Coefficient) -> Tensor:
-    """Return `x`, with its derivatives multiplied by `factor` on their way back.
+    """Return `x`, with its derivatives multiplied by `factor` in the backward pass.
 
     The factor, a number or 0-dim tensor, is a constant: it gets no gradient, and unlike
     `grad_reverse` this checks nothing.

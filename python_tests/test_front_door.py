@@ -148,7 +148,7 @@ def no_torch(tmp_path: Path) -> str:
         (["--help"], 0, "COMMAND"),
         (["--version"], 0, lnl_ext.__version__),
         (["train", "--help"], 0, "--bias-column"),
-        (["probe", "--help"], 0, "--tap"),
+        (["probe", "--help"], 0, "--feature-layer"),
         (["trian"], 2, "invalid choice: 'trian'"),
         (["train", "--revesal=1"], 2, "unrecognized arguments: --revesal=1"),
         (["train", "--method=lln"], 2, "invalid choice: 'lln'"),

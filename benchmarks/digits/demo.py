@@ -96,7 +96,7 @@ def draw(runs: Sequence[Run], data: Data, path: Path) -> None:
     grid = figure.add_gridspec(3, 2, height_ratios=(1, 1, 2.6))
     for row, (dataset, title) in enumerate(
         (
-            (data.train, "training set: the colour gives the digit away"),
+            (data.train, "training set: the colour determines the digit"),
             (data.test, "test set: the colour says nothing"),
         )
     ):

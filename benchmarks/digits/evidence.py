@@ -72,9 +72,9 @@ def outcome(method: str, data: Data, options: argparse.Namespace) -> Outcome:
     )[-1]
     features, classifier = trainer.inference_modules()
     prediction = predict(nn.Sequential(features, classifier), data.test.batches(500))
-    tap = outputs(features, data.test.batches(500))  # once for both audits
+    hidden = outputs(features, data.test.batches(500))  # once for both audits
     report = audit(
-        tap,
+        hidden,
         data.test.labels,
         {"colour": data.test.bias["color"].long()},
         probes=("linear",),
@@ -83,7 +83,7 @@ def outcome(method: str, data: Data, options: argparse.Namespace) -> Outcome:
         seed=options.seed,
     )
     groups = audit(
-        tap,
+        hidden,
         data.test.labels,
         {"whose colour": data.test.mean_color},
         predictions=prediction.logits,
@@ -101,8 +101,8 @@ def outcome(method: str, data: Data, options: argparse.Namespace) -> Outcome:
 def embedded(features: nn.Module, data: Data, rows: Tensor) -> Tensor:
     """Return the features (n, D) of test digits."""
     with evaluating(features):
-        tap: Tensor = features(data.test.batch(rows)[0])
-    return tap.flatten(1)
+        hidden: Tensor = features(data.test.batch(rows)[0])
+    return hidden.flatten(1)
 
 
 def figures(outcomes: Mapping[str, Outcome], data: Data, seed: int) -> dict[str, tuple[Any, str]]:
@@ -129,12 +129,12 @@ def figures(outcomes: Mapping[str, Outcome], data: Data, seed: int) -> dict[str,
                 colors=colors,
                 row_name="whose colour it has",
             ),
-            "What a colour makes the network say: on the diagonal, the digit whose colour it is. "
+            "Predictions by colour: on the diagonal, the digit whose colour it is. "
             "Without bias every row is the same.",
         ),
         "training": (
             history_figure({name: o.records for name, o in outcomes.items()}, CURVES),
-            "Training: losses every so many steps; accuracy and a fresh probe's accuracy at the "
+            "Training: losses of single steps; accuracy and a fresh probe's accuracy at the "
             "end of every epoch.",
         ),
         "embedding": (
@@ -162,8 +162,8 @@ def page(
     """Put everything on one page."""
     result = Page(f"Coloured MNIST, variance {options.variance:g}, seed {options.seed}")
     result.text(
-        "Trained on digits whose colour gives them away, measured on test digits whose colour says "
-        "nothing. Every figure is of the last epoch."
+        "Trained on digits whose colour determines them, measured on test digits whose colour is "
+        "random. All numbers are of the last epoch."
     )
     result.heading("Results").table(
         (
@@ -186,7 +186,7 @@ def page(
             for name, o in outcomes.items()
         ],
     )
-    result.heading("What fresh probes tell about the colour").text(
+    result.heading("How well fresh probes predict the colour").text(
         "Trained to convergence on frozen features. 'colour': 8 bins of red, green and blue, means "
         "over the three; 'whose colour': which digit's mean colour was taken."
     )

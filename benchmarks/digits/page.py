@@ -19,11 +19,11 @@ from lnl_ext.reporting import (
 DIGITS = [str(digit) for digit in range(10)]
 COLORS = [[value / 255 for value in color] for color in MEAN_COLORS]
 LEAKAGE = (
-    "How often a new head on the frozen features names the right one of 8 bins of the digit's "
-    "colour, mean of red, green and blue, on the test set; it learned from training digits that "
-    "were coloured like the test set. Before: on the features from which the last stage began, "
-    "new weights where nothing was trained before. Majority: always naming the most frequent bin. "
-    "Information: what the head knows of the colour after the training, a channel."
+    "How often a new head on the frozen features predicts the right one of 8 bins of the digit's "
+    "colour, mean of red, green and blue, on the test set; it was trained on training digits "
+    "coloured like the test set. Before: on the features from which the last stage began, "
+    "new weights where nothing was trained before. Majority: always predicting the most frequent "
+    "bin. Information about the colour: H(colour) - CE of the head after the training, a channel."
 )
 
 
@@ -67,8 +67,8 @@ def summary(
     return RunSummary(
         title=f"Coloured MNIST: {run.method}, variance {run.variance:g}, seed {run.seed}",
         about=[
-            "Trained on digits whose colour gives them away, measured on test digits whose colour "
-            "is that of a digit drawn at random. Every figure is of the last epoch."
+            "Trained on digits whose colour determines them, measured on test digits whose colour "
+            "is that of a digit drawn at random. All numbers are of the last epoch."
         ],
         results=Table(tuple(figures), [tuple(figures.values())]),
         command=command,

@@ -1,4 +1,4 @@
-"""Coloured MNIST: what can be asked for, and the paper's figures.
+"""Coloured MNIST: methods, variances, recipes, and the paper's numbers.
 
 It imports no torch, so that `--help` answers at once.
 """

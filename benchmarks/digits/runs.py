@@ -90,7 +90,7 @@ class Run:
     leakage_chance: float
     """The same of predicting the most frequent bin."""
     information: float
-    """What the probe tells about the colour, in nats a channel: H(colour) - CE(probe)."""
+    """The probe's information about the colour, in nats a channel: H(colour) - CE(probe)."""
     minutes: float
     """Of training, without probes."""
     train_samples: int
@@ -146,7 +146,7 @@ def train_method(
     epochs
         Length of every stage, that of the recipe by default.
     output
-        Folder for metrics and checkpoints, from which an interrupted run goes on.
+        Folder for metrics and checkpoints, from which an interrupted run resumes.
     on_stage
         Called with the feature network before the last stage.
     evaluate, log_every
@@ -300,7 +300,7 @@ def measure(
 
 
 def table(runs: Sequence[Run]) -> str:
-    """Set runs out as text, the paper's figure beside the measured one."""
+    """Set runs out as text, the paper's number beside the measured one."""
     header = (
         "method",
         "recipe",

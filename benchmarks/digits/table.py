@@ -76,7 +76,7 @@ def finished(results: Path, recipe: str, epochs: float | None) -> dict[Cell, flo
 
 
 def table(accuracy: dict[Cell, float], methods: Sequence[str], variances: Sequence[float]) -> str:
-    """Set the runs out as Markdown: the mean over seeds, the paper's figure below it."""
+    """Set the runs out as Markdown: the mean over seeds, the paper's number below it."""
     rows = []
     for method in methods:
         measured = []
@@ -124,7 +124,7 @@ def draw(accuracy: dict[Cell, float], methods: Sequence[str], path: Path) -> Non
 
 
 class Runner:
-    """Runs cells as processes, and ends them all when it is told to stop."""
+    """Runs cells as processes, and ends them all when it is stopped."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -135,7 +135,7 @@ class Runner:
     def run(self, cell: Cell) -> None:
         """Train and measure one cell, which appends its line to the results."""
         options = self.options
-        # Runs of another recipe or length do not go on from each other's checkpoints.
+        # Runs of another recipe or length do not resume from each other's checkpoints.
         length = "" if options.epochs is None else f"-{options.epochs:g}"
         folder = options.output / f"{cell}-{options.recipe}{length}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -196,6 +196,6 @@ def run_all(runner: Runner, missing: Sequence[Cell], jobs: int) -> None:
                     f"about {left:.0f} to go",
                     flush=True,
                 )
-        finally:  # one failed, or Ctrl-C: what runs is ended, and goes on the next time
+        finally:  # one failed, or Ctrl-C: what runs is ended, and resumes the next time
             runner.stop()
             pool.shutdown(cancel_futures=True)

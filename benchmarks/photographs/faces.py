@@ -9,6 +9,7 @@ import itertools
 import torch
 from torch import Tensor
 
+from lnl_ext.ops.types import IGNORE_INDEX
 from lnl_ext.paper.faces import AGE_EDGES, age_bins, binary_age, select_faces
 from lnl_ext.paper.image_networks import GlobalHead, MapHead, SplitNetwork, photo_network
 from photographs.runs import (
@@ -28,10 +29,10 @@ AGES = tuple(f"[{low}, {high})" for low, high in itertools.pairwise(AGE_EDGES))
 def by_label(bias: Tensor, labels: Tensor) -> Tensor:
     """Return a bias target ``(N,)`` as ``(N, 2)``, a head for each label and ignored by the other.
 
-    In training the bias follows the label. A head that sees one label only is not helped by
-    features that tell the label, so it presses on the bias alone.
+    In training the bias follows the label. Features of the label do not help a
+    head that sees one label only, so that its gradient concerns the bias alone.
     """
-    return torch.where(labels[:, None] == torch.arange(2), bias[:, None], -100)
+    return torch.where(labels[:, None] == torch.arange(2), bias[:, None], IGNORE_INDEX)
 
 
 def head(classes: int, heads: int, linear: bool, network: SplitNetwork) -> GlobalHead:
@@ -41,7 +42,7 @@ def head(classes: int, heads: int, linear: bool, network: SplitNetwork) -> Globa
 
 def side(options: argparse.Namespace) -> int:
     """Return the number of rows of the features, which is that of their columns."""
-    network = photo_network(options.arch, 2, tap=options.tap)
+    network = photo_network(options.arch, 2, feature_layer=options.feature_layer)
     return crop_of(options.image_size, network) // network.stride
 
 

@@ -17,7 +17,7 @@ def parser(
     """Return the options that the commands share."""
     made = command(description)
     add = made.add_argument
-    add("--data", type=Path, help="folder with the images; required, but for --table")
+    add("--data", type=Path, help="folder with the images; required without --table")
     add("--method", choices=methods, default="lnl")
     add("--train-split", choices=splits, default=splits[0])
     add_training(made)
@@ -25,9 +25,9 @@ def parser(
     add("--batch-size", type=int, default=32)
     add("--image-size", type=int, default=48, help="pixels; 5/6 of it are cut out")
     add("--arch", choices=ARCHITECTURES, default="small")
-    add("--tap", help="layer after which the features are taken")
+    add("--feature-layer", help="layer whose output is the features")
     add("--weights", default="none", help="'none', 'imagenet' or the path of a state_dict")
-    add("--pressure", type=float, default=1.0, help="factor of the adversaries' coefficients")
+    add("--strength", type=float, default=1.0, help="factor of the adversaries' coefficients")
     add(
         "--smallest-part",
         type=float,
@@ -38,12 +38,12 @@ def parser(
         "--choose",
         action="store_true",
         help="to choose settings: measure on the halves of the unbiased and the opposite set that "
-        "no figure is reported of, append nothing",
+        "are not reported, append nothing",
     )
     add("--workers", type=int, default=2, help="processes that decode the images")
     add("--output", type=Path, help="folder for metrics, the checkpoint and the page")
     add("--results", type=Path, default=RESULTS / f"{benchmark}.jsonl", help="file to append to")
-    add("--table", action="store_true", help="print what there is, run nothing")
+    add("--table", action="store_true", help="print the recorded runs, train nothing")
     return made
 
 

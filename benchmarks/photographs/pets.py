@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lnl_ext.ops.types import IGNORE_INDEX
 from lnl_ext.paper.dogs_and_cats import COLOR_BINS, color_map, list_pets
 from lnl_ext.paper.image_networks import GlobalHead, MapHead, SplitNetwork, photo_network
 from photographs.runs import (
@@ -31,11 +32,11 @@ def mean_color(images: Tensor, labels: Tensor) -> Tensor:
 def with_label(bins: Tensor, labels: Tensor) -> Tensor:
     """Return bins ``(N, 3, ...)`` as ``(N, 9, ...)``: for three heads of all, of cats, of dogs.
 
-    The last six ignore (-100) the other label: a head that sees one species only is not helped by
-    features that tell the species, so it presses on the colour alone.
+    The last six are ignored for the other label: features of the species do not help a head of
+    one species only, so that its gradient concerns the colour alone.
     """
     own = (labels[:, None] == torch.arange(2)).reshape(-1, 2, *(1 for _ in bins.shape[1:]))
-    by_label = torch.where(own, bins[:, None], -100)
+    by_label = torch.where(own, bins[:, None], IGNORE_INDEX)
     return torch.cat([bins, by_label.flatten(1, 2)], dim=1)
 
 
@@ -56,7 +57,7 @@ def colors_and_label(step: int, images: Tensor, labels: Tensor) -> Tensor:
 
 def adversaries(options: argparse.Namespace) -> list[Adversary]:
     """Return the bias heads asked for."""
-    stride = photo_network(options.arch, 2, tap=options.tap).stride
+    stride = photo_network(options.arch, 2, feature_layer=options.feature_layer).stride
 
     def global_head(network: SplitNetwork) -> GlobalHead:
         return GlobalHead(network.channels, COLOR_BINS, heads=9)
@@ -65,7 +66,7 @@ def adversaries(options: argparse.Namespace) -> list[Adversary]:
         return GlobalHead(network.channels, 2)
 
     def map_of(name: str, heads: int, weight: float, target: MapTarget) -> Adversary:
-        # One target a position of the features: the tap's stride apart. Summed over positions;
+        # One target a position of the features: their stride apart. Summed over positions;
         # per position and channel a part of a prediction's weight.
         reversal, entropy_weight = (
             weight * whole / 3 / positions(options, stride) for whole in (1.0, 0.1)
@@ -87,7 +88,7 @@ def adversaries(options: argparse.Namespace) -> list[Adversary]:
 
 
 def positions(options: argparse.Namespace, stride: int) -> int:
-    """Return the number of positions of the tap."""
+    """Return the number of positions of the features."""
     side: int = max(1, options.image_size * 5 // 6 // stride)
     return side * side
 

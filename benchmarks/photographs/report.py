@@ -1,4 +1,4 @@
-"""What the benchmarks on photographs tell of a run: a line of results, a table, a page."""
+"""What the benchmarks on photographs report of a run: a line of results, a table, a page."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from photographs import table as recorded
 from photographs.runs import Measured, Run, Task, choose, measure
 
 LEAKAGE = (
-    "How often a new head on the frozen features names the bias of unbiased images; it learned "
-    "from the other half of the unbiased set. Majority: always naming the most frequent class. "
-    "Information: what the head knows of the bias, mean of its predictions."
+    "How often a new head on the frozen features predicts the bias of unbiased images; it was "
+    "trained on the other half of the unbiased set. Majority: always predicting the most frequent "
+    "class. Information about the bias: H(bias) - CE of the head, mean of its predictions."
 )
 
 
@@ -33,7 +33,7 @@ def carry_out(
     options: argparse.Namespace,
     arguments: Sequence[str] | None,
 ) -> None:
-    """Train, measure, print and append; or print what the options ask for instead."""
+    """Train, measure, print and append; or only print, as the options say."""
     if options.table:
         print(recorded.tables(records.read(options.results)))
         return
@@ -89,7 +89,7 @@ def summary(
     return RunSummary(
         title=f"{run.benchmark}: {run.method}, trained on {run.train_split}, seed {run.seed}",
         about=[
-            f"The {run.label} is to be told. Accuracy is that of the last epoch on halves of the "
+            f"The label is the {run.label}. Accuracy is that of the last epoch on halves of the "
             "unbiased set and of the set that is biased the other way round."
         ],
         results=Table(tuple(figures), [tuple(figures.values())]),

@@ -83,7 +83,7 @@ class Sets:
 
 @dataclasses.dataclass(frozen=True)
 class Adversary:
-    """A bias head: its target, what it is and how hard it presses."""
+    """A bias head: its target, its module and its adversarial strength."""
 
     target: str
     build: Callable[[SplitNetwork], nn.Module]
@@ -161,16 +161,16 @@ class Run:
     leakage_chance: float
     """The same of predicting the most frequent class."""
     information: float
-    """What the probe tells about the bias, in nats: H(bias) - CE(probe)."""
+    """The probe's information about the bias, in nats: H(bias) - CE(probe)."""
     minutes: float
     """Of training, without probes."""
     train_samples: int
     arch: str
-    tap: str
+    feature_layer: str
     weights: str
     image_size: int
     batch_size: int
-    pressure: float
+    strength: float
     heads: list[str]
     """Names of the bias heads; none for a method without."""
     threads: int
@@ -214,12 +214,15 @@ def train(options: argparse.Namespace, task: Task) -> tuple[Trainer, int]:
     method = get_method(options.method)
     torch.manual_seed(options.seed)
     network = photo_network(
-        options.arch, len(task.classes), tap=options.tap or None, weights=options.weights
+        options.arch,
+        len(task.classes),
+        feature_layer=options.feature_layer or None,
+        weights=options.weights,
     )
     crop = crop_of(options.image_size, network)
     used = task.adversaries if method.adversarial else ()
     built = {
-        a.target: a.adversary(method, network, options.pressure, options.batch_size) for a in used
+        a.target: a.adversary(method, network, options.strength, options.batch_size) for a in used
     }
     trainer = Trainer(
         network.features,
@@ -243,7 +246,7 @@ def train(options: argparse.Namespace, task: Task) -> tuple[Trainer, int]:
 
 
 def crop_of(size: int, network: SplitNetwork) -> int:
-    """Return the side that the network sees: about `CROP`, a multiple of the tap's stride."""
+    """Return the side that the network sees: about `CROP`, a multiple of the features' stride."""
     return max(network.stride, int(size * CROP) // network.stride * network.stride)
 
 
@@ -314,11 +317,11 @@ def measure(benchmark: str, options: argparse.Namespace, task: Task) -> Measured
         minutes=round(trainer.seconds / 60, 2),
         train_samples=len(sets.train.labels),
         arch=options.arch,
-        tap=options.tap or ARCHITECTURES[options.arch],
+        feature_layer=options.feature_layer or ARCHITECTURES[options.arch],
         weights=options.weights,
         image_size=options.image_size,
         batch_size=options.batch_size,
-        pressure=options.pressure,
+        strength=options.strength,
         heads=options.heads if get_method(options.method).adversarial else [],
         threads=torch.get_num_threads(),
     )
@@ -326,7 +329,7 @@ def measure(benchmark: str, options: argparse.Namespace, task: Task) -> Measured
 
 
 def choose(options: argparse.Namespace, task: Task) -> str:
-    """Train one method and tell what settings may be chosen by."""
+    """Train one method and return what settings may be chosen by."""
     trainer, crop = train(options, task)
     sets = task.sets
     test = accuracy(trainer, sets.test_validation, crop)

@@ -1,4 +1,4 @@
-"""The bias head with its loss: honest training for the head, unlearning for the features."""
+"""The bias head with its loss: the unscaled gradient for the head, unlearning for the features."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class BiasAdversary(ScheduledCoefficients):
     and CUDA; on the CPU in bfloat16 for up to 16 logits, in float16 likewise where the processor
     has arithmetic for it. All other heads run as they are. So does a layer that does more than its
     product (hooks, parametrizations, a subclass, a wrapper, ``layer.compile()``) or whose weight
-    the head uses twice, and several heads with given denominators. With terms beside CE, and
+    the head uses twice. With terms beside CE, and
     layers before the last that may train, the last layer's product is computed twice, because
     these layers and the features need different gradients of its input.
 
@@ -181,8 +181,8 @@ class BiasAdversary(ScheduledCoefficients):
         sample_weight
             Shape ``(N,)``, floating point: a factor of each sample's terms, for the head as for the
             features. Not with ``reduction="mean"``, nor with `denominators`. With the weights of
-            `lnl_ext.independence_weights` the head is to predict a bias that tells nothing about
-            the label, so that features need not forget the label to fool it.
+            `lnl_ext.independence_weights` the head predicts a bias that is independent of the
+            label, so that unlearning it does not unlearn the label.
 
         Returns
         -------
@@ -281,15 +281,15 @@ class BiasAdversary(ScheduledCoefficients):
             logits, boundary = self._enter(steps(self.head), features)
             return logits, None, boundary
         if linear.only_the_layer_trains:
-            tap = _run(linear.before, _writable(self.head, features))
-            if linear.fits(tap):
-                return tap, linear, None
-            logits, boundary = self._enter([linear.layer], tap)
+            hidden = _run(linear.before, _writable(self.head, features))
+            if linear.fits(hidden):
+                return hidden, linear, None
+            logits, boundary = self._enter([linear.layer], hidden)
             return logits, None, boundary
-        tap, boundary = self._enter(linear.before, features)
-        if linear.fits(tap):
-            return tap, linear, boundary
-        return linear.layer(tap), None, boundary
+        hidden, boundary = self._enter(linear.before, features)
+        if linear.fits(hidden):
+            return hidden, linear, boundary
+        return linear.layer(hidden), None, boundary
 
     def _enter(self, modules: list[nn.Module], features: Tensor) -> tuple[Tensor, Boundary | None]:
         """Run modules one after the other; return the result, and the boundary of two gradients."""

@@ -102,8 +102,8 @@ def leakage_text(stages: Mapping[str, Figures]) -> str:
             for stage, found in stages.items()
             if name in found
         ]
-    title = "Leakage: how often fresh probes on the frozen features name the bias, and what they "
-    return "\n".join([f"{title}know of it (the one that knows most)", *align(rows)])
+    title = "Leakage: how well the strongest fresh probe on the frozen features predicts the bias"
+    return "\n".join([title, *align(rows)])
 
 
 def _interval(found: Mapping[str, float], figure: str) -> str:

@@ -64,5 +64,5 @@ class Report:
 
 
 def write_json(path: Path, figures: Any) -> None:
-    """Write figures; NaN, which JSON lacks, as null."""
+    """Write results; NaN, which JSON lacks, as null."""
     write_whole(path, json.dumps(finite_or_none(figures), indent=2) + "\n")

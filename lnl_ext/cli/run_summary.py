@@ -20,12 +20,12 @@ from lnl_ext.training.trainer import Trainer
 __all__ = ["Found", "run_summary"]
 
 _LEAKAGE = (
-    "How often a fresh probe on the frozen features names the bias of validation images that it "
-    "has not seen; it learned from others of them. Of several kinds of probes, the one that knows "
-    "most. Before: at the end of pretraining. After: at the end of training. Label alone: naming "
-    "the most frequent bias of the image's label, which features that are good for the label give "
-    "away. Majority: always naming the most frequent bias. Information: what the probe knows of "
-    "the bias at the end, with its interval."
+    "How often a fresh probe on the frozen features predicts the bias of validation images that it "
+    "has not seen; it was trained on others of them. The strongest of several kinds of probes. "
+    "Before: at the end of pretraining. After: at the end of training. Label alone: predicting "
+    "the most frequent bias of the image's label, which features that are good for the label "
+    "allow. Majority: always predicting the most frequent bias. Information: H(bias) - CE of the "
+    "probe at the end, with its interval."
 )
 
 

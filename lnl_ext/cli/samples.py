@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 from lnl_ext.cli.options import DataOptions
 from lnl_ext.data.images import ImageDataset, Sample, Transform, evaluation_transform, readable
 from lnl_ext.data.table import (
-    IGNORE,
     BiasColumn,
     Table,
     class_names,
@@ -22,6 +21,7 @@ from lnl_ext.data.table import (
     read_table,
 )
 from lnl_ext.errors import UserError
+from lnl_ext.ops.types import IGNORE_INDEX
 from lnl_ext.training.distributed import shard
 
 __all__ = ["Samples", "encoded", "evaluation_batches", "read_samples", "tell"]
@@ -37,7 +37,7 @@ class Samples:
     labels: Tensor
     """(N,) int64."""
     bias: dict[str, Tensor]
-    """(N,) int64 by column, -100 where missing."""
+    """(N,) int64 by column, `IGNORE_INDEX` where missing."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -160,4 +160,4 @@ def evaluation_batches(
 
 def counts(target: Tensor, classes: int) -> list[int]:
     """Return the number of samples of every class."""
-    return torch.bincount(target[target != IGNORE], minlength=classes).tolist()
+    return torch.bincount(target[target != IGNORE_INDEX], minlength=classes).tolist()

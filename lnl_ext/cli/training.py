@@ -20,7 +20,7 @@ from lnl_ext.cli.interruption import Interrupted, StoppableBatches, StopSignals
 from lnl_ext.cli.leakage import Figures, audits, collect_features, figures, leakage_text
 from lnl_ext.cli.options import ADJUSTMENT, TrainOptions
 from lnl_ext.cli.report import Report, write_json
-from lnl_ext.cli.run_data import RunData, label_adjustment, told_by_the_bias, training_batches
+from lnl_ext.cli.run_data import RunData, label_adjustment, predicted_by_the_bias, training_batches
 from lnl_ext.cli.run_folder import (
     CONFIG,
     MODEL,
@@ -33,12 +33,17 @@ from lnl_ext.cli.run_options import train_options
 from lnl_ext.cli.run_summary import Found, run_summary
 from lnl_ext.cli.samples import evaluation_batches
 from lnl_ext.data.images import IMAGENET_MEAN, IMAGENET_STD, Sample
-from lnl_ext.data.table import IGNORE
 from lnl_ext.errors import UserError
 from lnl_ext.files import write_whole
 from lnl_ext.measuring.evaluation import Predictions, predict
-from lnl_ext.models.backbones import Halves, build_network, split_network, tap_shape
+from lnl_ext.models.backbones import (
+    BackboneAndClassifier,
+    build_network,
+    feature_shape,
+    split_network,
+)
 from lnl_ext.models.weights import load_weights, save_weights
+from lnl_ext.ops.types import IGNORE_INDEX
 from lnl_ext.reporting import PAGE, write_run_page
 from lnl_ext.schedules import Linear
 from lnl_ext.training.config import OptimizerConfig, TrainerConfig
@@ -48,14 +53,18 @@ from lnl_ext.training.trainer import CHECKPOINT, Trainer
 
 __all__ = ["train"]
 
-_RAMP = 0.5  # the part of the training in which the pressure rises; the learning rate falls to 0
+_RAMP = 0.5  # the part of the training in which the strength rises; the learning rate falls to 0
 
 
 def _trainer(
-    options: TrainOptions, data: RunData, network: nn.Module, halves: Halves, device: torch.device
+    options: TrainOptions,
+    data: RunData,
+    network: nn.Module,
+    parts: BackboneAndClassifier,
+    device: torch.device,
 ) -> Trainer:
     method = get_method(options.method)
-    shape = tap_shape(halves.features, options.image_size)
+    shape = feature_shape(parts.features, options.image_size)
     adversaries: dict[str, BiasAdversary] = {}
     for name, classes in data.bias.items() if method.adversarial else ():
         adversaries[name] = method.adversary(
@@ -63,7 +72,7 @@ def _trainer(
             reversal=Linear(end=options.reversal, finish=_RAMP),
             entropy_weight=Linear(end=options.entropy_weight, finish=_RAMP),
             confusion_weight=Linear(end=options.confusion_weight, finish=_RAMP),
-            mask_entropy=bool((data.train.bias[name] == IGNORE).any()),
+            mask_entropy=bool((data.train.bias[name] == IGNORE_INDEX).any()),
         )
     for module in (network, *adversaries.values()):
         module.to(device)
@@ -85,8 +94,8 @@ def _trainer(
         compile=options.compile,
     )
     return Trainer(
-        halves.features,
-        halves.classifier,
+        parts.features,
+        parts.classifier,
         adversaries,
         config,
         image_transform=method.image_transform(IMAGENET_MEAN, IMAGENET_STD),
@@ -178,8 +187,8 @@ def train(flags: Mapping[str, Any], processes: Processes) -> None:
     new_layer = None if goes_on else load_weights(network, options.arch, options.weights)
     if new_layer is not None:
         print(f"Weights from {options.weights}; the last layer ({new_layer}) is new")
-    halves = split_network(network, options.tap)
-    trainer = _trainer(options, data, network, halves, device)
+    parts = split_network(network, options.feature_layer)
+    trainer = _trainer(options, data, network, parts, device)
     adjustment = label_adjustment(data) if options.logit_adjustment else None
     batches = training_batches(data.train, options, processes, adjustment)
     if goes_on:
@@ -190,16 +199,17 @@ def train(flags: Mapping[str, Any], processes: Processes) -> None:
             )
         trainer.load(folder / CHECKPOINT)
     elif processes.is_main:
-        _prepare(folder, options, data, halves)
+        _prepare(folder, options, data, parts)
     if processes.is_main:
         print(data.describe())
         if adjustment is not None:
-            print(told_by_the_bias(data, adjustment))
+            print(predicted_by_the_bias(data, adjustment))
+        shape = feature_shape(parts.features, options.image_size)
         print(
-            f"{options.arch}, bias heads at {halves.tap} "
-            f"{tap_shape(halves.features, options.image_size)}, method {options.method}, {device}"
+            f"{options.arch}, bias heads at {parts.feature_layer} {shape}, "
+            f"method {options.method}, {device}"
             + (f", {processes.world_size} processes" if processes.world_size > 1 else "")
-            + (f"; going on at step {trainer.step}" if trainer.step else ""),
+            + (f"; resuming at step {trainer.step}" if trainer.step else ""),
             flush=True,
         )
     run = _Run(options, data, processes)
@@ -213,7 +223,7 @@ def _fit(run: _Run, trainer: Trainer, batches: DataLoader[Sample], folder: Path)
     Raises
     ------
     Interrupted
-        By a signal; the message says how to go on.
+        By a signal; the message says how to resume.
     """
     began = trainer.step
     # Many processes would not note a signal at the same step, and none can step alone: they end at
@@ -233,32 +243,34 @@ def _fit(run: _Run, trainer: Trainer, batches: DataLoader[Sample], folder: Path)
                 raise Interrupted(
                     stop.signal,
                     f"process {run.processes.rank} of {run.processes.world_size} stopped by "
-                    f"{stop.signal.name}; start all again with --resume to go on from the last "
+                    f"{stop.signal.name}; start all again with --resume to continue from the last "
                     f"checkpoint in {folder}",
                 ) from None
             if trainer.step > began:  # else the checkpoint is there already, if there is any
                 trainer.save(folder / CHECKPOINT)
             raise Interrupted(
                 stop.signal,
-                f"stopped by {stop.signal.name} at step {trainer.step}; go on with: "
+                f"stopped by {stop.signal.name} at step {trainer.step}; resume with: "
                 f"lnl train --output {folder} --resume",
             ) from None
 
 
-def _prepare(folder: Path, options: TrainOptions, data: RunData, halves: Halves) -> None:
+def _prepare(
+    folder: Path, options: TrainOptions, data: RunData, parts: BackboneAndClassifier
+) -> None:
     write_whole(folder / SPLIT, data.split)
     ModelCard(
         arch=options.arch,
         classes=data.labels,
         image_size=options.image_size,
-        tap=halves.tap,
+        feature_layer=parts.feature_layer,
         grey=get_method(options.method).grey,
         image_column=options.image_column,
         label_column=options.label_column,
         bias_columns=list(options.bias_column),
         bias_classes=data.bias,
     ).save(folder)
-    write_toml(folder / CONFIG, options)  # last: with it there is a run to go on with
+    write_toml(folder / CONFIG, options)  # last: with it there is a run to resume
 
 
 def _finish(run: _Run, trainer: Trainer, network: nn.Module, folder: Path, command: str) -> None:

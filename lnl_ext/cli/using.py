@@ -40,7 +40,7 @@ from lnl_ext.errors import UserError
 from lnl_ext.files import check_names, replacing
 from lnl_ext.measuring.evaluation import Predictions
 from lnl_ext.measuring.evaluation import predict as run_model
-from lnl_ext.models.backbones import build_network, output_layer, split_network, tap_shape
+from lnl_ext.models.backbones import build_network, feature_shape, output_layer, split_network
 from lnl_ext.models.exported import ExportedModel
 from lnl_ext.models.weights import put_weights, read_weights, unwrapped
 from lnl_ext.training.distributed import Processes
@@ -97,16 +97,16 @@ class _Model:
         """Return images to logits."""
         return self._greyed(self.network.to(device))
 
-    def features(self, tap: str | None, device: torch.device) -> tuple[nn.Module, str]:
-        """Return images to the tap, and its name."""
-        if tap is None and self.card is not None:
-            tap = self.card.tap
+    def features(self, feature_layer: str | None, device: torch.device) -> tuple[nn.Module, str]:
+        """Return the network up to the feature layer, and the layer's name."""
+        if feature_layer is None and self.card is not None:
+            feature_layer = self.card.feature_layer
         if isinstance(self.network, ExportedModel):
-            front, name = self.network.features(tap)
+            front, name = self.network.features(feature_layer)
             return front.to(device), name
-        halves = split_network(self.network, tap)
-        tap_shape(halves.features, self.image_size)  # says what is wrong with the size
-        return self._greyed(halves.features.to(device)), halves.tap
+        parts = split_network(self.network, feature_layer)
+        feature_shape(parts.features, self.image_size)  # says what is wrong with the size
+        return self._greyed(parts.features.to(device)), parts.feature_layer
 
     def _greyed(self, network: nn.Module) -> nn.Module:
         """Return a network that was trained on grey images for the images themselves."""
@@ -270,10 +270,10 @@ def probe(flags: Mapping[str, Any], processes: Processes) -> None:
         table = table.select(rows)
     labels = [] if table.labels is None else class_names(table.labels, "label")
     samples = encoded(table, "label", labels, bias, workers=options.workers)
-    network, tap = model.features(options.tap, _device(options, processes))
+    network, feature_layer = model.features(options.feature_layer, _device(options, processes))
     batches = evaluation_batches(samples, model.image_size, options, batch_size=model.batch_size)
     features = collect_features(network, batches)
-    print(f"Features of {model.source} at {tap} {tuple(features.shape[1:])}")
+    print(f"Features of {model.source} at {feature_layer} {tuple(features.shape[1:])}")
     reports = audits(features, samples, options.seed, options.validation)
     if not reports:
         raise UserError("no attribute could be probed for")
@@ -332,7 +332,7 @@ def _unlabelled(options: PredictOptions) -> Table:
     paths, notes = find_images(root)
     if not paths:
         raise UserError(
-            f"images {options.images}: no image in this folder, by the ends of the names "
+            f"images {options.images}: no image file in this folder, by extension "
             f"({', '.join(IMAGE_SUFFIXES)})" + "".join(f". {note}" for note in notes)
         )
     names = tuple(str(path.relative_to(root)) for path in paths)

@@ -58,10 +58,8 @@ def find_images(root: Path, *, classes: bool = False) -> tuple[list[Path], list[
         shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
         notes.append(f"Left out: {len(hidden)} hidden file{'s' * (len(hidden) > 1)} ({shown})")
     if others:
-        what = (
-            "1 file whose name does not end as an image's does"
-            if others == 1
-            else f"{others} files whose names do not end as images' do"
+        counted = f"{others} file{'s' * (others > 1)}"
+        notes.append(
+            f"Left out: {counted} without an image extension (list images among them in a CSV file)"
         )
-        notes.append(f"Left out: {what} (list them in a CSV file if they are some)")
     return images, notes

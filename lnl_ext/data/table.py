@@ -19,9 +19,9 @@ from lnl_ext.data.bias_column import BiasColumn
 from lnl_ext.data.csv_rows import CsvRows, examples
 from lnl_ext.data.values import MISSING, by_size, reading
 from lnl_ext.errors import UserError
+from lnl_ext.ops.types import IGNORE_INDEX
 
 __all__ = [
-    "IGNORE",
     "MISSING",
     "BiasColumn",
     "Table",
@@ -31,8 +31,6 @@ __all__ = [
     "read_table",
 ]
 
-IGNORE = -100
-"""The class number of a missing value, which the losses ignore."""
 MAX_CLASSES = 1000
 _Value = TypeVar("_Value")
 
@@ -221,7 +219,8 @@ def read_folder(
                 continue
             if path not in position:
                 raise UserError(
-                    f"{csv_file}, line {rows.lines[row]}: {path} is no image in a class of {folder}"
+                    f"{csv_file}, line {rows.lines[row]}: {path} is not an image in a class of "
+                    f"{folder}"
                 )
             at = position[path]
             lines[at] = rows.lines[row]
@@ -270,7 +269,7 @@ def encode(
     classes: Sequence[str],
     column: str,
 ) -> Tensor:
-    """Return class numbers (N,), int64, `IGNORE` where a value is missing.
+    """Return class numbers (N,), int64, `IGNORE_INDEX` where a value is missing.
 
     Parameters
     ----------
@@ -300,4 +299,6 @@ def encode(
             f"column {column!r} has values that the model does not know ({examples(wrong)}); it "
             f"knows {', '.join(map(repr, classes))}"
         )
-    return torch.tensor([IGNORE if value is None else numbers[read(value)] for value in values])
+    return torch.tensor(
+        [IGNORE_INDEX if value is None else numbers[read(value)] for value in values]
+    )

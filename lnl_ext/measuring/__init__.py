@@ -1,4 +1,4 @@
-"""The audit: what can still be told about a bias from features, and who gets the wrong answers."""
+"""The audit: how well a bias can still be predicted from features, and the accuracy by group."""
 
 from lnl_ext.measuring.audit import TooFewSamplesError, audit
 from lnl_ext.measuring.groups import GroupAccuracy

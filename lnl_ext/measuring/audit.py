@@ -16,13 +16,13 @@ from lnl_ext.measuring.evaluation import as_tensor, evaluating, outputs
 from lnl_ext.measuring.groups import GroupAccuracy
 from lnl_ext.measuring.information import Sampling, bias_entropy, measure
 from lnl_ext.measuring.probe import (
-    IGNORED,
     PROBES,
     Task,
     class_frequencies,
     fit_probe,
 )
 from lnl_ext.measuring.report import AuditReport, BiasAudit, ProbeAudit
+from lnl_ext.ops.types import IGNORE_INDEX
 
 __all__ = ["TooFewSamplesError", "audit"]
 
@@ -61,11 +61,11 @@ def audit(
     batch_size: int = 256,
     seed: int = 0,
 ) -> AuditReport:
-    """Measure how much of a known bias can still be told from features, and who pays for it.
+    """Measure how much of a known bias features still hold, and the accuracy in every group.
 
     Fresh probes are trained to convergence on the frozen features; a validation split ends their
-    training, a test split measures them. The adversary's own loss does not measure this: it may
-    be fooled by features that another head reads easily (Kim et al., CVPR 2019, claim that in the
+    training, a test split measures them. The adversary's own loss does not measure this: where
+    its head cannot predict the bias, another head may (Kim et al., CVPR 2019, claim that in the
     end the bias cannot be predicted because the features, not the predictor, have changed).
 
     Use samples in which the bias does not follow the label: else the label alone predicts the
@@ -243,11 +243,11 @@ def _without_features(task: Task, labels: Tensor, split: _Split) -> tuple[float,
     for number in torch.unique(numbers[split.train]).tolist():
         target = task.target[split.train][numbers[split.train] == number]
         frequencies = class_frequencies(target, task.classes)
-        told = (target != IGNORED).any(2).any(0)
+        told = (target != IGNORE_INDEX).any(2).any(0)
         of_label[number] = torch.where(told, frequencies.argmax(1), common)
     figures = []
     for column, target in enumerate(task.target[split.test].unbind(1)):
-        known = target != IGNORED
+        known = target != IGNORE_INDEX
         guess = of_label[numbers[split.test], column].unsqueeze(1).expand_as(target)
         counts = torch.bincount(target[known], minlength=task.classes).double()
         figures.append(
@@ -418,5 +418,5 @@ def _task(name: str, features: Tensor, values: Any, heads: int, split: _Split) -
     if known[split.test].any(2).any(1).sum() < 2:
         raise TooFewSamplesError(f"{name} is known of one test sample, expected two or more")
     class_names, numbers = torch.unique(target[known], return_inverse=True)
-    target = torch.full_like(target, IGNORED).masked_scatter_(known, numbers)
+    target = torch.full_like(target, IGNORE_INDEX).masked_scatter_(known, numbers)
     return Task(features, target, class_names, positional=bool(positions))

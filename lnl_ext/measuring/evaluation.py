@@ -49,7 +49,7 @@ def outputs(module: nn.Module, batches: Iterable[Any]) -> Tensor:
     Raises
     ------
     TypeError, ValueError
-        A batch, or an output, is no tensor; there is no batch.
+        A batch, or an output, is not a tensor; there is no batch.
     """
     device = _device(module)
     parts = []

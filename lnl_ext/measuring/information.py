@@ -1,4 +1,4 @@
-"""How much a probe knows of a bias, and how sure that is: on samples it has not seen."""
+"""A probe's information about a bias, with its interval, on samples it has not seen."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lnl_ext.measuring.probe import IGNORED, true_class
+from lnl_ext.measuring.probe import true_class
 from lnl_ext.measuring.report import Interval
+from lnl_ext.ops.types import IGNORE_INDEX
 
 __all__ = [
     "Measurement",
@@ -36,7 +37,7 @@ class Sampling(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """What a probe knows; the fields of `lnl_ext.measuring.ProbeAudit` of the same names."""
+    """A probe's results; the fields of `lnl_ext.measuring.ProbeAudit` of the same names."""
 
     accuracy: float
     accuracy_interval: Interval
@@ -50,14 +51,14 @@ class Measurement(NamedTuple):
 def measure(
     log_probability: Tensor, target: Tensor, labels: Tensor, classes: int, sampling: Sampling
 ) -> Measurement:
-    """Measure a probe on samples that it has not seen; every figure is a mean over the heads.
+    """Measure a probe on samples that it has not seen; every number is a mean over the heads.
 
     Parameters
     ----------
     log_probability
         The probe's, shape (N, C, heads, S), C at least ``classes``.
     target
-        Shape (N, heads, S) int64, below ``classes``, -100 where ignored.
+        Shape (N, heads, S) int64, below ``classes``, `IGNORE_INDEX` where ignored.
     labels
         Shape (N,) int64, for the p-value within labels.
     classes
@@ -65,7 +66,7 @@ def measure(
     sampling
         Of the intervals and p-values.
     """
-    known = target != IGNORED
+    known = target != IGNORE_INDEX
     right = (log_probability.argmax(1) == target) & known
     nats = -true_class(log_probability, target).double()
     of_class = torch.stack([(target == c).sum(2) for c in range(classes)], 2).double()
@@ -139,10 +140,10 @@ def bootstrap_intervals(
     estimates: tuple[float, ...],
     sampling: Sampling,
 ) -> list[Interval]:
-    """Return the bias-centred percentile bootstrap intervals of figures.
+    """Return the bias-centred percentile bootstrap intervals of statistics.
 
-    The quantiles of the resampled figures (Efron 1979), all shifted so that their median is the
-    estimate, which thus lies inside. Where the figure has a bias that grows smaller with the
+    The quantiles of the resampled statistics (Efron 1979), all shifted so that their median is the
+    estimate, which thus lies inside. Where the statistic has a bias that grows smaller with the
     number of samples, as an entropy has, that of a resample adds to that of the sample; an
     interval without the shift may lie off the estimate altogether (Efron and Tibshirani,
     *An Introduction to the Bootstrap*, 1993, chapter 10, on the bootstrap estimate of bias).
@@ -150,13 +151,13 @@ def bootstrap_intervals(
     Parameters
     ----------
     figures
-        Maps how often every sample was drawn, shape (R, N) float64, to the F figures of each of
+        Maps how often every sample was drawn, shape (R, N) float64, to the F statistics of each of
         the R resamples, shape (F, R). Whole samples are drawn: the positions of one belong
         together.
     samples
         N.
     estimates
-        The F figures of the samples themselves, corrected for their bias where they have one.
+        The F statistics of the samples themselves, corrected for their bias where they have one.
     sampling
         How many times N samples are drawn with replacement, and the coverage.
     """
@@ -202,10 +203,10 @@ def permutation_test(
     log_probability
         The probe's, shape (N, C, heads, S).
     target
-        Shape (N, heads, S), -100 where ignored. Whole samples are exchanged.
+        Shape (N, heads, S), `IGNORE_INDEX` where ignored. Whole samples are exchanged.
     strata
         Shape (N,): exchange within these groups only. With the labels: the test of whether the
-        features tell more about the bias than the label does. None: exchange all.
+        features say more about the bias than the label does. None: exchange all.
     sampling
         How many permutations, and which.
     """
@@ -216,7 +217,7 @@ def permutation_test(
     nats = torch.cat(
         [-log_probability.flatten(2), log_probability.new_zeros(samples, 1, target[0].numel())], 1
     )
-    numbers = torch.where(target == IGNORED, classes, target).flatten(1)
+    numbers = torch.where(target == IGNORE_INDEX, classes, target).flatten(1)
     groups = None if strata is None else strata.numpy()
     by_group = None if groups is None else np.argsort(groups, kind="stable")
 

@@ -1,7 +1,7 @@
-"""Fresh probes: heads trained on frozen features until they get no better on samples kept for that.
+"""Fresh probes: heads trained on frozen features until they stop improving on held-out samples.
 
-The adversary's own cross-entropy does not tell what features hold: a head that is fooled today may
-only be one that the features have learned to evade, while another finds the bias.
+The adversary's own cross-entropy does not measure what features hold: where its head cannot
+predict the bias from them, another one may.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from lnl_ext.adversary.heads import PooledMapHead
 from lnl_ext.measuring.scaling import Scaled
+from lnl_ext.ops.types import IGNORE_INDEX
 
 __all__ = [
-    "IGNORED",
     "PROBES",
     "Fitted",
     "Task",
@@ -30,7 +30,6 @@ __all__ = [
 ]
 
 PROBES = ("linear", "mlp", "conv")
-IGNORED = -100
 _HIDDEN = 256  # width of the MLP probe
 _LEARNING_RATE = 1e-2
 _LINEAR_RATE = 3e-2  # of the linear probe, whose loss is convex
@@ -49,7 +48,7 @@ class Task(NamedTuple):
     features: Tensor
     """(N, D) or (N, D, *S), float32 or float64."""
     target: Tensor
-    """(N, heads, S) int64, -100 where ignored; S = 1 for one prediction per sample."""
+    """(N, heads, S) int64, `IGNORE_INDEX` where ignored; S = 1 for one prediction per sample."""
     class_names: Tensor
     """(C,) int64, ascending: what the classes of `target` were called."""
     positional: bool
@@ -259,12 +258,12 @@ def _state(probe: nn.Module) -> dict[str, Tensor]:
 def _mean_loss(fitted: Fitted, task: Task, rows: Tensor, batch_size: int) -> float:
     target = task.target[rows]
     nats = -true_class(fitted.log_probabilities(task, rows, batch_size), target)
-    return (nats.sum() / (target != IGNORED).sum()).item()
+    return (nats.sum() / (target != IGNORE_INDEX).sum()).item()
 
 
 def true_class(log_probability: Tensor, target: Tensor) -> Tensor:
     """Return (n, heads, S): the log probability of the target, 0 where it is ignored."""
-    known = target != IGNORED
+    known = target != IGNORE_INDEX
     taken = log_probability.gather(1, target.clamp_min(0).unsqueeze(1)).squeeze(1)
     return torch.where(known, taken, 0.0)
 
@@ -273,13 +272,13 @@ def class_frequencies(target: Tensor, classes: int) -> Tensor:
     """Return (heads, C) frequencies, float32, with one added to each count: none is impossible."""
     rows = []
     for known in target.unbind(1):
-        counts = torch.bincount(known[known != IGNORED], minlength=classes).double() + 1
+        counts = torch.bincount(known[known != IGNORE_INDEX], minlength=classes).double() + 1
         rows.append(counts / counts.sum())
     return torch.stack(rows).float()
 
 
 def per_head(logits: Tensor, heads: int) -> Tensor:
-    """Turn logits ``(N, heads * C, *S)`` into ``(N, C, heads, S)``, as cross_entropy wants them."""
+    """Turn logits ``(N, heads * C, *S)`` into ``(N, C, heads, S)``, as cross_entropy takes them."""
     return logits.reshape(len(logits), heads, logits.shape[1] // heads, -1).transpose(1, 2)
 
 

@@ -21,7 +21,7 @@ class Interval(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ProbeAudit:
-    """What one fresh probe could tell about the bias on samples it had not seen.
+    """How well one fresh probe predicts the bias on samples it has not seen.
 
     Attributes
     ----------
@@ -31,11 +31,11 @@ class ProbeAudit:
         In nats.
     information, information_interval
         ``H(b) - CE``, in nats: a lower bound of the mutual information of bias and features, in
-        expectation over the test samples. 0 where the probe knows less than the class frequencies.
+        expectation over the test samples. 0 where the probe is worse than the class frequencies.
     p_value
         Of the permutation test of "this bias cannot be predicted from these features".
     p_value_within_labels
-        Likewise of "the features tell no more about the bias than the label does".
+        Likewise of "the features say no more about the bias than the label does".
     epochs
         How long the probe was trained.
     converged
@@ -70,7 +70,7 @@ class BiasAudit:
         samples.
     label_only
         The same of predicting the class most frequent among the training samples of the same
-        label: what the label tells, and with it every feature that is good for the label.
+        label: what follows from the label, and so from every feature that is good for the label.
     entropy
         H(b) on the test samples, in nats, with the correction of Miller and Madow for the number
         of samples, at most ``log(classes)``; the mean over the heads.
@@ -97,7 +97,7 @@ class BiasAudit:
 
     @property
     def leakage(self) -> ProbeAudit:
-        """What the strongest probe could tell."""
+        """The strongest probe's result."""
         return self.probes[self.strongest]
 
 
@@ -115,7 +115,7 @@ class AuditReport:
     biases
         By name.
     settings
-        The arguments that decide the figures.
+        The arguments that decide the results.
     """
 
     samples: dict[str, int]
@@ -126,7 +126,7 @@ class AuditReport:
     def to_dict(self) -> dict[str, Any]:
         """Return plain containers, fit for JSON; groups are lists of objects.
 
-        A figure that is not finite is None.
+        A number that is not finite is None.
         """
         result = dataclasses.asdict(self)
         for name, bias in self.biases.items():
@@ -156,7 +156,7 @@ class AuditReport:
         return plain
 
     def to_markdown(self) -> str:
-        """Return the report as Markdown, with what each figure is to be read against."""
+        """Return the report as Markdown, with what each number is compared with."""
         parts = ["# Bias audit", "", self._introduction()]
         for name, bias in self.biases.items():
             parts += ["", f"## {name}", "", *_probe_lines(bias, self.settings["confidence"])]

@@ -19,7 +19,7 @@ __all__ = ["RECIPES", "HeadRecipe", "Recipe", "get_recipe"]
 
 @dataclasses.dataclass(frozen=True)
 class HeadRecipe:
-    """A colour head and how strongly it is to be fooled.
+    """A colour head and its adversarial strength.
 
     Attributes
     ----------
@@ -44,19 +44,19 @@ class HeadRecipe:
     confusion_weight: float
     over_batch: bool = False
 
-    def adversary(self, method: Method, batch_size: int, pressure: Linear | None) -> BiasAdversary:
+    def adversary(self, method: Method, batch_size: int, strength: Linear | None) -> BiasAdversary:
         """Make the adversary with the terms that ``method`` has."""
         scale = 1 / batch_size if self.over_batch else 1.0
 
         def coefficient(value: float) -> float | Schedule:
-            if pressure is None:
+            if strength is None:
                 return value * scale
             factor = value * scale
             return dataclasses.replace(
-                pressure, start=factor * pressure.start, end=factor * pressure.end
+                strength, start=factor * strength.start, end=factor * strength.end
             )
 
-        # With sums the head's own gradient is larger by the batch size, which Adam does not feel.
+        # With sums the head's own gradient is larger by the batch size, to which Adam is invariant.
         return method.adversary(
             self.build(),
             heads=self.heads,
@@ -82,7 +82,7 @@ class Recipe:
         Training with adversaries.
     heads
         The colour heads of the methods that have any.
-    pressure
+    strength
         The part of every coefficient by the progress of ``unlearning`` (of its ``ramp_steps``,
         where it has them); None: the whole, always.
     from_baseline
@@ -96,7 +96,7 @@ class Recipe:
     baseline: TrainerConfig
     unlearning: TrainerConfig
     heads: tuple[HeadRecipe, ...]
-    pressure: Linear | None
+    strength: Linear | None
     from_baseline: bool
     logit_adjustment: str | None = None
 
@@ -118,7 +118,7 @@ class Recipe:
         if not method.adversarial:
             return {}
         return {
-            head.target: head.adversary(method, self.batch_size, self.pressure)
+            head.target: head.adversary(method, self.batch_size, self.strength)
             for head in self.heads
         }
 
@@ -148,11 +148,11 @@ _UNADJUSTED = Recipe(
             over_batch=True,
         ),
     ),
-    pressure=Linear(),
+    strength=Linear(),
     from_baseline=False,
 )
-# The adjusted label loss does not ask for the colour, so that little pressure takes it away; and
-# where the colour tells the digit it does not ask for the digit, which more pressure would take.
+# The adjusted label loss does not gain from the colour, so that little strength removes it. Where
+# the colour determines the digit, it has no gradient against losing the digit to more strength.
 # How it was found is in the benchmark's documentation.
 _DEFAULT = dataclasses.replace(
     _UNADJUSTED,
@@ -193,7 +193,7 @@ _PAPER = Recipe(
             confusion_weight=0.01,
         ),
     ),
-    pressure=None,
+    strength=None,
     from_baseline=True,
 )
 

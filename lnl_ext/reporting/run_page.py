@@ -76,7 +76,7 @@ class RunSummary:
     about
         Paragraphs below it.
     results
-        The figures that matter most.
+        The most important numbers.
     command
         The command line.
     configuration
@@ -92,7 +92,7 @@ class RunSummary:
     confusions
         Predictions, compared with the labels or with a bias.
     environment
-        What is to be told beside `lnl_ext.reporting.environment`.
+        Further facts beside `lnl_ext.reporting.environment`.
     """
 
     title: str
@@ -111,8 +111,8 @@ class RunSummary:
 def write_run_page(path: str | os.PathLike[str], summary: RunSummary) -> str | None:
     """Write the page of a run.
 
-    The run is over and its results are elsewhere: that there is no page, or none with figures, is
-    told and no error.
+    The run is over and its results are in other files, so that a missing page, or one without
+    figures, is reported and does not raise.
 
     Parameters
     ----------
@@ -150,7 +150,7 @@ def trainer_settings(trainer: Trainer) -> dict[str, Any]:
 
 
 def _page(summary: RunSummary) -> tuple[Page, str]:
-    """Make the page; say what it lacks."""
+    """Return the page and what it lacks."""
     page = Page(summary.title)
     for paragraph in summary.about:
         page.text(paragraph)
@@ -160,7 +160,7 @@ def _page(summary: RunSummary) -> tuple[Page, str]:
         page.heading(heading)
         _table(page, table)
     if summary.leaks:
-        page.heading("Leakage: what a fresh probe tells about the bias")
+        page.heading("Leakage: how well a fresh probe predicts the bias")
         _table(page, _leakage(summary.leaks, summary.leakage_note))
     lacks = ""
     try:

@@ -52,7 +52,7 @@ class ShardedBatchSampler(Sampler[list[int]]):
     Raises
     ------
     ValueError
-        If ``batch_size`` is no whole number or too small, or there is not a single batch.
+        If ``batch_size`` is not a whole number or is too small, or there is not a single batch.
     """
 
     def __init__(
@@ -244,8 +244,8 @@ class BatchStream:
     def seed(self, seed: int) -> None:
         """Seed the global generators and those of the batches.
 
-        Each process draws other numbers from its global generators, and all the same from those of
-        the batches, which decide on the order.
+        Global generators have a different random sequence in each process; those of the batches,
+        which set the order, have the same in all.
         """
         rank = distributed.current().rank
         own = seed if rank == 0 else int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])

@@ -22,7 +22,7 @@ from lnl_ext.training.distributed import current
 
 
 class Term(NamedTuple):
-    """A figure of a step as two 0-dim tensors, which add up over steps and processes."""
+    """A metric of a step as two 0-dim tensors, which add up over steps and processes."""
 
     total: Tensor
     """The mean times its weight."""
@@ -114,7 +114,7 @@ class Counter:
     def terms(self, counts: Counts, values: Mapping[str, Tensor]) -> dict[str, Term]:
         """Give the results of an objective, added up over this process's parts, their weights.
 
-        A mean over sites weighs what it is over (its mean over the heads), so that the figure of
+        A mean over sites weighs what it is over (its mean over the heads), so that the metric of
         an epoch is that over the sites of the epoch; a sum weighs the samples. With several heads
         a step in which one of them has no site weighs nothing: the sum over the heads lacks one.
         """

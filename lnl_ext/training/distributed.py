@@ -142,8 +142,8 @@ def naming_lost_processes() -> Iterator[None]:
         rank, world_size, _ = current()
         raise LostProcessError(
             f"process {rank} of {world_size} lost another one, which ended or did not answer in "
-            "time: the reason is among the messages of that one. Start all of them again to go on "
-            "from the last checkpoint"
+            "time: the reason is among the messages of that one. Start all of them again to "
+            "continue from the last checkpoint"
         ) from error
 
 

@@ -32,7 +32,7 @@ class Method:
     grey : bool
         Whether the network sees grey images.
     adjusted : bool
-        Whether the label loss is adjusted by what the bias tells about the label, and nothing else
+        Whether the label loss is adjusted by what the bias says about the label, and nothing else
         is done (`lnl_ext.logit_adjustment`).
     """
 

@@ -1,4 +1,4 @@
-"""Where the figures of a run go: running means, JSON lines, trackers, a progress bar."""
+"""Where the metrics of a run go: running means, JSON lines, trackers, a progress bar."""
 
 from __future__ import annotations
 
@@ -278,7 +278,7 @@ class RunLog(ExitStack):
             self._bar = self.enter_context(closing(Progress(total_steps, done_steps)))
 
     def add(self, record: Record, batch: str, terms: Mapping[str, Term]) -> None:
-        """Take a step's terms, and write its record if one is due; `batch` tells it to a reader."""
+        """Take a step's terms, and write its record if one is due; `batch` names it in errors."""
         where = f"stage {record['stage']}, epoch {record['epoch']}, step {record['step']} ({batch})"
         self._meter.add(where, terms)
         due = self._every is not None and record["step"] % self._every == 0

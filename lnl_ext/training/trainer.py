@@ -40,13 +40,13 @@ class Trainer:
     Parameters
     ----------
     features : nn.Module
-        f: images to the tap. Its device is where batches are moved.
+        f: images to features. Its device is where batches are moved.
     classifier : nn.Module
-        g: tap to class logits (N, C).
+        g: features to class logits (N, C).
     adversaries : mapping of str to BiasAdversary
-        Heads on the tap, each with the bias target of its name in the batches; none for a
+        Heads on the features, each with the bias target of its name in the batches; none for a
         baseline. Targets may be ignored anywhere: a batch without any for a head does not
-        update it, and counts nothing in its figures.
+        update it, and does not count in its metrics.
     config : TrainerConfig
     task_loss : callable
         ``task_loss(logits, labels)``, a mean over the batch; cross-entropy by default. With several
@@ -66,7 +66,7 @@ class Trainer:
     >>> trainer = Trainer(f, g, {"colour": BiasAdversary(head)}, TrainerConfig(epochs=3))
     >>> history = trainer.fit(batches, output="runs/colour")
 
-    To go on after an interruption, build the same trainer and load before :meth:`fit`:
+    To resume after an interruption, build the same trainer and load before :meth:`fit`:
 
     >>> trainer.load("runs/colour/checkpoint.pt")
     >>> history = trainer.fit(batches, output="runs/colour")
@@ -136,11 +136,11 @@ class Trainer:
             Folder for ``metrics.jsonl`` (a line per record) and ``checkpoint.pt`` (of the last
             epoch's end). With several processes process 0 writes.
         evaluate : callable, optional
-            Called with the trainer at the end of every epoch; its figures join the epoch's record.
+            Called with the trainer at the end of every epoch; its metrics join the epoch's record.
             With several processes it is called in all, which may share the work
-            (`lnl_ext.training.distributed.shard`); the figures of process 0 count.
+            (`lnl_ext.training.distributed.shard`); the metrics of process 0 count.
         checkpoint_every, log_every : int, optional
-            Write a checkpoint, or a record, every so many steps as well.
+            Write a checkpoint, or a record, also after each such number of steps.
         tracker : callable, optional
             Called with every record, a dictionary, in process 0; for instance
             `lnl_ext.training.run_log.TensorBoard`.
@@ -212,7 +212,7 @@ class Trainer:
         if self.steps_per_epoch is None:
             if on_main(lambda: folder is not None and (folder / CHECKPOINT).exists()):
                 raise FileExistsError(
-                    f"output {folder} holds the checkpoint of another run: load it to go on from "
+                    f"output {folder} holds the checkpoint of another run: load it to resume from "
                     "there, or give another folder"
                 )
             self._start(stream.steps)
@@ -316,7 +316,7 @@ class Trainer:
         on_main(lambda: save_run(path, state, self.update.parts() | {"meter": self._meter}))
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Take over the state that :meth:`save` wrote; :meth:`fit` then goes on from there.
+        """Take over the state that :meth:`save` wrote; :meth:`fit` then resumes from there.
 
         The result is that of the uninterrupted run, bit for bit on the CPU with the same number of
         threads. With several processes each must call it, and their number must be the run's.
@@ -333,7 +333,7 @@ class Trainer:
         self._stream, self._loaded_stream = None, state["streams"][self._processes.rank]
 
     def _identity(self) -> dict[str, Any]:
-        """Return what must be the same where a run goes on, and in all its processes."""
+        """Return what must be the same where a run resumes, and in all its processes."""
         return {
             "config": self.config.to_dict(),
             "taken": self._objective.taken,

@@ -49,11 +49,11 @@ class Objective(nn.Module):
     Parameters
     ----------
     features : nn.Module
-        f: images (N, ...) to the tap.
+        f: images (N, ...) to features.
     classifier : nn.Module
-        g: tap to class logits (N, C).
+        g: features to class logits (N, C).
     adversaries : mapping of str to BiasAdversary
-        Heads on the tap.
+        Heads on the features.
     task_loss : callable
         ``task_loss(logits, labels)``, a mean over the batch.
     sample_weights : mapping of str to str, optional
@@ -139,14 +139,14 @@ class Objective(nn.Module):
         Where all targets of a head are ignored its terms are NaN, as means over nothing are, and
         their gradients 0. So the value of the loss may be NaN: nobody reads it.
         """
-        tap = self.features(images)
+        hidden = self.features(images)
         # In "predict" the authors run the whole network, too, and do not use its prediction: batch
         # norm statistics of g move and dropout draws, which their procedure includes.
-        logits = self.classifier(tap)
-        total, terms = tap.new_zeros((), dtype=torch.float32), Terms()
+        logits = self.classifier(hidden)
+        total, terms = hidden.new_zeros((), dtype=torch.float32), Terms()
         if which != "predict":
             total, terms = self._task(logits, labels, bias, denominators)
-        seen = tap.detach() if which == "detached" else tap
+        seen = hidden.detach() if which == "detached" else hidden
         of_pass = {"fool": self.fool, "predict": self.predict}.get(which, self.adversaries)
         for name, adversary in zip(self.names, of_pass, strict=True):
             reduction = self._reduction(name, bias, denominators)

@@ -133,7 +133,7 @@ def test_a_compiled_head(coefficients):
     x = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
     target = torch.randint(CLASSES, (6,))
     results = []
-    # Two walks through one graph need its buffers twice, as any retain_graph=True does.
+    # Two backward passes through one graph need its buffers twice, as any retain_graph=True does.
     with torch._functorch.config.patch(donated_buffer=False):
         for each in (head, torch.compile(head)):
             loss = adversary_of(each, coefficients)(x, target)

@@ -323,8 +323,8 @@ def test_hooks_of_modules_and_parameters(coefficients):
         p.register_post_accumulate_grad_hook(accumulated.append)
     x.requires_grad_()
     adversary_of(head, coefficients)(x, target).backward()
-    walks = 1 if coefficients[1:] == (0.0, 0.0) else 2
-    assert [of_modules.count(module) for module in (head, head[0], head[-1])] == [walks] * 3
+    passes = 1 if coefficients[1:] == (0.0, 0.0) else 2
+    assert [of_modules.count(module) for module in (head, head[0], head[-1])] == [passes] * 3
     close([of_parameters[i] for i in range(len(parameters))], [[g] for g in of_head])
     assert len(accumulated) == len(parameters)
     close(x.grad, expected)

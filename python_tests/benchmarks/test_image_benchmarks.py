@@ -67,7 +67,7 @@ def page(folder: Path, result: dict[str, object]) -> str:
         ("--method", "lnl"),
         ("--method", "gray", "--train-split", "TB2"),
         ("--method", "blindeye", "--heads", "tone"),
-        ("--method", "grl", "--heads", "map", "--arch", "resnet18", "--tap", "layer1"),
+        ("--method", "grl", "--heads", "map", "--arch", "resnet18", "--feature-layer", "layer1"),
     ],
     ids=" ".join,
 )
@@ -87,7 +87,16 @@ def test_dogs_and_cats(pets, tmp_path, capsys, options):
         ("--method", "lnl"),
         ("--method", "baseline", "--label", "age", "--train-split", "EB2"),
         ("--method", "lnl", "--label", "age", "--heads", "global", "by_label"),
-        ("--method", "grl", "--heads", "linear", "--arch", "resnet18", "--tap", "avgpool"),
+        (
+            "--method",
+            "grl",
+            "--heads",
+            "linear",
+            "--arch",
+            "resnet18",
+            "--feature-layer",
+            "avgpool",
+        ),
     ],
     ids=" ".join,
 )

@@ -140,7 +140,7 @@ def test_another_run_is_not_overwritten_or_mixed(
     table: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(train_flags(table, run)) == 2
-    assert "--resume goes on with it" in capsys.readouterr().err
+    assert "--resume continues it" in capsys.readouterr().err
     assert main(["train", f"--output={run}", "--resume", "--epochs=2"]) == 2
     assert "epochs: 1.0, now 2.0" in capsys.readouterr().err
     assert main(["train", f"--output={run}", "--resume", "--threads=2"]) == 2
@@ -288,15 +288,15 @@ def test_probe_reads_runs_state_dicts_and_exported_programs(
     assert of_program["label_only"] == of_weights["label_only"]
     # Red or blue is still plain in the first layer of any network.
     capsys.readouterr()
-    assert main(["probe", *plain, *common, "--tap=conv1"]) == 0
+    assert main(["probe", *plain, *common, "--feature-layer=conv1"]) == 0
     figures = json.loads((tmp_path / "figures.json").read_text())["hospital"]
     assert figures["accuracy"] > figures["label_only"]
     assert "at conv1 (24, 16, 16)" in capsys.readouterr().out
-    assert main(["probe", f"--weights={tmp_path}/model.pt2", *common, "--tap=conv1"]) == 0
+    assert main(["probe", f"--weights={tmp_path}/model.pt2", *common, "--feature-layer=conv1"]) == 0
     again = json.loads((tmp_path / "figures.json").read_text())["hospital"]
     assert again["accuracy"] == pytest.approx(figures["accuracy"], abs=2 / IMAGES)
-    assert main(["probe", f"--weights={tmp_path}/model.pt2", *common, "--tap=conv9"]) == 2
-    assert "tap 'conv9': no such layer. Near it: conv5, conv1" in capsys.readouterr().err
+    assert main(["probe", f"--weights={tmp_path}/model.pt2", *common, "--feature-layer=conv9"]) == 2
+    assert "feature layer 'conv9': no such layer. Near it: conv5, conv1" in capsys.readouterr().err
 
 
 def test_train_probe_and_audit_print_the_same_leakage(
@@ -313,7 +313,7 @@ def test_train_probe_and_audit_print_the_same_leakage(
     plain = [f"--weights={run}/model.pt", "--arch=shufflenet_v2_x0_5", f"--image-size={SIZE}"]
     flags = [f"--csv={table}", "--label-column=disease", "--bias-column=hospital", *common]
     capsys.readouterr()
-    assert main(["probe", *plain, "--tap=conv1", *flags]) == 0
+    assert main(["probe", *plain, "--feature-layer=conv1", *flags]) == 0
     text = capsys.readouterr().out
     found = json.loads(figures.read_text())["hospital"]
 
@@ -409,7 +409,7 @@ def _damage(table: Path, count: int) -> Path:
         (["--label-column=illness"], "has no column 'illness'; it has 'path', 'disease'"),
         (["--bias-column=disease"], "column 'disease' is named for two purposes"),
         (["--arch=resnet19"], "such as resnet18"),
-        (["--tap=layer5"], "tap 'layer5': no such layer"),
+        (["--feature-layer=layer5"], "feature layer 'layer5': no such layer"),
         (["--weights=missing.pt"], "no weights at"),
         (["--method=lnl2"], "expected one of baseline"),
         (["--epochs=0"], "epochs is 0.0, expected more than 0"),
@@ -491,7 +491,7 @@ def test_commands_without_a_model_or_data_say_so(
 ) -> None:
     for command, message in [
         (["evaluate"], "expected a model: the folder of a run, or --weights FILE"),
-        (["evaluate", f"{tmp_path}"], "is no folder of a run: it has no model.json"),
+        (["evaluate", f"{tmp_path}"], "is not a run folder: it has no model.json"),
         (["probe", f"--weights={run}/model.pt"], "no data: give --csv FILE"),
         (["predict", f"{run}"], "no output: give --output FILE"),
         (["train"], "no data: give --csv FILE"),

@@ -159,7 +159,7 @@ def test_a_bias_class_that_training_lacks_and_empty_groups_are_told(
     more = ["--split-column=fold", "--epochs=0.5", "--pretrain-epochs=0"]
     assert main(train_flags(path, tmp_path / "run", *more)) == 0
     text = capsys.readouterr().out
-    assert "Note: no training image has hospital 'west'; the heads cannot know it" in text
+    assert "Note: no training image has hospital 'west'; the heads cannot learn it" in text
     assert "groups without an image: 3" in text  # west and healthy, and ill in both others
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     groups = {(g["label"], g["bias"]) for g in report["bias"]["hospital"]["groups"]}
@@ -301,13 +301,13 @@ def test_predict_takes_images_of_every_suffix_and_counts_what_it_leaves_out(
     folder.mkdir()
     (folder / "notes.txt").touch()
     assert main(command) == 2
-    assert f"images {folder}: no image in this folder" in capsys.readouterr().err
+    assert f"images {folder}: no image file in this folder" in capsys.readouterr().err
     picture = Image.new("RGB", (SIZE, SIZE), "red")
     picture.save(folder / "moves.GIF", save_all=True, append_images=[picture.rotate(90)])
     picture.save(folder / "still.jpeg")
     Image.new("RGB", (1, 1)).save(folder / "tiny.png")
     assert main(command) == 0
-    assert "Left out: 1 file whose name does not end as an image's does" in capsys.readouterr().out
+    assert "Left out: 1 file without an image extension" in capsys.readouterr().out
     names = [row["path"] for row in csv.DictReader(output.open())]
     assert names == ["moves.GIF", "still.jpeg", "tiny.png"]
 
@@ -331,7 +331,7 @@ def test_an_output_that_cannot_be_a_folder_is_one_line(
         ("--learning-rate=nan", "learning-rate is nan, expected more than 0"),
         ("--seed=4294967296", "seed is 4294967296, expected at most 4294967295"),
         ("--method=blindeye --update=two_step", "method blindeye has a confusion loss"),
-        ("--bias-column=label", "bias-column is 'label', which the figures of a run call the task"),
+        ("--bias-column=label", "bias-column is 'label', which is the task's name in the results"),
     ],
 )
 def test_numbers_out_of_range_are_named(
@@ -351,8 +351,8 @@ def test_what_is_no_model_is_named(
     torch.export.save(program, tmp_path / "grey.pt2")
     images = [f"--csv={table}", "--bias-column=hospital"]
     for command, message in [
-        (["evaluate", f"{table}"], f"{table} is no folder of a run"),
-        (["probe", f"--weights={tmp_path}/text.pt2", *images], "is no program of torch.export"),
+        (["evaluate", f"{table}"], f"{table} is not a run folder"),
+        (["probe", f"--weights={tmp_path}/text.pt2", *images], "is not a torch.export program"),
         (
             ["probe", f"--weights={tmp_path}/grey.pt2", *images],
             f"takes inputs of shapes [(2, 1, {SIZE}, {SIZE})], expected (N, 3, H, W)",

@@ -38,7 +38,7 @@ def card(**changes: object) -> ModelCard:
         "arch": "squeezenet1_1",
         "classes": ["a", "b"],
         "image_size": 32,
-        "tap": "features",
+        "feature_layer": "features",
         "grey": False,
         "image_column": "path",
         "label_column": None,
@@ -70,7 +70,7 @@ def samples(folder: Path, labels: list[str]) -> Samples:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{}", "it lacks arch, classes, image_size, tap"),
+        ("{}", "it lacks arch, classes, image_size, feature_layer"),
         ("[]", "expected names and values"),
         ("{", "Expecting property name"),
         ({"weight": 1}, "it has unknown weight"),
@@ -232,7 +232,7 @@ def test_resuming_where_there_is_no_run_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", f"--output={tmp_path}/nowhere", "--resume"]) == 2
-    message = f"{tmp_path}/nowhere holds no run to go on with: it has no config.toml"
+    message = f"{tmp_path}/nowhere holds no run to resume: it has no config.toml"
     assert message in capsys.readouterr().err
     assert main(["train", "--resume"]) == 2
     assert "no output: give --output DIR, the folder of the run" in capsys.readouterr().err

@@ -9,7 +9,6 @@ import pytest
 
 from lnl_ext.data.split import stratified_split
 from lnl_ext.data.table import (
-    IGNORE,
     BiasColumn,
     Table,
     class_names,
@@ -18,6 +17,7 @@ from lnl_ext.data.table import (
     read_table,
 )
 from lnl_ext.errors import UserError
+from lnl_ext.ops.types import IGNORE_INDEX
 
 AGE = BiasColumn.parse("age:bins=0,20,40,60")
 HOSPITAL = BiasColumn.parse("hospital")
@@ -59,10 +59,11 @@ def test_reads_labels_categories_bins_and_missing_values(write: Callable[..., Pa
         "age": ("[0, 20)", "[20, 40)", None),
     }
     hospitals = class_names(table.bias["hospital"], HOSPITAL)
-    assert encode(table, table.bias["hospital"], hospitals, "hospital").tolist() == [0, 1, IGNORE]
+    expected = [0, 1, IGNORE_INDEX]
+    assert encode(table, table.bias["hospital"], hospitals, "hospital").tolist() == expected
     # A bin without a sample is a class all the same.
     assert class_names(table.bias["age"], AGE) == ["[0, 20)", "[20, 40)", "[40, 60]"]
-    assert encode(table, table.bias["age"], AGE.bins, "age").tolist() == [0, 1, IGNORE]
+    assert encode(table, table.bias["age"], AGE.bins, "age").tolist() == expected
 
 
 def test_paths_may_be_absolute_or_start_elsewhere(
@@ -285,7 +286,7 @@ def test_folder_names_are_labels_and_bias_comes_from_the_csv(
 
 
 def test_mistakes_with_a_folder_are_named(write: Callable[..., Path], folder: Path) -> None:
-    with pytest.raises(UserError, match="is no image in a class of"):
+    with pytest.raises(UserError, match="is not an image in a class of"):
         read_folder(folder, csv_file=write("path,hospital", "../a.jpg,N"), bias_columns=[HOSPITAL])
     with pytest.raises(UserError, match="need a CSV file"):
         read_folder(folder, bias_columns=[HOSPITAL])
@@ -318,7 +319,7 @@ def test_hidden_files_are_no_data(write: Callable[..., Path], folder: Path) -> N
     table = read_folder(folder)
     assert (table.names, table.labels) == (plain.names, plain.labels)
     assert "Left out: 8 hidden files (.DS_Store, .Trash-1000, ._1.jpg, " in table.notes[0]
-    assert "Left out: 1 file whose name does not end as an image's does" in table.notes[1]
+    assert "Left out: 1 file without an image extension" in table.notes[1]
     # A table of all files that a program has listed.
     path = write("path,hospital", "cat/1.jpg,N", f"{hidden[0]},N", f"{hidden[4]},S", "dog/1.jpg,S")
     table = read_folder(folder, csv_file=path, bias_columns=[HOSPITAL])

@@ -99,7 +99,7 @@ def evaluate(trainer: Trainer) -> dict[str, float]:
 
 
 def without_dropout(trainer: Trainer) -> Trainer:
-    """Take out what draws other numbers in another layout, precision or compilation."""
+    """Take out what draws differently in another layout, precision or compilation."""
     for module in (trainer.features, *trainer.adversaries.values()):
         for part in module.modules():
             if isinstance(part, nn.Dropout):

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from linear_run import IGNORED, SAMPLES, Problem
+from linear_run import SAMPLES, Problem
 from processes import in_processes, needs_gloo
 from tiny_run import differences, tiny_trainer
 from torch import Tensor, nn
 from trainer_runs import SGD, Kill, Watched, loader, without_dropout
 
+from lnl_ext.ops.types import IGNORE_INDEX
 from lnl_ext.training.batches import TensorBatches
 from lnl_ext.training.checkpoint import load_checkpoint
 from lnl_ext.training.config import TrainerConfig
@@ -35,7 +36,7 @@ def linear_run(
     options = dict(CASES[case])
     if "weight" in options:
         options["weight"] = torch.tensor(options["weight"]).to(dtype)
-    problem.many[:7, 1] = IGNORED  # nothing for one of three heads
+    problem.many[:7, 1] = IGNORE_INDEX  # nothing for one of three heads
     problem.images = problem.images.to(dtype)
     networks = {"f": problem.features, "g": problem.classifier, **problem.heads}
     for network in networks.values():

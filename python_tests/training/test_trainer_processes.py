@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from linear_run import IGNORED, SAMPLES, Problem
+from linear_run import SAMPLES, Problem
 from processes import in_processes, needs_gloo
 from tiny_run import SAMPLES as TINY_SAMPLES
 from tiny_run import differences, tiny_batches, tiny_data, tiny_trainer
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.measuring.evaluation import predict
+from lnl_ext.ops.types import IGNORE_INDEX
 from lnl_ext.training import distributed
 from lnl_ext.training.batches import TensorBatches
 from lnl_ext.training.checkpoint import CheckpointError, load_checkpoint
@@ -40,8 +41,8 @@ def linear_run(case: str, update: str, dtype: torch.dtype) -> dict[str, Any]:
     options = dict(CASES[case])
     if "weight" in options:
         options["weight"] = torch.tensor(options["weight"]).to(dtype)
-    problem.many[:7, 1] = IGNORED  # the first batch has nothing for one of three heads
-    problem.many[7:10] = IGNORED
+    problem.many[:7, 1] = IGNORE_INDEX  # the first batch has nothing for one of three heads
+    problem.many[7:10] = IGNORE_INDEX
     problem.images = problem.images.to(dtype)
     networks = {"f": problem.features, "g": problem.classifier, **problem.heads}
     for network in networks.values():
