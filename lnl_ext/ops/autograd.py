@@ -78,7 +78,7 @@ class DifferentiableLoss:
             or forward_ad._current_level >= 0
         )
         # A trace is replayed with and without gradients, which is no reason for another graph.
-        tracing = torch._C._is_tracing()
+        tracing = not torch.compiler.is_compiling() and torch._C._is_tracing()
         late = tracing or arguments.reduction == NONE or inputs[0].dtype == torch.float16
         if late or not recorded:
             early = (False,) * self._inputs
