@@ -8,7 +8,6 @@
 
 namespace lnl::cpu {
 
-
 // Coefficients of the two gradients, already on the host.
 struct Coefficients {
   double cross_entropy = 1.0;  // +1, or -reversal

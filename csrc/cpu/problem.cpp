@@ -70,9 +70,9 @@ int64_t count(const BiasLossCall& call, std::vector<double>& denominators) {
       const int64_t first = (part % pieces) * kChunkElements;
       const int64_t size = std::min(kChunkElements, plane - first);
       const int64_t start = whole_heads ? part / pieces : (part / pieces) * plane;
-      counts[part] = table.count_targets(call.labels + start + first * stride, size, stride,
-                                         call.ignore_index, call.classes, call.weight,
-                                         weight_is_double);
+      counts[part] =
+          table.count_targets(call.labels + start + first * stride, size, stride, call.ignore_index,
+                              call.classes, call.weight, weight_is_double);
     }
   });
   for (int64_t head = 0; head < call.heads; ++head) {

@@ -1,6 +1,6 @@
-// cpu_test default|avx2|avx512: the CPU's half of the operators on the cases of the kernels, against
-// the same oracle, and from several threads at once: for the sanitizers. Exact comparisons are
-// python_tests'.
+// cpu_test default|avx2|avx512: the CPU's half of the operators on the cases of the kernels,
+// against the same oracle, and from several threads at once: for the sanitizers. Exact comparisons
+// are python_tests'.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include <cstdio>
