@@ -94,8 +94,9 @@ void point_to_labels(PreparedLoss& loss, const Tensor& target, const TensorFacts
   static const std::int64_t none = 0;
   const bool dense = has_strides(facts, dense_strides(facts.sizes));
   loss.held.push_back(dense ? target : contiguous_labels(target, facts));
-  loss.call.labels =
-      facts.numel() > 0 ? static_cast<const std::int64_t*>(loss.held.back().const_data_ptr()) : &none;
+  loss.call.labels = facts.numel() > 0
+                         ? static_cast<const std::int64_t*>(loss.held.back().const_data_ptr())
+                         : &none;
   loss.target_shape = facts.sizes;
 }
 
@@ -127,8 +128,8 @@ PreparedLoss prepare(const LossArguments& arguments, const TensorFacts& logits, 
   check_logits(logits, arguments.heads, name);
   const TensorFacts target(arguments.target);
   check_target(target, logits, arguments.heads, arguments.ignore_index, name);
-  check(arguments.label_smoothing >= 0.0 && arguments.label_smoothing <= 1.0,
-        "label_smoothing is ", arguments.label_smoothing, ", expected a number in [0, 1]");
+  check(arguments.label_smoothing >= 0.0 && arguments.label_smoothing <= 1.0, "label_smoothing is ",
+        arguments.label_smoothing, ", expected a number in [0, 1]");
   check(arguments.reduction >= 0 && arguments.reduction <= 2, "reduction is ", arguments.reduction,
         ", expected 0 (none), 1 (mean) or 2 (sum)");
 
@@ -153,8 +154,8 @@ PreparedLoss prepare(const LossArguments& arguments, const TensorFacts& logits, 
   const DType accumulation = accumulation_of(call.dtype);
   if (arguments.weight.has_value()) {
     const TensorFacts weight(*arguments.weight);
-    check(weight.dim() == 1 && weight.sizes[0] == call.classes, "weight has shape ",
-          weight.shape(), ", expected (", call.classes, ",): one weight per class");
+    check(weight.dim() == 1 && weight.sizes[0] == call.classes, "weight has shape ", weight.shape(),
+          ", expected (", call.classes, ",): one weight per class");
     check(weight.is_floating(), "weight has dtype ", DTypeText{weight},
           ", expected a floating-point tensor");
     check_device(weight, "weight", logits, name);
@@ -184,8 +185,7 @@ void prepare_backward(PreparedLoss& loss, const Tensor& grad_loss, const TensorF
   check_device(facts, "grad_loss", logits, name);
   check(facts.is_floating(), "grad_loss has dtype ", DTypeText{facts},
         ", expected a floating-point tensor");
-  const Sizes expected =
-      loss.call.reduction == Reduction::kNone ? sites_of(logits, 1) : Sizes();
+  const Sizes expected = loss.call.reduction == Reduction::kNone ? sites_of(logits, 1) : Sizes();
   check(facts.sizes == expected, "grad_loss has shape ", facts.shape(), ", expected ",
         ShapeText{expected});
   loss.held.push_back(

@@ -12,10 +12,10 @@ namespace lnl {
 
 // What both losses are given beside logits, or features and head; in the order of the schemas.
 struct LossArguments {
-  Tensor target;                // [N, K, *S] (or [N, *S] for K = 1) int64, or as logits
-  OptionalTensor weight;        // [C]
-  OptionalTensor denominators;  // [K, 2]; none: the mean's own
-  OptionalTensor reversal;      // [], none: the true gradient
+  Tensor target;                    // [N, K, *S] (or [N, *S] for K = 1) int64, or as logits
+  OptionalTensor weight;            // [C]
+  OptionalTensor denominators;      // [K, 2]; none: the mean's own
+  OptionalTensor reversal;          // [], none: the true gradient
   OptionalTensor entropy_weight;    // [], none: 0
   OptionalTensor confusion_weight;  // [], none: the term is not computed
   std::int64_t ignore_index;

@@ -190,7 +190,8 @@ struct LinearCall {
       zero(tensors.weight_gradient);
       zero(tensors.bias_gradient);
     }
-    if (call.loss.rows == 0 && (call.loss.loss == nullptr || call.loss.reduction == Reduction::kNone))
+    if (call.loss.rows == 0 &&
+        (call.loss.loss == nullptr || call.loss.reduction == Reduction::kNone))
       return;
     check_labels(backend::linear_bias_loss(call, tensors, features), loss.call, loss.target_shape);
   }
@@ -245,7 +246,8 @@ void scale_gradient_(StableIValue* values, std::uint64_t, std::uint64_t) {
         ShapeText{facts.strides}, ", expected a dense tensor");
   const Coefficient scale = coefficient_of(factor, "factor", facts);
   if (facts.numel() > 0) {
-    backend::scale_gradient(gradient.mutable_data_ptr(), facts.numel(), dtype_of(facts), scale, facts);
+    backend::scale_gradient(gradient.mutable_data_ptr(), facts.numel(), dtype_of(facts), scale,
+                            facts);
   }
 }
 

@@ -28,9 +28,9 @@ std::int32_t code_of(DType dtype) {
 Tensor allocate(const Sizes& sizes, const Sizes& strides, std::int32_t dtype,
                 const TensorFacts& like) {
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()), sizes.data(),
-                               strides.data(), dtype, like.device_type, like.device_index, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()),
+                                                  sizes.data(), strides.data(), dtype,
+                                                  like.device_type, like.device_index, &handle));
   return Tensor(handle);
 }
 
@@ -169,9 +169,9 @@ Tensor empty_bytes(std::int64_t bytes, const TensorFacts& like) {
 
 Tensor view(const Tensor& tensor, const Sizes& sizes, const Sizes& strides, std::int64_t offset) {
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(
-      tensor.get(), static_cast<std::int64_t>(sizes.size()), sizes.data(), strides.data(), offset,
-      &handle));
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch__reinterpret_tensor(tensor.get(), static_cast<std::int64_t>(sizes.size()),
+                                     sizes.data(), strides.data(), offset, &handle));
   return Tensor(handle);
 }
 
@@ -197,8 +197,7 @@ Tensor laid_out(const Tensor& tensor, const TensorFacts& facts, DType dtype, con
 }
 
 Tensor contiguous_labels(const Tensor& tensor, const TensorFacts& facts) {
-  Tensor made =
-      allocate(facts.sizes, dense_strides(facts.sizes), aoti_torch_dtype_int64(), facts);
+  Tensor made = allocate(facts.sizes, dense_strides(facts.sizes), aoti_torch_dtype_int64(), facts);
   copy_to(made, tensor);
   return made;
 }

@@ -23,7 +23,7 @@ enum class Reduction : int { kNone = 0, kMean = 1, kSum = 2 };
 // A number that is either known on the host or read by a kernel, so that nobody waits for it.
 struct Coefficient {
   bool present = false;
-  const void* device = nullptr;  // wins over host
+  const void* device = nullptr;   // wins over host
   DType dtype = DType::kFloat64;  // of the number on the device
   double host = 0.0;
 

@@ -39,10 +39,10 @@ std::int64_t bias_loss(const BiasLossCall& call, const TensorFacts&) {
 void scale_gradient(void* gradient, std::int64_t elements, DType dtype, const Coefficient& factor,
                     const TensorFacts&) {
   if (factor.host == 1.0) return;
-  torch::stable::parallel_for(
-      0, elements, cpu::kParallelElements, [&](std::int64_t begin, std::int64_t end) {
-        cpu::kernels().scale(gradient, begin, end, dtype, factor.host);
-      });
+  torch::stable::parallel_for(0, elements, cpu::kParallelElements,
+                              [&](std::int64_t begin, std::int64_t end) {
+                                cpu::kernels().scale(gradient, begin, end, dtype, factor.host);
+                              });
 }
 
 }  // namespace lnl::backend

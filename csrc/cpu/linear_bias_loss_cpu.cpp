@@ -99,14 +99,15 @@ int64_t part_rows(int64_t rows, int64_t outputs) {
 // The parts' [parts, values] sum in the first one, always in the same order.
 template <typename T>
 void sum_parts(T* parts, int64_t count, int64_t values) {
-  torch::stable::parallel_for(0, values, std::max<int64_t>(1, kParallelElements / count), [&](int64_t begin,
-                                                                        int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      double sum = 0.0;
-      for (int64_t part = 0; part < count; ++part) sum += static_cast<double>(parts[part * values + i]);
-      parts[i] = static_cast<T>(sum);
-    }
-  });
+  torch::stable::parallel_for(0, values, std::max<int64_t>(1, kParallelElements / count),
+                              [&](int64_t begin, int64_t end) {
+                                for (int64_t i = begin; i < end; ++i) {
+                                  double sum = 0.0;
+                                  for (int64_t part = 0; part < count; ++part)
+                                    sum += static_cast<double>(parts[part * values + i]);
+                                  parts[i] = static_cast<T>(sum);
+                                }
+                              });
 }
 
 void sum_parts(const Tensor& parts, DType dtype, int64_t count, int64_t values) {

@@ -14,16 +14,16 @@ std::int64_t bias_loss(const BiasLossCall& call, const TensorFacts& logits) {
   const cuda::DeviceScope scope(logits);
   const auto bytes = static_cast<std::int64_t>(cuda::launch_facts(call, scope.device).workspace);
   const Tensor workspace = empty_bytes(bytes, logits);
-  cuda::check_launch(cuda::launch_bias_loss(call, scope.device, workspace.mutable_data_ptr(),
-                                            scope.stream));
+  cuda::check_launch(
+      cuda::launch_bias_loss(call, scope.device, workspace.mutable_data_ptr(), scope.stream));
   return -1;
 }
 
 void scale_gradient(void* gradient, std::int64_t elements, DType dtype, const Coefficient& factor,
                     const TensorFacts& facts) {
   const cuda::DeviceScope scope(facts);
-  cuda::check_launch(cuda::launch_scale_gradient(gradient, elements, dtype, factor, scope.device,
-                                                 scope.stream));
+  cuda::check_launch(
+      cuda::launch_scale_gradient(gradient, elements, dtype, factor, scope.device, scope.stream));
 }
 
 }  // namespace lnl::backend

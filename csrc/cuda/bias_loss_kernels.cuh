@@ -416,8 +416,8 @@ cudaError_t launch_fold(const BiasLossCall& call, const Plan& plan, unsigned cha
   problem.blocks = static_cast<int>(plan.blocks);
   problem.heads = static_cast<int>(call.heads);
   const auto kernel = fold_totals<A>;
-  LNL_LAUNCH(kernel, dim3(1), dim3(kFoldThreads), kFoldThreads / kWarp * kTotals * sizeof(A), stream,
-             problem);
+  LNL_LAUNCH(kernel, dim3(1), dim3(kFoldThreads), kFoldThreads / kWarp * kTotals * sizeof(A),
+             stream, problem);
   return cudaGetLastError();
 }
 
@@ -468,8 +468,8 @@ cudaError_t launch_scale(void* gradient, std::int64_t elements, const Coefficien
   const std::int64_t most = divide_up(most_blocks(device), 2);
   const auto kernel = scale_gradient<T>;
   LNL_LAUNCH(kernel, dim3(static_cast<unsigned>(needed < most ? needed : most)), dim3(256), 0,
-             stream, static_cast<T*>(gradient), elements,
-             coefficient<A>(factor), aligned(gradient, 16));
+             stream, static_cast<T*>(gradient), elements, coefficient<A>(factor),
+             aligned(gradient, 16));
   return cudaGetLastError();
 }
 

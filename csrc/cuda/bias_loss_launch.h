@@ -28,7 +28,8 @@ struct LaunchFacts {
   std::size_t workspace = 0;      // bytes that launch_bias_loss needs
 };
 
-// The facts of a CUDA device, which the runtime answers from memory, and the words for a cudaError_t.
+// The facts of a CUDA device, which the runtime answers from memory, and the words for a
+// cudaError_t.
 Device device_facts(int index);
 const char* error_text(int error);
 

@@ -229,8 +229,7 @@ __global__ void __launch_bounds__(kFoldThreads) fold_totals(FoldProblem<A> probl
   for (int head = warp; head < problem.heads; head += warps) {
     RunningSum<A> sums[kTotals];
     for (int part = lane; part < problem.blocks; part += kWarp) {
-      const A* partial =
-          problem.partials + (std::int64_t(part) * problem.heads + head) * kTotals;
+      const A* partial = problem.partials + (std::int64_t(part) * problem.heads + head) * kTotals;
 #pragma unroll
       for (int i = 0; i < kTotals; ++i) sums[i].add(partial[i]);
     }

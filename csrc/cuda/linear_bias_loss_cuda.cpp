@@ -54,8 +54,8 @@ class ChunkedCall {
     const std::int64_t most_blocks = launch_facts(largest, scope_.device).blocks;
     const std::int64_t chunks = (all + chunk - 1) / chunk;
     const Tensor partials =
-        empty({reduced ? std::max<std::int64_t>(chunks * most_blocks, 1) : 0, whole.heads, 3}, wide_,
-              features_);
+        empty({reduced ? std::max<std::int64_t>(chunks * most_blocks, 1) : 0, whole.heads, 3},
+              wide_, features_);
     const Tensor logits = matrix(largest.rows, columns_, wide_);
     const Tensor beside = matrix(gradient && head_gradient ? largest.rows : 0, columns_, wide_);
     // The products' factors are of the tensors' dtype, as torch's own linear layer has them.
@@ -64,7 +64,8 @@ class ChunkedCall {
     const bool summed_wide = to_head && narrow();
     const Tensor weight_sum =
         summed_wide ? matrix(columns_, call_.width, wide_) : tensors_.weight_gradient;
-    const Tensor weight_share = matrix(summed_wide && chunks > 1 ? columns_ : 0, call_.width, wide_);
+    const Tensor weight_share =
+        matrix(summed_wide && chunks > 1 ? columns_ : 0, call_.width, wide_);
     const Tensor bias_sums = matrix(to_bias ? chunks : 0, columns_, wide_);
     if (to_head && all == 0) zero(weight_sum);
 
@@ -75,8 +76,8 @@ class ChunkedCall {
       const Tensor part_logits = rows_of(logits, 0, rows, columns_);
       make_logits(part_logits, part, rows);
 
-      BiasLossCall call = call_of_chunk(
-          whole, row, rows, reduced ? partials.mutable_data_ptr() : nullptr, blocks);
+      BiasLossCall call =
+          call_of_chunk(whole, row, rows, reduced ? partials.mutable_data_ptr() : nullptr, blocks);
       call.logits = part_logits.const_data_ptr();
       // A kernel reads a row before it writes its gradient: that can take the logits' place.
       const Tensor part_head = gradient ? beside : part_logits;
@@ -143,8 +144,8 @@ class ChunkedCall {
   // In the accumulation dtype.
   void multiply_wide(const Tensor& out, const Tensor& a, const Tensor& b) const {
     if (!narrow()) return multiply(out, a, b);
-    TORCH_ERROR_CODE_CHECK(aoti_torch_cuda_mm_dtype_out(out.get(), a.get(), b.get(),
-                                                        aoti_torch_dtype_float32()));
+    TORCH_ERROR_CODE_CHECK(
+        aoti_torch_cuda_mm_dtype_out(out.get(), a.get(), b.get(), aoti_torch_dtype_float32()));
   }
   void add_row(const Tensor& to, const Tensor& row, std::int64_t rows, std::int64_t columns,
                DType dtype) const {
@@ -176,10 +177,9 @@ std::int64_t linear_bias_loss(const LinearBiasLossCall& call, LinearTensors& ten
   const cuda::DeviceScope scope(features);
   const cuda::LinearLaunchFacts facts = cuda::linear_launch_facts(call, scope.device);
   if (facts.on_chip) {
-    const Tensor workspace =
-        empty_bytes(static_cast<std::int64_t>(facts.workspace), features);
-    cuda::check_launch(cuda::launch_linear_bias_loss(
-        call, scope.device, workspace.mutable_data_ptr(), scope.stream));
+    const Tensor workspace = empty_bytes(static_cast<std::int64_t>(facts.workspace), features);
+    cuda::check_launch(cuda::launch_linear_bias_loss(call, scope.device,
+                                                     workspace.mutable_data_ptr(), scope.stream));
   } else {
     cuda::ChunkedCall(call, tensors, features, scope).launch();
   }

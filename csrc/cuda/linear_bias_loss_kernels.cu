@@ -74,8 +74,8 @@ int launch_add_row(void* to, const void* row, std::int64_t rows, std::int64_t co
     const auto kernel = add_row<T>;
     const auto blocks = static_cast<unsigned>(divide_up(columns, 256));
     const auto turns = static_cast<unsigned>(rows < 1024 ? rows : 1024);
-    LNL_LAUNCH(kernel, dim3(blocks, turns), dim3(256), 0, stream,
-               static_cast<Accumulation<T>*>(to), static_cast<const T*>(row), rows, columns);
+    LNL_LAUNCH(kernel, dim3(blocks, turns), dim3(256), 0, stream, static_cast<Accumulation<T>*>(to),
+               static_cast<const T*>(row), rows, columns);
     return static_cast<int>(cudaGetLastError());
   });
 }

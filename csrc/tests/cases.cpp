@@ -11,7 +11,6 @@ namespace lnl::tests {
 
 namespace {
 
-
 struct Shape {
   std::int64_t rows, heads, classes, positions;
 };

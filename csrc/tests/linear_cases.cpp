@@ -6,7 +6,6 @@ namespace lnl::tests {
 
 namespace {
 
-
 struct Shape {
   std::int64_t rows, heads, classes, width;
 };

@@ -45,8 +45,7 @@ Results run_kernels(const Case& c, const Inputs& inputs) {
   results.loss = loss.values("loss");
   results.cross_entropy = cross_entropy.values("cross_entropy");
   results.entropy = entropy.values("entropy");
-  if (c.reduction == Reduction::kMean)
-    results.denominators = denominators.values("denominators");
+  if (c.reduction == Reduction::kMean) results.denominators = denominators.values("denominators");
   if (c.separate_backward) {
     Numbers upstream("upstream", wide, inputs.upstream);
     call.loss = call.cross_entropy = call.entropy = nullptr;

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lnl_ext.adversary import two_gradients
+from lnl_ext.adversary import loss_gradients
 from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.training.batch_counts import BatchCounter, count_sites
 
@@ -58,7 +58,7 @@ def test_parts_with_the_denominators_of_the_whole_add_up(
     monkeypatch: pytest.MonkeyPatch, case: str, heads: int, path: str
 ) -> None:
     if path != "kernel":
-        monkeypatch.setattr(two_gradients.ops, "has_kernel", lambda _: False)
+        monkeypatch.setattr(loss_gradients.ops, "has_kernel", lambda _: False)
     adversary, features, target = problem(heads, **CASES[case])
     expected, whole = gradients(adversary, features, target)
     given = count_sites(adversary, target, torch.float64)
