@@ -20,7 +20,7 @@ struct LinearTensors {
   Tensor features_gradient, weight_gradient, bias_gradient;
 };
 
-// The same for a linear head; there is at least one row.
+// The same for a linear head. Without rows the head's gradients are zeros already.
 std::int64_t linear_bias_loss(const LinearBiasLossCall& call, LinearTensors& tensors,
                               const TensorFacts& features);
 

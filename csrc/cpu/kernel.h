@@ -120,10 +120,13 @@ struct KernelTable {
 };
 
 const KernelTable& kernels_baseline();
+LinearKernel linear_baseline();
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define LNL_CPU_X86 1
 const KernelTable& kernels_avx2();
 const KernelTable& kernels_avx512();
+LinearKernel linear_avx2();
+LinearKernel linear_avx512();
 #endif
 
 // The best that capability() allows.

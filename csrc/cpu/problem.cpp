@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "capability.h"
 
@@ -92,13 +93,10 @@ int64_t count(const BiasLossCall& call, std::vector<double>& denominators) {
 
 // Numbers that a float32 cannot hold are infinite in it.
 double as_held(double value, DType dtype) {
-  return dtype == DType::kFloat64 ? value : static_cast<double>(static_cast<float>(value));
-}
-
-// Also where its mean is not: as in torch, and where the kernels have summed in float32.
-double unless_too_large(double sum, DType dtype) {
-  const double held = as_held(sum, dtype);
-  return std::isinf(held) ? held : sum;
+  // By a comparison: GCC 12 leaves two conversions to float and back out where it vectorises them.
+  const bool held =
+      dtype == DType::kFloat64 || !(std::abs(value) > std::numeric_limits<float>::max());
+  return held ? value : std::copysign(std::numeric_limits<double>::infinity(), value);
 }
 
 // A term of weight 0 is not added: where sites are ignored it may be NaN.
@@ -197,9 +195,10 @@ void Values::write(const BiasLossCall& call, const PreparedProblem& prepared,
     Sums value;
     for (int64_t head = 0; head < call.heads; ++head) {
       const double* const inverse = prepared.inverse.data() + 2 * head;
-      value.cross_entropy += unless_too_large(sums[head].cross_entropy, dtype) * inverse[0];
+      // Also where the mean is not: as in torch, and where the kernels have summed in float32.
+      value.cross_entropy += as_held(sums[head].cross_entropy, dtype) * inverse[0];
       value.entropy += sums[head].entropy * inverse[1];
-      value.confusion += unless_too_large(sums[head].confusion, dtype) * inverse[1];
+      value.confusion += as_held(sums[head].confusion, dtype) * inverse[1];
     }
     store(call.loss, dtype, 0,
           total_of(coefficients, value.cross_entropy, value.entropy, value.confusion));
@@ -207,8 +206,13 @@ void Values::write(const BiasLossCall& call, const PreparedProblem& prepared,
     store(call.entropy, dtype, 0, value.entropy);
     return;
   }
+  // The sites' terms are of the outputs' dtype, and so is what they are multiplied with.
+  Coefficients held = coefficients;
+  held.entropy = as_held(held.entropy, dtype);
+  held.confusion = as_held(held.confusion, dtype);
   const int64_t all = call.sites() * call.heads;
-  const int64_t grain = std::max<int64_t>(1, kParallelElements / call.positions);
+  const int64_t grain =
+      kParallelElements / std::clamp<int64_t>(call.positions, 1, kParallelElements);
   torch::stable::parallel_for(0, call.rows, grain, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       for (int64_t position = 0; position < call.positions; ++position) {
@@ -220,7 +224,7 @@ void Values::write(const BiasLossCall& call, const PreparedProblem& prepared,
           }
         }
         const int64_t site = row * call.positions + position;
-        store(call.loss, dtype, site, total_of(coefficients, terms[0], terms[1], terms[2]));
+        store(call.loss, dtype, site, total_of(held, terms[0], terms[1], terms[2]));
         store(call.cross_entropy, dtype, site, terms[0]);
         store(call.entropy, dtype, site, terms[1]);
       }

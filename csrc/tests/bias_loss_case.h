@@ -90,8 +90,9 @@ Results oracle(const Case& c, const Inputs& inputs);
 // The kernels, on the emulator.
 Results run_kernels(const Case& c, const Inputs& inputs);
 
-// Differences beyond what the dtype explains, one a line; empty when there are none.
-std::string compare(const Case& c, const Results& wanted, const Results& got);
+// Differences beyond what the dtype explains, one a line; empty when there are none. `roundings`:
+// by how much longer the chains of float32 sums are than those of a warp's lanes.
+std::string compare(const Case& c, const Results& wanted, const Results& got, double roundings = 1);
 
 // One comparison: |wanted - got| <= relative * |wanted| + absolute, element by element. NaN and
 // infinite numbers must be the same.

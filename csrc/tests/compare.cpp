@@ -70,9 +70,9 @@ double rounded(DType dtype, double value) {
   return decode(dtype, bytes);
 }
 
-std::string compare(const Case& c, const Results& wanted, const Results& got) {
+std::string compare(const Case& c, const Results& wanted, const Results& got, double roundings) {
   std::ostringstream out;
-  const double value = value_tolerance(c.dtype);
+  const double value = roundings * value_tolerance(c.dtype);
   // H - weight * CE and the like cancel: the terms bound the error of their difference.
   const double scale = largest(wanted.cross_entropy) + largest(wanted.entropy);
   compare_numbers(out, "loss", wanted.loss, got.loss, value, value * scale);
