@@ -69,6 +69,7 @@ int launch_linear_fold(const BiasLossCall& loss, std::int64_t blocks, CUstream_s
 
 int launch_add_row(void* to, const void* row, std::int64_t rows, std::int64_t columns, DType dtype,
                    CUstream_st* stream) {
+  if (rows == 0 || columns == 0) return cudaSuccess;
   return with_dtype(dtype, [&](auto type) {
     using T = decltype(type);
     const auto kernel = add_row<T>;
