@@ -15,12 +15,13 @@ CMAKE_BUILD := build/cmake
 CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 BUILD_INPUTS := $(CPP_FILES) $(wildcard build_support/*.py) csrc/sources.txt setup.py pyproject.toml
 
-.PHONY: help install demo docs test lint pytest ctest test-install syntax format clean
+.PHONY: help install tools demo docs test lint pytest ctest test-long test-install syntax format clean
 
 help:
 	@echo "make demo          train baseline and lnl on coloured MNIST; table and figure in $(DEMO_OUTPUT)/"
 	@echo "make test          all tests, linters and types"
 	@echo "make lint|pytest|ctest    one part of make test"
+	@echo "make test-long     the Python tests on more cases as well"
 	@echo "make test-install  build and install from source, sdist and wheel in new environments (slow)"
 	@echo "make docs          the documentation as a site in build/site/"
 	@echo "make syntax        compile csrc/ as C++17 and C++20 against torch's headers, syntax only"
@@ -34,47 +35,59 @@ $(VENV)/torch.stamp: Makefile
 	@touch $@
 
 $(VENV)/package.stamp: $(VENV)/torch.stamp $(BUILD_INPUTS)
-	$(BIN)/python -m pip install --editable '.[train,test,docs]'
+	$(BIN)/python -m pip install --editable '.[train]'
+	@touch $@
+
+# By name, it is the package that is there already: only what it lacks is installed.
+$(VENV)/tools.stamp: $(VENV)/package.stamp pyproject.toml
+	$(BIN)/python -m pip install 'lnl_ext[test,docs]'
 	@touch $@
 
 install: $(VENV)/package.stamp
 
+tools: $(VENV)/tools.stamp
+
 demo: install
 	$(BIN)/python benchmarks/demo.py --output $(DEMO_OUTPUT) $(DEMO_ARGS)
 
-docs: install
+docs: tools
 	$(BIN)/python -m mkdocs build --strict
 
 test: lint pytest ctest
 
-lint: install
+lint: tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
 
-pytest: install
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+# One thread a process, as there are as many processes as cores; a file's fixtures are made once.
+pytest: tools
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(MAX_JOBS) --dist loadfile $(PYTEST_ARGS)
 
-ctest: install
+ctest: tools
 	$(BIN)/cmake -S . -B $(CMAKE_BUILD) -DCMAKE_BUILD_TYPE=Release -DPython3_EXECUTABLE=$(abspath $(BIN)/python)
 	$(BIN)/cmake --build $(CMAKE_BUILD) --parallel $(MAX_JOBS)
 	$(BIN)/ctest --test-dir $(CMAKE_BUILD) --parallel $(MAX_JOBS) --output-on-failure --no-tests=error
 
-test-install: install
+test-long: tools
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(MAX_JOBS) --dist loadfile -m "not slow" \
+		--hypothesis-profile=long $(PYTEST_ARGS)
+
+test-install: tools
 	$(BIN)/python -m pytest -m slow python_tests/test_installation.py
 
 # TORCH_INCLUDE: the headers to compile against, those of the installed torch unless it says others.
 TORCH_INCLUDE ?= $(shell $(BIN)/python -c "import torch, os; print(os.path.dirname(torch.__file__))")/include
 STABLE_FILES := $(filter-out csrc/emulator/% csrc/tests/% csrc/bindings.cpp,$(filter %.cpp,$(CPP_FILES)))
 
-syntax: install
+syntax: tools
 	for standard in 17 20; do for file in $(STABLE_FILES); do \
 	  $(CXX) -std=c++$$standard -fsyntax-only -fvisibility=hidden -Wall -Wextra -Werror -DUSE_CUDA \
 	    -DTORCH_TARGET_VERSION=0x020b000000000000 -isystem $(TORCH_INCLUDE) $$file || exit 1; done; done
 
-format: install
+format: tools
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP_FILES)

@@ -1,127 +1,26 @@
-"""The dogs-and-cats benchmark: train where coat and species go together, test where they do not.
+"""Train a method where coat colour and species go together, and test it where they do not.
 
     python benchmarks/dogs_and_cats.py --data FOLDER --train-split TB1 --method lnl
 
 FOLDER holds Kaggle's ``train/`` and the authors' ``list_bright.txt`` and ``list_dark.txt``. Prints
 a table and appends a line to ``benchmarks/results/dogs_and_cats.jsonl``; with ``--output`` it
-writes a page, ``report.html``, in that folder.
+writes a page, ``report.html``, in that folder. ``--table`` sets all recorded runs out.
 """
 
 from __future__ import annotations
 
-import argparse
-import functools
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import torch
-from photographs.report import Names, report
-from photographs.runs import (
-    Adversary,
-    Images,
-    Probe,
-    Sets,
-    choose,
-    measure,
-    parser,
-)
-from torch import Tensor
-
-from lnl_ext.paper.dogs_and_cats import COLOR_BINS, SPLITS, color_map, list_pets
-from lnl_ext.paper.image_networks import GlobalHead, MapHead, SplitNetwork, photo_network
+from photographs.options import parse, parser
 
 BENCHMARK = "dogs_and_cats"
 METHODS = ("baseline", "gray", "blindeye", "grl", "lnl")
-MapTarget = Callable[[int, Tensor, Tensor], Tensor]
 HEADS = ("map_and_label", "map", "global", "tone")
-NAMES = Names(("cat", "dog"), {"tone": ("dark", "bright")}, "mean colour (8 bins a channel)")
-
-
-def mean_color(images: Tensor, labels: Tensor) -> Tensor:
-    """Return the bins ``(N, 3)`` of the images' mean red, green and blue."""
-    bins = images.float().mean((2, 3)) // (256 // COLOR_BINS)
-    return bins.long()
-
-
-def with_label(bins: Tensor, labels: Tensor) -> Tensor:
-    """Return bins ``(N, 3, ...)`` as ``(N, 9, ...)``: for three heads of all, of cats, of dogs.
-
-    The last six ignore (-100) the other label: a head that sees one species only is not helped by
-    features that tell the species, so it presses on the colour alone.
-    """
-    own = (labels[:, None] == torch.arange(2)).reshape(-1, 2, *(1 for _ in bins.shape[1:]))
-    by_label = torch.where(own, bins[:, None], -100)
-    return torch.cat([bins, by_label.flatten(1, 2)], dim=1)
-
-
-def mean_color_and_label(images: Tensor, labels: Tensor) -> Tensor:
-    """Return `mean_color` ``(N, 9)``, once for all images and once by label."""
-    return with_label(mean_color(images, labels), labels)
-
-
-def colors(step: int, images: Tensor, labels: Tensor) -> Tensor:
-    """Return the paper's target: colour bins ``(N, 3, H / step, W / step)``."""
-    return color_map(images, step)
-
-
-def colors_and_label(step: int, images: Tensor, labels: Tensor) -> Tensor:
-    """Return `colors` ``(N, 9, H / step, W / step)``, once for all images and once by label."""
-    return with_label(colors(step, images, labels), labels)
-
-
-def adversaries(options: argparse.Namespace) -> list[Adversary]:
-    """Return the bias heads asked for."""
-    stride = photo_network(options.arch, 2, tap=options.tap).stride
-
-    def global_head(network: SplitNetwork) -> GlobalHead:
-        return GlobalHead(network.channels, COLOR_BINS, heads=9)
-
-    def tone_head(network: SplitNetwork) -> GlobalHead:
-        return GlobalHead(network.channels, 2)
-
-    def map_of(name: str, heads: int, weight: float, target: MapTarget) -> Adversary:
-        # One target a position of the features: the tap's stride apart. Summed over positions;
-        # per position and channel a part of a prediction's weight.
-        reversal, entropy_weight = (
-            weight * whole / 3 / positions(options, stride) for whole in (1.0, 0.1)
-        )
-
-        def head(network: SplitNetwork) -> MapHead:
-            return MapHead(network.channels, COLOR_BINS, heads=heads)
-
-        seen = functools.partial(target, stride)
-        return Adversary(name, head, heads, reversal, entropy_weight, seen)
-
-    known = {
-        "map_and_label": map_of("map_and_label", 9, 0.5, colors_and_label),
-        "map": map_of("map", 3, 1.0, colors),
-        "global": Adversary("global", global_head, 9, 1 / 3, 0.1 / 3, mean_color_and_label),
-        "tone": Adversary("tone", tone_head, 1, 1.0, 0.1),
-    }
-    return [known[name] for name in options.heads]
-
-
-def positions(options: argparse.Namespace, stride: int) -> int:
-    """Return the number of positions of the tap."""
-    side: int = max(1, options.image_size * 5 // 6 // stride)
-    return side * side
-
-
-def read(options: argparse.Namespace) -> Sets:
-    """Decode the images of all splits."""
-
-    def split(name: str) -> Images:
-        files = list_pets(options.data, name)
-        tone = {"tone": files.tone}
-        return Images.read(files.paths, files.labels, tone, options.image_size, options.workers)
-
-    opposite = "TB2" if options.train_split == "TB1" else "TB1"
-    return Sets.halved(split(options.train_split), split(opposite), split("test"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, measure, print and append."""
-    made = parser(__doc__, METHODS, [s for s in SPLITS if s != "test"], f"{BENCHMARK}.jsonl")
+    made = parser(__doc__, BENCHMARK, METHODS, ("TB1", "TB2"))
     made.add_argument(
         "--heads",
         nargs="+",
@@ -130,19 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="map: colours of every position, the paper's; map_and_label: the same once for all "
         "images and once by label; global: the mean colour likewise; tone: bright or dark",
     )
-    made.set_defaults(image_size=48)
-    options = made.parse_args(arguments)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    started = time.monotonic()
-    sets, heads = read(options), adversaries(options)
-    if options.choose:
-        print(choose(options, sets, heads))
-        return
-    probe = Probe("mean_color", COLOR_BINS, heads=3, image_target=mean_color)
-    measured = measure(BENCHMARK, "species", options, sets, heads, probe)
-    report(measured, sets, NAMES, options, arguments)
-    print(f"{(time.monotonic() - started) / 60:.1f} minutes in all; appended to {options.results}")
+    options = parse(made, arguments)
+    from photographs import pets, report
+
+    report.carry_out(BENCHMARK, pets.task, options, arguments)
 
 
 if __name__ == "__main__":

@@ -1,124 +1,29 @@
-"""The faces benchmark: train on young women and old men, test on old women and young men.
+"""Train a method on young women and old men, and test it on old women and young men.
 
     python benchmarks/imdb_faces.py --data FOLDER --train-split EB1 --label gender --method lnl
 
 FOLDER holds IMDB (``imdb_crop/`` and ``imdb.mat`` or the authors' ``.npy`` files) or UTKFace.
 Prints a table and appends a line to ``benchmarks/results/imdb_faces.jsonl``; with ``--output`` it
-writes a page, ``report.html``, in that folder.
+writes a page, ``report.html``, in that folder. ``--table`` sets all recorded runs out.
 """
 
 from __future__ import annotations
 
-import argparse
-import functools
-import itertools
-import time
 from collections.abc import Sequence
 
-import torch
-from photographs.report import Names, report
-from photographs.runs import (
-    Adversary,
-    Images,
-    Probe,
-    Sets,
-    choose,
-    crop_of,
-    measure,
-    parser,
-)
-from torch import Tensor
-
-from lnl_ext.paper.faces import (
-    AGE_EDGES,
-    LABELS,
-    SPLITS,
-    age_bins,
-    binary_age,
-    select_faces,
-)
-from lnl_ext.paper.image_networks import GlobalHead, MapHead, SplitNetwork, photo_network
+from photographs.options import parse, parser
 
 BENCHMARK = "imdb_faces"
 METHODS = ("baseline", "blindeye", "grl", "lnl")
-BINS = len(AGE_EDGES) - 1
 HEADS = ("map", "linear", "global", "by_label")
-GENDERS = ("female", "male")
-AGES = tuple(f"[{low}, {high})" for low, high in itertools.pairwise(AGE_EDGES))
-NAMES = {
-    "gender": Names(GENDERS, {"bias": AGES}, "age (12 bins)"),
-    "age": Names(("young", "old"), {"bias": GENDERS}, "gender"),
-}
-
-
-def by_label(bias: Tensor, labels: Tensor) -> Tensor:
-    """Return a bias target ``(N,)`` as ``(N, 2)``, a head for each label and ignored by the other.
-
-    In training the bias follows the label. A head that sees one label only is not helped by
-    features that tell the label, so it presses on the bias alone.
-    """
-    return torch.where(labels[:, None] == torch.arange(2), bias[:, None], -100)
-
-
-def head(classes: int, heads: int, linear: bool, network: SplitNetwork) -> GlobalHead:
-    """Make a bias head."""
-    return GlobalHead(network.channels, classes, heads, linear=linear)
-
-
-def side(options: argparse.Namespace) -> int:
-    """Return the number of rows of the features, which is that of their columns."""
-    network = photo_network(options.arch, 2, tap=options.tap)
-    return crop_of(options.image_size, network) // network.stride
-
-
-def adversaries(options: argparse.Namespace) -> list[Adversary]:
-    """Return the bias heads asked for."""
-    classes = BINS if options.label == "gender" else 2
-    positions = side(options) ** 2
-
-    def map_head(network: SplitNetwork) -> MapHead:
-        return MapHead(network.channels, classes, heads=1)
-
-    known = {
-        # Its predictions are summed over positions; together they weigh as one of the others does.
-        "map": Adversary("bias_map", map_head, 1, 1 / positions, 0.1 / positions),
-        "linear": Adversary("bias", functools.partial(head, classes, 1, True), 1, 1.0, 0.1),
-        "global": Adversary("bias", functools.partial(head, classes, 1, False), 1, 1.0, 0.1),
-        "by_label": Adversary(
-            "bias_by_label", functools.partial(head, classes, 2, False), 2, 1.0, 0.1
-        ),
-    }
-    return [known[name] for name in options.heads]
-
-
-def read(options: argparse.Namespace) -> Sets:
-    """Decode the faces of all splits."""
-    rows = side(options)
-
-    def split(name: str) -> Images:
-        faces = select_faces(options.data, name)
-        young_or_old = binary_age(faces.age)
-        labels = faces.gender if options.label == "gender" else young_or_old
-        bias = age_bins(faces.age) if options.label == "gender" else faces.gender
-        known = (labels >= 0).nonzero().flatten()  # for the label age: neither young nor old
-        targets = {"bias": bias, "bias_by_label": by_label(bias, labels)}
-        targets["bias_map"] = bias[:, None, None].expand(-1, rows, rows)
-        return Images.read(
-            [faces.paths[row] for row in known.tolist()],
-            labels[known],
-            {target: values[known] for target, values in targets.items()},
-            options.image_size,
-            options.workers,
-        )
-
-    opposite = "EB2" if options.train_split == "EB1" else "EB1"
-    return Sets.halved(split(options.train_split), split(opposite), split("test"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, measure, print and append."""
-    made = parser(__doc__, METHODS, [s for s in SPLITS if s != "test"], f"{BENCHMARK}.jsonl")
-    made.add_argument("--label", choices=LABELS, default="gender", help="the other is the bias")
+    made = parser(__doc__, BENCHMARK, METHODS, ("EB1", "EB2"))
+    made.add_argument(
+        "--label", choices=("gender", "age"), default="gender", help="the other is the bias"
+    )
     made.add_argument(
         "--heads",
         nargs="+",
@@ -128,19 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "features, the paper's; global: with two convolutions before it; by_label: the same for "
         "each label separately",
     )
-    made.set_defaults(image_size=48)
-    options = made.parse_args(arguments)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    started = time.monotonic()
-    sets, heads = read(options), adversaries(options)
-    if options.choose:
-        print(choose(options, sets, heads))
-        return
-    probe = Probe("bias", BINS if options.label == "gender" else 2)
-    measured = measure(BENCHMARK, options.label, options, sets, heads, probe)
-    report(measured, sets, NAMES[options.label], options, arguments)
-    print(f"{(time.monotonic() - started) / 60:.1f} minutes in all; appended to {options.results}")
+    options = parse(made, arguments)
+    from photographs import faces, report
+
+    report.carry_out(BENCHMARK, faces.task, options, arguments)
 
 
 if __name__ == "__main__":

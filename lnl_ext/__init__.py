@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from lnl_ext.measuring.audit import audit
     from lnl_ext.measuring.report import AuditReport
     from lnl_ext.ops.types import BiasLoss
-    from lnl_ext.training.config import TrainerConfig
-    from lnl_ext.training.optimizers import OptimizerConfig
+    from lnl_ext.training.config import OptimizerConfig, TrainerConfig
     from lnl_ext.training.trainer import Trainer
 
 __all__ = [
@@ -53,7 +52,7 @@ _MODULES = {
     "BiasAdversary": "adversary.bias_adversary",
     "BiasLoss": "ops.types",
     "GradientReversal": "gradient_reversal",
-    "OptimizerConfig": "training.optimizers",
+    "OptimizerConfig": "training.config",
     "Trainer": "training.trainer",
     "TrainerConfig": "training.config",
     "audit": "measuring.audit",

@@ -61,7 +61,7 @@ def _load_operators(name: str) -> None:
     try:
         if path is None:
             raise OSError(f"{_PACKAGE / name}{EXTENSION_SUFFIXES[0]} is missing")
-        torch.ops.load_library(path)
+        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     except OSError as error:
         raise ImportError(
             f"lnl_ext was built for torch {_C.torch} and does not load with the installed torch "

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend."""
+"""User errors: what the user gave cannot be used."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ __all__ = ["UserError"]
 
 
 class UserError(ValueError):
-    """What the user gave cannot be used; the message stands on its own, without a traceback."""
+    """A user error; its message is shown without a traceback."""

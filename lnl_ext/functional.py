@@ -50,7 +50,7 @@ def fused_bias_loss(
         paper's mu): a reversal layer is fused in, the gradient is
         ``-r * dCE - entropy_weight * dH`` and the value stays. Everything upstream of the logits
         gets that gradient, *the head's own parameters too*: use it where those are frozen or
-        detached. To train the head and fool it in one backward pass, use `BiasAdversary`.
+        detached. To train the head and the features in one backward pass, use `BiasAdversary`.
     ignore_index
         Sites with this target add nothing to CE. With class indices only. Where they do not count
         for H either (`entropy_weight` 0, or `mask_entropy`), their logits may be NaN or infinite.
@@ -155,7 +155,7 @@ def fused_linear_bias_loss(
         None: every input gets the true gradient of the value. A number or 0-dim tensor r >= 0 (the
         paper's mu): head_weight and head_bias get dCE only, the features
         ``-r * dCE - entropy_weight * dH`` (Kim et al., CVPR 2019, eq. 9), and the value stays. So
-        one backward trains the head and fools it.
+        one backward pass trains the head and unlearns the bias.
     ignore_index, label_smoothing, reduction, mask_entropy, heads, return_terms
         As in `fused_bias_loss`.
 

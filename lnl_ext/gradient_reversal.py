@@ -33,7 +33,8 @@ class _ScaleGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (gradient,) = grads
-        factor = ctx.saved_tensors[0] if ctx.saved_tensors else ctx.factor
+        saved = ctx.saved_tensors  # once: a checkpoint hands each out once
+        factor = saved[0] if saved else ctx.factor
         if isinstance(factor, Tensor):
             # A float64 factor must not promote the gradient of a float32 scalar.
             factor = factor.to(gradient.dtype)
@@ -41,7 +42,7 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def scale_gradient(x: Tensor, factor: Coefficient) -> Tensor:
-    """Return `x`, with its derivatives multiplied by `factor` on their way back.
+    """Return `x`, with its derivatives multiplied by `factor` in the backward pass.
 
     The factor, a number or 0-dim tensor, is a constant: it gets no gradient, and unlike
     `grad_reverse` this checks nothing.

@@ -62,8 +62,8 @@ class Linear:
 class Ramp:
     """``maximum * (2 / (1 + exp(-steepness * t)) - 1)``: steep at first, then level.
 
-    With the defaults the ramp of Ganin and Lempitsky (2015, arXiv 1409.7495, section 4), called
-    "ramp" by name.
+    With the defaults the ramp of Ganin and Lempitsky (2015, arXiv 1409.7495, section 4). By the
+    name "ramp" its maximum is the default of the argument that it is given for.
 
     Parameters
     ----------

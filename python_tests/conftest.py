@@ -7,15 +7,16 @@ import torch
 from backends import BACKENDS, Backend, cuda_missing
 from hypothesis import HealthCheck, settings
 
-# The same examples every time, so that a change is what makes a test fail; `pytest
-# --hypothesis-profile=explore` looks for new ones.
-settings.register_profile(
-    "default",
-    derandomize=True,
-    deadline=None,
-    max_examples=100,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+# The same examples every time, so that a change is what makes a test fail; `make test-long` takes
+# more of them, `pytest --hypothesis-profile=explore` looks for new ones.
+for name, examples in (("default", 25), ("long", 200)):
+    settings.register_profile(
+        name,
+        derandomize=True,
+        deadline=None,
+        max_examples=examples,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
 settings.register_profile(
     "explore",
     deadline=None,

@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from processes import needs_gloo
+import pytest
+from processes import free_port, needs_gloo
 
 from lnl_ext.training.checkpoint import load_checkpoint
 
@@ -28,24 +29,40 @@ AFTER = 'Path("loops" + os.environ["RANK"]).write_text(f"{before} {loops()}")\n'
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "processes.md"
 
 
+def start(folder: Path, *flags: str) -> subprocess.Popen[str]:
+    """Start torchrun with the program in the folder."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *flags, "run.py"],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 @needs_gloo
-def test_the_example_trains_in_two_processes(tmp_path: Path) -> None:
-    (example, *_) = re.findall(r"```py\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+@pytest.mark.parametrize("machines", [1, 2])
+def test_the_example_trains_in_two_processes(tmp_path: Path, machines: int) -> None:
+    """Of one torchrun, or of two, as on two machines."""
+    text = PAGE.read_text(encoding="utf-8")
+    (example, *_) = re.findall(r"```py\n(.*?)```", text, re.DOTALL)
     linux = sys.platform == "linux"
     script = COUNT + example + BEFORE + AFTER if linux else example
     (tmp_path / "run.py").write_text(script, encoding="utf-8")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [sys.executable, *torchrun, "run.py"],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert 0 <= float(done.stdout) <= 1  # one line, of process 0
+    commands = ["--standalone --nproc-per-node 2"]
+    if machines == 2:
+        commands = re.findall(r"^torchrun (--nnodes 2 .*) run\.py$", text, re.MULTILINE)
+        assert len(commands) == 2
+    here = {"nproc-per-node 4": "nproc-per-node 1", "first-machine": "127.0.0.1"}
+    here["29500"] = str(free_port())
+    for there, instead in here.items():
+        commands = [command.replace(there, instead) for command in commands]
+    started = [start(tmp_path, *command.split()) for command in commands]
+    ends = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [0] * machines, ends
+    assert 0 <= float(ends[0][0]) <= 1  # one line, of process 0
+    assert [output for output, _ in ends[1:]] == [""] * (machines - 1)
     assert len(load_checkpoint(tmp_path / "out" / "checkpoint.pt")["streams"]) == 2
     if linux:
         # A group whose threads are left, while Python ends, can abort the process. What is left

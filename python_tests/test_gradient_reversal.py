@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from lnl_ext import GradientReversal, grad_reverse
 from lnl_ext.schedules import Linear
@@ -130,3 +131,10 @@ def test_the_function_compiles_with_numbers_that_change():
         compiled(x, scale).sum().backward()
         torch.testing.assert_close(x.grad, torch.full((3,), -scale))
     assert counters["stats"]["unique_graphs"] <= 2  # the first value, then any
+
+
+def test_a_checkpoint_around_the_layer():
+    layer = GradientReversal(0.3)
+    x = torch.randn(4, requires_grad=True)
+    checkpoint(lambda x: layer(x).sin(), x, use_reentrant=False).sum().backward()
+    torch.testing.assert_close(x.grad, -0.3 * x.detach().cos())

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lnl_ext import BiasAdversary, GradientReversal
-from lnl_ext.schedules import SCHEDULES, Constant, Linear, Piecewise, Ramp, Schedule, as_schedule
+from lnl_ext.schedules import SCHEDULES, Linear, Ramp, Schedule, as_schedule
 
 
 @pytest.mark.parametrize("t", [0.0, 0.1, 0.5, 1.0])
@@ -24,34 +24,36 @@ def test_linear_is_constant_outside_its_part_of_the_training():
     assert [line(t) for t in (0.0, 0.2, 0.4, 0.6, 1.0)] == pytest.approx([0.1, 0.1, 0.3, 0.5, 0.5])
 
 
-def test_piecewise_goes_straight_from_point_to_point():
-    lines = Piecewise(((0.1, 0.0), (0.2, 1.0), (0.6, 0.5)), scale=2.0)
-    times = (0.0, 0.1, 0.15, 0.2, 0.4, 0.6, 1.0)
-    assert [lines(t) for t in times] == pytest.approx([0.0, 0.0, 1.0, 2.0, 1.5, 1.0, 1.0])
-    assert Piecewise(((0.0, 0.3),))(0.7) == 0.3
-    assert pickle.loads(pickle.dumps(lines)) == lines
-
-
-@pytest.mark.parametrize("points", [(), ((0.5, 1.0), (0.5, 2.0)), ((0.0, 1.0), (1.5, 1.0))])
-def test_piecewise_refuses_points_out_of_order_or_range(points):
-    with pytest.raises(ValueError, match="in order of a progress"):
-        Piecewise(points)
-
-
-def test_constant_stays():
-    assert {Constant(0.2)(t) for t in (0.0, 0.5, 1.0)} == {0.2}
-
-
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedules_go_by_name_and_can_be_saved(name: str):
-    schedule = as_schedule("reversal", name)
+    schedule = as_schedule("reversal", name, 0.3)
     assert isinstance(schedule, Schedule)
     assert pickle.loads(pickle.dumps(schedule)) == schedule
-    assert schedule(1.0) == pytest.approx(1.0, abs=1e-4)
+    assert schedule(0.0) == 0
+    assert schedule(1.0) == pytest.approx(0.3, abs=1e-4)
+
+
+def test_by_name_a_schedule_rises_to_the_default_of_its_argument():
+    constant = BiasAdversary(nn.Linear(2, 2))
+    for name in SCHEDULES:
+        scheduled = BiasAdversary(nn.Linear(2, 2), reversal=name, entropy_weight=name)
+        assert scheduled.reversal == scheduled.entropy_weight == 0
+        scheduled.set_progress(1.0)
+        for coefficient in ("reversal", "entropy_weight"):
+            found, default = (getattr(a, coefficient).item() for a in (scheduled, constant))
+            assert found == pytest.approx(default, rel=1e-4)
+    layer = GradientReversal("ramp")
+    layer.set_progress(0.3)
+    assert layer.scale.item() == pytest.approx(2 / (1 + math.exp(-3)) - 1)
+
+
+def test_a_default_of_zero_is_nothing_to_rise_to():
+    with pytest.raises(ValueError, match=r"confusion_weight is 'ramp', and has no default to rise"):
+        BiasAdversary(nn.Linear(2, 2), confusion_weight="ramp")
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"reversal is 'rampe', expected .*constant, linear, ramp"):
+    with pytest.raises(ValueError, match=r"reversal is 'rampe', expected .*linear, ramp"):
         BiasAdversary(nn.Linear(2, 2), reversal="rampe")
 
 
@@ -61,8 +63,6 @@ def test_an_unknown_name_lists_the_known_ones():
         lambda: Ramp(-1.0),
         lambda: Linear(math.inf),
         lambda: Linear(begin=0.5, finish=0.5),
-        lambda: Piecewise(((0.0, -1.0),)),
-        lambda: Piecewise(((0.0, 1.0),), scale=math.nan),
     ],
 )
 def test_impossible_schedules_are_refused(make):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
-from lnl_ext.measuring.evaluation import group_accuracy
+from digits.runs import Data, Measured
+from lnl_ext.measuring.groups import GroupAccuracy
 from lnl_ext.paper.colored_mnist import MEAN_COLORS
 from lnl_ext.reporting import (
     Confusion,
@@ -16,17 +16,14 @@ from lnl_ext.reporting import (
     trainer_settings,
 )
 
-if TYPE_CHECKING:  # which imports this module, and may be the program itself
-    from colored_mnist import Data, Measured
-
 DIGITS = [str(digit) for digit in range(10)]
 COLORS = [[value / 255 for value in color] for color in MEAN_COLORS]
 LEAKAGE = (
-    "How often a new head on the frozen features names the right one of 8 bins of the digit's "
-    "colour, mean of red, green and blue, on the test set; it learned from training digits that "
-    "were coloured like the test set. Before: on the features from which the last stage began, "
-    "new weights where nothing was trained before. Majority: always naming the most frequent bin. "
-    "Information: what the head knows of the colour after the training, a channel."
+    "How often a new head on the frozen features predicts the right one of 8 bins of the digit's "
+    "colour, mean of red, green and blue, on the test set; it was trained on training digits "
+    "coloured like the test set. Before: on the features from which the last stage began, "
+    "new weights where nothing was trained before. Majority: always predicting the most frequent "
+    "bin. Information about the colour: H(colour) - CE of the head after the training, a channel."
 )
 
 
@@ -36,7 +33,7 @@ def summary(
     """Return what the page of a run is to show."""
     run, trainers, predictions = measured
     labels, owner = predictions.labels, data.test.mean_color
-    predicted = predictions.logits.argmax(1)
+    predicted = predictions.classes
     figures = {
         "method": run.method,
         "test accuracy": run.test_accuracy,
@@ -48,10 +45,10 @@ def summary(
     groups = {}
     confusions = [Confusion("by digit", labels, predicted, DIGITS, "digit", COLORS)]
     if column := groups_of(predictions, owner, "whose colour", DIGITS, DIGITS):
-        found = group_accuracy(predictions, (owner == labels).long().where(owner >= 0, -1))
-        figures["its own colour"] = found.accuracy.get(1)
-        figures["another's colour"] = found.accuracy.get(0)
-        figures["worst group"] = column.accuracy[column.worst]
+        found = GroupAccuracy.of(predicted, labels, owner, aligned=owner == labels)
+        figures["its own colour"] = found.aligned
+        figures["another's colour"] = found.conflicting
+        figures["worst group"] = found.worst
         groups["Accuracy by the digit whose colour it has (rows) and digit"] = column.table()
         confusions.append(
             Confusion("by colour", owner, predicted, DIGITS, "whose colour it has", COLORS)
@@ -70,8 +67,8 @@ def summary(
     return RunSummary(
         title=f"Coloured MNIST: {run.method}, variance {run.variance:g}, seed {run.seed}",
         about=[
-            "Trained on digits whose colour gives them away, measured on test digits whose colour "
-            "is that of a digit drawn at random. Every figure is of the last epoch."
+            "Trained on digits whose colour determines them, measured on test digits whose colour "
+            "is that of a digit drawn at random. All numbers are of the last epoch."
         ],
         results=Table(tuple(figures), [tuple(figures.values())]),
         command=command,

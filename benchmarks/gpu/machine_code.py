@@ -1,18 +1,36 @@
-"""Machine code of CUDA kernels: what ptxas and cuobjdump say, and its blocks and loops."""
+"""What nvcc made of the CUDA kernels: registers, spills, accesses to memory, and their bounds."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import re
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+HERE = Path(__file__).resolve().parent
+SOURCES = tuple(sorted((HERE.parents[1] / "csrc" / "cuda").glob("*_kernels.cu")))
+BOUNDS = HERE / "bounds.json"
+WARPS = {"sm_80": 64, "sm_90": 64, "sm_100": 64, "sm_120": 48}
+"""Most warps of a multiprocessor, from the CUDA C++ programming guide's table."""
+REGISTERS = 16384
+"""Of each of the four parts of a multiprocessor, which hold a quarter of its warps; likewise."""
+LINEAR_REGISTERS = 128
+"""Most of `linear_on_chip`: two blocks of 256 threads, or one of 512, on a multiprocessor."""
+
 SIZES = {"float": 4, "double": 8, "__half": 2, "__nv_bfloat16": 2}
+FLOAT64 = re.compile(r"D(ADD|MUL|FMA|SETP|MNMX)\b|.*\.F64")
+
+Bounds = dict[str, dict[str, list[int]]]
+"""Most registers, least wide loads and least wide stores, by kernel and architecture."""
+
+
+# ---- reading -------------------------------------------------------------------------------
 
 
 def find_tool(name: str) -> str | None:
@@ -36,7 +54,7 @@ def missing() -> str | None:
     return None
 
 
-def run(command: list[str]) -> str:
+def run(command: Sequence[str]) -> str:
     """Return a command's output on both streams; raise with it where the command fails."""
     result = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if result.returncode:
@@ -44,50 +62,12 @@ def run(command: list[str]) -> str:
     return result.stdout
 
 
-@dataclasses.dataclass
-class Instruction:
-    """One line of machine code."""
-
-    address: int
-    guarded: bool
-    opcode: str  # with its modifiers: LDG.E.128
-    operands: str
-
-    @property
-    def bytes(self) -> int:
-        """How much one thread moves, for global loads and stores."""
-        for text, count in ((".128", 16), (".64", 8), (".U16", 2), (".S16", 2), (".U8", 1)):
-            if text in self.opcode:
-                return count
-        return 4
-
-    @property
-    def is_access(self) -> bool:
-        """Tell whether this reads or writes global memory."""
-        return self.opcode.startswith(("LDG", "STG"))
-
-    @property
-    def target(self) -> int | None:
-        """Where a branch goes.
-
-        A guarded call is a branch as well: ptxas leaves loops that way for sm_80. BRA.DIV, which
-        leaves the way of a converged warp, goes nowhere.
-        """
-        call = self.guarded and self.opcode.startswith("CALL")
-        if not (call or self.opcode.startswith("BRA")) or ".DIV" in self.opcode:
-            return None
-        found = re.search(r"0x([0-9a-f]+)", self.operands)
-        return int(found.group(1), 16) if found else None
-
-    @property
-    def goes_on(self) -> bool:
-        """Tell whether the instruction after this one can be the next."""
-        if self.opcode.startswith(("EXIT", "RET")):
-            return self.guarded
-        if self.target is None:
-            return True
-        # A branch on a uniform predicate names it among its operands.
-        return self.guarded or not self.operands.lstrip("`(").startswith("0x")
+def bytes_of(opcode: str) -> int:
+    """Return how much one thread moves by a load or store."""
+    for text, count in ((".128", 16), (".64", 8), (".U16", 2), (".S16", 2), (".U8", 1)):
+        if text in opcode:
+            return count
+    return 4
 
 
 @dataclasses.dataclass
@@ -98,8 +78,8 @@ class Kernel:
     registers: int = 0
     stack: int = 0
     spills: int = 0
-    static_shared_memory: int = 0
-    code: list[Instruction] = dataclasses.field(default_factory=list)
+    shared_memory: int = 0  # static
+    opcodes: list[str] = dataclasses.field(default_factory=list)  # with modifiers: LDG.E.128
 
     @property
     def base(self) -> str:
@@ -112,132 +92,48 @@ class Kernel:
         return self.name.partition("<")[2].rstrip(">").split(", ")
 
     @property
-    def size(self) -> int:
-        """Bytes of an element."""
-        return SIZES[self.arguments[0]]
-
-    @property
-    def accumulator(self) -> int:
-        """Bytes of an accumulator."""
-        return 8 if self.size == 8 else 4
-
-    @property
-    def is_dense(self) -> bool:
-        """Tell whether every class has a target."""
-        return self.arguments[1] == "true"
-
-    @property
-    def sites(self) -> int:
-        """Sites of a thread of a kernel for sites."""
-        return int(self.arguments[2])
-
-    @property
-    def is_vector(self) -> bool:
-        """Tell whether a kernel for sites reads a thread's sites at once."""
-        return self.arguments[3] == "true"
-
-    @property
-    def line(self) -> int:
-        """Sites of a tile of sites_large."""
-        return 128 // self.size
-
-    @property
-    def access(self) -> int:
-        """Bytes of the accesses to logits and gradients where nothing is out of line."""
-        if not self.base.startswith("sites_"):
+    def access(self) -> int | None:
+        """Bytes of the accesses to logits, features and gradients; None if it has none of them."""
+        if self.base.startswith(("rows_", "linear_on_chip")):
             return 16
-        return self.sites * self.size if self.is_vector else self.size
+        if not self.base.startswith("sites_"):
+            return None
+        size, sites, is_vector = SIZES[self.arguments[0]], *self.arguments[2:]
+        return int(sites) * size if is_vector == "true" else size
 
-    @functools.cached_property
-    def blocks(self) -> dict[int, Block]:
-        """Its basic blocks by their first address."""
-        return blocks_of(self.code)
+    def wide(self, kind: str) -> int:
+        """Return how many instructions of a kind (LDG, STG, LDS, STS) move `access` bytes."""
+        return sum(o.startswith(kind) and bytes_of(o) == self.access for o in self.opcodes)
 
-    @functools.cached_property
-    def loops(self) -> list[Loop]:
-        """Its natural loops, the outer before the inner."""
-        return loops_of(self.blocks)
+    def occupancy(self, architecture: str) -> float:
+        """Return the share of a multiprocessor's warps that its registers allow.
 
-
-@dataclasses.dataclass
-class Block:
-    """Instructions that run one after the other, and the blocks that may follow."""
-
-    code: list[Instruction]
-    following: list[int]
-
-
-@dataclasses.dataclass
-class Loop:
-    """A natural loop: the blocks from which its header is reached again without leaving it."""
-
-    header: int
-    blocks: set[int]
-    ends: set[int]  # blocks that branch back to the header
+        A warp gets registers in units of 256. Shared memory and the size of blocks, which the
+        launcher chooses by the call, may allow less.
+        """
+        of_warp = -(-self.registers * 32 // 256) * 256
+        most = WARPS[architecture]
+        return min(most, 4 * (REGISTERS // of_warp)) / most
 
 
-def blocks_of(code: list[Instruction]) -> dict[int, Block]:
-    """Return basic blocks by their first address."""
-    starts = {i.target for i in code} - {None}
-    blocks: dict[int, Block] = {}
-    current: Block | None = None
-    successors = [*(i.address for i in code[1:]), -1]
-    for instruction, successor in zip(code, successors, strict=True):
-        if current is None or instruction.address in starts:
-            if current is not None and current.code[-1].goes_on:
-                current.following.append(instruction.address)
-            current = blocks[instruction.address] = Block([], [])
-        current.code.append(instruction)
-        target = instruction.target
-        if target is not None:
-            current.following.append(target)
-        if target is not None or not instruction.goes_on:
-            if instruction.goes_on:
-                current.following.append(successor)
-            current = None
-    for block in blocks.values():  # a listing cut off in the middle leads nowhere
-        block.following = [address for address in block.following if address in blocks]
-    return blocks
+def compile_kernels(architecture: str, sources: Iterable[Path] = SOURCES) -> list[Kernel]:
+    """Compile files for one architecture, side by side, and return what their kernels are."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        compiled = pool.map(lambda source: _compile(architecture, source), sources)
+        kernels = {kernel.name: kernel for found in compiled for kernel in found}
+    return sorted(kernels.values(), key=lambda kernel: kernel.name)
 
 
-def reachable(edges: dict[int, list[int]], starts: Iterable[int], within: set[int]) -> set[int]:
-    """Return what can be reached from `starts`, themselves included, without leaving `within`."""
-    found: set[int] = set()
-    waiting = [start for start in starts if start in within]
-    while waiting:
-        address = waiting.pop()
-        if address not in found:
-            found.add(address)
-            waiting.extend(a for a in edges[address] if a in within)
-    return found
-
-
-def backwards(edges: dict[int, list[int]]) -> dict[int, list[int]]:
-    """Return the same edges the other way round."""
-    turned: dict[int, list[int]] = {address: [] for address in edges}
-    for address, following in edges.items():
-        for other in following:
-            turned[other].append(address)
-    return turned
-
-
-def loops_of(blocks: dict[int, Block]) -> list[Loop]:
-    """Return the natural loops, the outer before the inner."""
-    if not blocks:
-        return []
-    edges = {address: block.following for address, block in blocks.items()}
-    before = backwards(edges)
-    entry = min(blocks)
-    everything = reachable(edges, [entry], set(blocks))
-    loops = {}
-    for header in everything:
-        # A block that cannot be reached without passing the header is dominated by it.
-        others = reachable(edges, [entry], everything - {header})
-        ends = {b for b in before[header] if b in everything and (b == header or b not in others)}
-        if ends:
-            body = reachable(before, ends - {header}, everything - {header}) | {header}
-            loops[header] = Loop(header, body, ends)
-    return sorted(loops.values(), key=lambda loop: (-len(loop.blocks), loop.header))
+def _compile(architecture: str, source: Path) -> list[Kernel]:
+    nvcc, cuobjdump = find_tool("nvcc"), find_tool("cuobjdump")
+    assert nvcc is not None
+    assert cuobjdump is not None
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = str(Path(folder) / "kernels.cubin")
+        flags = ["-std=c++17", "-O3", f"-arch={architecture}", "-Xptxas", "-v", "-cubin"]
+        kernels = read_report(run([nvcc, *flags, "-o", cubin, str(source)]))
+        read_code(run([cuobjdump, "--dump-sass", cubin]), kernels)
+    return list(kernels.values())
 
 
 def demangle(name: str) -> str:
@@ -266,19 +162,73 @@ def read_report(report: str) -> dict[str, Kernel]:
         elif found := re.search(r"Used (\d+) registers", line):
             current.registers = int(found.group(1))
             shared = re.search(r"(\d+) bytes smem", line)
-            current.static_shared_memory = int(shared.group(1)) if shared else 0
+            current.shared_memory = int(shared.group(1)) if shared else 0
     return kernels
 
 
-LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
-
-
-def read_code(sass: str, kernels: dict[str, Kernel]) -> None:
-    """Add the machine code from cuobjdump --dump-sass."""
+def read_code(sass: str, kernels: Mapping[str, Kernel]) -> None:
+    """Add the opcodes from cuobjdump --dump-sass to kernels by mangled name."""
     current: Kernel | None = None
+    instruction = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
     for line in sass.splitlines():
         if found := re.search(r"Function : (\S+)", line):
             current = kernels.get(found.group(1))
-        elif current is not None and (found := LINE.match(line)):
-            address, guard, opcode, operands = found.groups()
-            current.code.append(Instruction(int(address, 16), guard is not None, opcode, operands))
+        elif current is not None and (found := instruction.match(line)):
+            current.opcodes.append(found.group(1))
+
+
+# ---- judging -------------------------------------------------------------------------------
+
+
+def broken_rules(kernel: Kernel) -> list[str]:
+    """Return which of the rules for all architectures a kernel breaks."""
+    local = sum(o.startswith(("LDL", "STL")) for o in kernel.opcodes)
+    float64 = sum(FLOAT64.match(o) is not None for o in kernel.opcodes)
+    problems = []
+    if kernel.spills or kernel.stack or local:
+        problems.append(
+            f"{kernel.spills} bytes of spills, {kernel.stack} of stack, {local} local accesses"
+        )
+    if float64 and "double" not in kernel.arguments:
+        problems.append(f"{float64} float64 instructions")
+    if kernel.shared_memory:  # launchers ask for all that a device has as dynamic
+        problems.append(f"{kernel.shared_memory} bytes of static shared memory")
+    kinds = ["LDG", "STG", "LDS", "STS"] if kernel.base == "linear_on_chip" else ["LDG", "STG"]
+    if kernel.access is not None:
+        missing_kinds = [kind for kind in kinds if not kernel.wide(kind)]
+        problems += [f"no {kind} of {kernel.access} bytes" for kind in missing_kinds]
+    if kernel.base == "linear_on_chip" and kernel.registers > LINEAR_REGISTERS:
+        problems.append(f"{kernel.registers} registers, at most {LINEAR_REGISTERS}")
+    return [f"{kernel.name}: {problem}" for problem in problems]
+
+
+def broken_bounds(kernels: Iterable[Kernel], architecture: str, bounds: Bounds) -> list[str]:
+    """Return where the kernels of an architecture are not the bounds', or break them."""
+    problems = []
+    left = {name: bound[architecture] for name, bound in bounds.items() if architecture in bound}
+    for kernel in kernels:
+        bound = left.pop(kernel.name, None)
+        if bound is None:
+            problems.append(f"{kernel.name}: no committed bound, run with --write-bounds")
+            continue
+        registers, *accesses = bound
+        if kernel.registers > registers:
+            problems.append(f"{kernel.name}: {kernel.registers} registers, bound {registers}")
+        for kind, least in zip(("LDG", "STG"), accesses, strict=True):
+            if kernel.wide(kind) < least:
+                problems.append(
+                    f"{kernel.name}: {kernel.wide(kind)} {kind} of {kernel.access} bytes, "
+                    f"bound {least}"
+                )
+    return problems + [f"{name}: has a bound but is not compiled" for name in left]
+
+
+def new_bounds(compiled: Mapping[str, Sequence[Kernel]]) -> Bounds:
+    """Return bounds by what was found; ptxas' next version may take a few registers more."""
+    bounds: Bounds = {}
+    for architecture, kernels in compiled.items():
+        for kernel in kernels:
+            registers = min(255, kernel.registers + 8)
+            bound = [registers, kernel.wide("LDG"), kernel.wide("STG")]
+            bounds.setdefault(kernel.name, {})[architecture] = bound
+    return bounds

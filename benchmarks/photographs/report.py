@@ -1,66 +1,60 @@
-"""What the benchmarks on photographs tell of a run: a line of results, a table, a page."""
+"""What the benchmarks on photographs report of a run: a line of results, a table, a page."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
-import shlex
-import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from recording import records
 
 from lnl_ext.reporting import (
-    PAGE,
     Confusion,
     Leak,
     RunSummary,
     Table,
     groups_of,
     trainer_settings,
-    write_run_page,
 )
-from photographs.runs import Measured, Run, Sets
+from photographs import table as recorded
+from photographs.runs import Measured, Run, Task, choose, measure
 
 LEAKAGE = (
-    "How often a new head on the frozen features names the bias of unbiased images; it learned "
-    "from the other half of the unbiased set. Majority: always naming the most frequent class. "
-    "Information: what the head knows of the bias, mean of its predictions."
+    "How often a new head on the frozen features predicts the bias of unbiased images; it was "
+    "trained on the other half of the unbiased set. Majority: always predicting the most frequent "
+    "class. Information about the bias: H(bias) - CE of the head, mean of its predictions."
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Names:
-    """What the numbers of a benchmark stand for."""
-
-    labels: Sequence[str]
-    bias: Mapping[str, Sequence[str]]
-    """By target with one class a sample: the groups that accuracy is told of."""
-    probed: str
-    """What the probe is to name."""
-
-
-def report(
-    measured: Measured,
-    sets: Sets,
-    names: Names,
+def carry_out(
+    benchmark: str,
+    make: Callable[[argparse.Namespace], Task],
     options: argparse.Namespace,
     arguments: Sequence[str] | None,
 ) -> None:
-    """Append a run to the results and print it; with an output folder, write its page."""
-    append(options.results, measured.run)
+    """Train, measure, print and append; or only print, as the options say."""
+    if options.table:
+        print(recorded.tables(records.read(options.results)))
+        return
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    started = time.monotonic()
+    task = make(options)
+    if options.choose:
+        print(choose(options, task))
+        return
+    measured = measure(benchmark, options, task)
+    records.append(options.results, measured.run)
     print(table([measured.run]))
     if options.output is not None:
-        given = sys.argv[1:] if arguments is None else arguments
-        script = f"benchmarks/{measured.run.benchmark}.py"
-        command = shlex.join(["python", script, *given])
-        page = options.output / PAGE
-        told = write_run_page(page, summary(measured, sets, names, options, command))
-        print(told or f"page: {page}")
+        command = records.command_line(benchmark, arguments)
+        records.write_page(options.output, summary(measured, task, options, command))
+    print(f"{(time.monotonic() - started) / 60:.1f} minutes in all; appended to {options.results}")
 
 
 def summary(
-    measured: Measured, sets: Sets, names: Names, options: argparse.Namespace, command: str
+    measured: Measured, task: Task, options: argparse.Namespace, command: str
 ) -> RunSummary:
     """Return what the page of a run is to show."""
     run = measured.run
@@ -74,19 +68,19 @@ def summary(
     }
     groups, confusions = {}, []
     for title, predictions, images in (
-        ("unbiased set", measured.test, sets.test),
-        ("opposite bias", measured.opposite, sets.opposite),
+        ("unbiased set", measured.test, task.sets.test),
+        ("opposite bias", measured.opposite, task.sets.opposite),
     ):
-        for target, classes in names.bias.items():
-            column = groups_of(predictions, images.bias[target], target, classes, names.labels)
+        for target, classes in task.groups.items():
+            column = groups_of(predictions, images.bias[target], target, classes, task.classes)
             if column is not None:
                 groups[f"Accuracy by {run.label} and {target}: {title}"] = column.table()
-        predicted = predictions.logits.argmax(1)
+        predicted = predictions.classes
         confusions.append(
-            Confusion(title, predictions.labels, predicted, names.labels, row_name=run.label)
+            Confusion(title, predictions.labels, predicted, task.classes, row_name=run.label)
         )
     leak = Leak(
-        names.probed,
+        task.probe.name,
         accuracy=run.leakage,
         majority=run.leakage_chance,
         information=run.information,
@@ -95,7 +89,7 @@ def summary(
     return RunSummary(
         title=f"{run.benchmark}: {run.method}, trained on {run.train_split}, seed {run.seed}",
         about=[
-            f"The {run.label} is to be told. Accuracy is that of the last epoch on halves of the "
+            f"The label is the {run.label}. Accuracy is that of the last epoch on halves of the "
             "unbiased set and of the set that is biased the other way round."
         ],
         results=Table(tuple(figures), [tuple(figures.values())]),
@@ -138,16 +132,4 @@ def table(runs: Sequence[Run]) -> str:
         )
         for run in runs
     ]
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [header, tuple("-" * width for width in widths), *rows]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        for line in lines
-    )
-
-
-def append(path: Path, run: Run) -> None:
-    """Add a run to a results file, one JSON object a line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(dataclasses.asdict(run)) + "\n")
+    return records.text(header, rows)

@@ -13,15 +13,14 @@ from torch import Tensor, nn
 
 from lnl_ext import BiasAdversary, OptimizerConfig, Trainer, TrainerConfig
 from lnl_ext.data.images import IMAGENET_MEAN, IMAGENET_STD, read_images
+from lnl_ext.measuring import BiasAudit, audit
 from lnl_ext.measuring.evaluation import Predictions, predict
-from lnl_ext.measuring.probe import ProbeResult, fresh_probe
 from lnl_ext.paper.augmented_batches import AugmentedBatches, ImageTarget
 from lnl_ext.paper.image_networks import ARCHITECTURES, GlobalHead, SplitNetwork, photo_network
 from lnl_ext.schedules import Linear
 from lnl_ext.training.batches import Batch
 from lnl_ext.training.methods import Method, get_method
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"
 CROP = 5 / 6  # side of the part of an image that the network sees
 
 
@@ -84,7 +83,7 @@ class Sets:
 
 @dataclasses.dataclass(frozen=True)
 class Adversary:
-    """A bias head: its target, what it is and how hard it presses."""
+    """A bias head: its target, its module and its adversarial strength."""
 
     target: str
     build: Callable[[SplitNetwork], nn.Module]
@@ -117,10 +116,27 @@ class Adversary:
 class Probe:
     """What leakage means: the accuracy of a fresh head for this target on the unbiased set."""
 
+    name: str
+    """What it is to name."""
     target: str
     classes: int
     heads: int = 1
     image_target: ImageTarget | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a command trains on and what it measures."""
+
+    label: str
+    """What the label is."""
+    classes: Sequence[str]
+    """Names of the labels."""
+    groups: Mapping[str, Sequence[str]]
+    """Names of the bias' classes, by target with one class a sample."""
+    sets: Sets
+    adversaries: Sequence[Adversary]
+    probe: Probe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,16 +161,16 @@ class Run:
     leakage_chance: float
     """The same of predicting the most frequent class."""
     information: float
-    """What the probe tells about the bias, in nats: H(bias) - CE(probe)."""
+    """The probe's information about the bias, in nats: H(bias) - CE(probe)."""
     minutes: float
     """Of training, without probes."""
     train_samples: int
     arch: str
-    tap: str
+    feature_layer: str
     weights: str
     image_size: int
     batch_size: int
-    pressure: float
+    strength: float
     heads: list[str]
     """Names of the bias heads; none for a method without."""
     threads: int
@@ -193,32 +209,32 @@ def config(seed: int, epochs: float, batch_size: int, samples: int) -> TrainerCo
     )
 
 
-def train(
-    options: argparse.Namespace,
-    sets: Sets,
-    adversaries: Sequence[Adversary],
-    classes: int,
-) -> tuple[Trainer, int]:
+def train(options: argparse.Namespace, task: Task) -> tuple[Trainer, int]:
     """Train one method from the weights named; return the trainer and the crop it saw."""
     method = get_method(options.method)
     torch.manual_seed(options.seed)
-    network = photo_network(options.arch, classes, tap=options.tap or None, weights=options.weights)
+    network = photo_network(
+        options.arch,
+        len(task.classes),
+        feature_layer=options.feature_layer or None,
+        weights=options.weights,
+    )
     crop = crop_of(options.image_size, network)
-    used = adversaries if method.adversarial else ()
+    used = task.adversaries if method.adversarial else ()
     built = {
-        a.target: a.adversary(method, network, options.pressure, options.batch_size) for a in used
+        a.target: a.adversary(method, network, options.strength, options.batch_size) for a in used
     }
     trainer = Trainer(
         network.features,
         network.classifier,
         built,
-        config(options.seed, options.epochs, options.batch_size, len(sets.train.labels)),
+        config(options.seed, options.epochs, options.batch_size, len(task.sets.train.labels)),
         image_transform=method.image_transform(IMAGENET_MEAN, IMAGENET_STD),
     )
     batches = AugmentedBatches(
-        sets.train.images,
-        sets.train.labels,
-        {a.target: sets.train.bias[a.target] for a in used if a.image_target is None},
+        task.sets.train.images,
+        task.sets.train.labels,
+        {a.target: task.sets.train.bias[a.target] for a in used if a.image_target is None},
         image_bias={a.target: a.image_target for a in used if a.image_target is not None},
         batch_size=options.batch_size,
         crop=crop,
@@ -230,7 +246,7 @@ def train(
 
 
 def crop_of(size: int, network: SplitNetwork) -> int:
-    """Return the side that the network sees: about `CROP`, a multiple of the tap's stride."""
+    """Return the side that the network sees: about `CROP`, a multiple of the features' stride."""
     return max(network.stride, int(size * CROP) // network.stride * network.stride)
 
 
@@ -245,7 +261,7 @@ def predictions(trainer: Trainer, images: Images, crop: int) -> Predictions:
     return predict(nn.Sequential(*trainer.inference_modules()), batches)
 
 
-def leakage(trainer: Trainer, sets: Sets, probe: Probe, crop: int, seed: int) -> ProbeResult:
+def leakage(trainer: Trainer, sets: Sets, probe: Probe, crop: int, seed: int) -> BiasAudit:
     """Probe the features of the unbiased set: one half to learn from, the other to be measured."""
 
     def batches(images: Images) -> list[Batch]:
@@ -257,36 +273,30 @@ def leakage(trainer: Trainer, sets: Sets, probe: Probe, crop: int, seed: int) ->
             )
         )
 
-    learn = sets.test_validation
+    learn = len(sets.test_validation.labels)
+    both = [*batches(sets.test_validation), *batches(sets.test)]
     features = trainer.inference_modules()[0]
-    learned = batches(learn)
     with torch.no_grad():
-        channels = features.eval()(learned[0][0][:1]).shape[1]
-    head = GlobalHead(channels, probe.classes, probe.heads)
-    return fresh_probe(
+        channels = features.eval()(both[0][0][:1]).shape[1]
+    labels = torch.cat([batch[1] for batch in both])
+    return audit(
         features,
-        head,
-        learned,
-        batches(sets.test),
-        probe.target,
+        labels,
+        {probe.target: torch.cat([batch[2][probe.target] for batch in both])},
+        inputs=both,
+        test=torch.arange(len(labels)) >= learn,
+        probes=(),
+        head=GlobalHead(channels, probe.classes, probe.heads),
         heads=probe.heads,
-        epochs=20,
-        batch_size=min(64, len(learn.labels)),
         seed=seed,
-    )
+    ).biases[probe.target]
 
 
-def measure(
-    benchmark: str,
-    label: str,
-    options: argparse.Namespace,
-    sets: Sets,
-    adversaries: Sequence[Adversary],
-    probe: Probe,
-) -> Measured:
+def measure(benchmark: str, options: argparse.Namespace, task: Task) -> Measured:
     """Train one method and measure it."""
-    trainer, crop = train(options, sets, adversaries, classes=2)
-    probed = leakage(trainer, sets, probe, crop, options.seed)
+    trainer, crop = train(options, task)
+    sets = task.sets
+    probed = leakage(trainer, sets, task.probe, crop, options.seed)
     test = predictions(trainer, sets.test, crop)
     opposite = predictions(trainer, sets.opposite, crop)
     run = Run(
@@ -294,78 +304,37 @@ def measure(
         method=options.method,
         recipe="default",
         train_split=options.train_split,
-        label=label,
+        label=task.label,
         seed=options.seed,
         epoch=options.epochs,
         test_accuracy=round(test.accuracy, 4),
         opposite_accuracy=round(opposite.accuracy, 4),
         test_validation_accuracy=round(accuracy(trainer, sets.test_validation, crop), 4),
         opposite_validation_accuracy=round(accuracy(trainer, sets.opposite_validation, crop), 4),
-        leakage=round(probed.accuracy, 4),
+        leakage=round(probed.leakage.accuracy, 4),
         leakage_chance=round(probed.majority, 4),
-        information=round(probed.information, 4),
+        information=round(probed.leakage.information, 4),
         minutes=round(trainer.seconds / 60, 2),
         train_samples=len(sets.train.labels),
         arch=options.arch,
-        tap=options.tap or ARCHITECTURES[options.arch],
+        feature_layer=options.feature_layer or ARCHITECTURES[options.arch],
         weights=options.weights,
         image_size=options.image_size,
         batch_size=options.batch_size,
-        pressure=options.pressure,
+        strength=options.strength,
         heads=options.heads if get_method(options.method).adversarial else [],
         threads=torch.get_num_threads(),
     )
     return Measured(run, trainer, test, opposite, len(sets.test.labels))
 
 
-def choose(options: argparse.Namespace, sets: Sets, adversaries: Sequence[Adversary]) -> str:
-    """Train one method and tell what settings may be chosen by."""
-    trainer, crop = train(options, sets, adversaries, classes=2)
+def choose(options: argparse.Namespace, task: Task) -> str:
+    """Train one method and return what settings may be chosen by."""
+    trainer, crop = train(options, task)
+    sets = task.sets
     test = accuracy(trainer, sets.test_validation, crop)
     opposite = accuracy(trainer, sets.opposite_validation, crop)
     return (
         f"{options.method}, seed {options.seed}: validation halves: {test:.4f} unbiased, "
         f"{opposite:.4f} of the opposite bias; {trainer.seconds / 60:.1f} minutes"
     )
-
-
-def parser(
-    description: str | None, methods: Sequence[str], splits: Sequence[str], results: str
-) -> argparse.ArgumentParser:
-    """Return the options that the benchmarks share."""
-    made = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    made.add_argument("--data", type=Path, required=True, help="folder with the images")
-    made.add_argument("--method", choices=list(methods), default="lnl")
-    made.add_argument("--train-split", choices=list(splits), default=splits[0])
-    made.add_argument("--seed", type=int, default=0, help="of weights and order, not of the splits")
-    made.add_argument("--epochs", type=float, default=15)
-    made.add_argument("--batch-size", type=int, default=32)
-    made.add_argument("--image-size", type=int, default=96, help="pixels; 5/6 of it are cut out")
-    made.add_argument("--arch", choices=list(ARCHITECTURES), default="small")
-    made.add_argument("--tap", help="layer after which the features are taken")
-    made.add_argument(
-        "--weights", default="none", help="'none', 'imagenet' or the path of a state_dict"
-    )
-    made.add_argument(
-        "--pressure", type=float, default=1.0, help="factor of the adversaries' coefficients"
-    )
-    made.add_argument(
-        "--smallest-part",
-        type=float,
-        default=0.35,
-        help="in training, the smallest share of an image's area that is cut out",
-    )
-    made.add_argument(
-        "--choose",
-        action="store_true",
-        help="to choose settings: measure on the halves of the unbiased and the opposite set that "
-        "no figure is reported of, append nothing",
-    )
-    made.add_argument("--workers", type=int, default=2, help="processes that decode the images")
-    made.add_argument("--output", type=Path, help="folder for metrics, the checkpoint and the page")
-    made.add_argument("--results", type=Path, default=RESULTS / results)
-    made.add_argument("--threads", type=int, help="CPU threads; torch's choice by default")
-    made.add_argument("--no-progress", action="store_true")
-    return made

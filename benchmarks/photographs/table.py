@@ -1,24 +1,21 @@
-"""Set the recorded runs of a benchmark on photographs out as the tables of benchmarks/README.md.
-
-python benchmarks/photographs/table.py benchmarks/results/dogs_and_cats.jsonl
-"""
+"""Recorded runs as the tables of benchmarks/README.md."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
+
+from lnl_ext.reporting.tables import markdown
 
 Recorded = dict[str, Any]
 """A line of a results file: the fields of `photographs.runs.Run`."""
 
-HEADER = """\
-| method | heads | arch | pixels | epochs | seed | opposite | unbiased | leakage | minutes |
-|---|---|---|---|---|---|---|---|---|---|"""
+HEADER = (
+    *("method", "heads", "arch", "pixels", "epochs", "seed"),
+    *("opposite", "unbiased", "leakage", "minutes"),
+)
 
 
 def setting(run: Recorded) -> tuple[Any, ...]:
@@ -32,16 +29,24 @@ def called(run: Recorded) -> str:
     return f"{run['arch']}, {' '.join(run['heads'])}"
 
 
-def rows(runs: Sequence[Recorded]) -> list[str]:
+def all_runs(runs: Sequence[Recorded]) -> str:
     """Return a Markdown table of all runs."""
-    lines = [HEADER]
-    for run in runs:
-        cells = [run["method"], " ".join(run["heads"]) or "-", run["arch"], run["image_size"]]
-        cells += [f"{run['epoch']:g}", run["seed"]]
-        cells += [f"{run['opposite_accuracy']:.4f}", f"{run['test_accuracy']:.4f}"]
-        cells += [f"{run['leakage']:.3f}", f"{run['minutes']:.1f}"]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return lines
+    rows = [
+        (
+            run["method"],
+            " ".join(run["heads"]) or "-",
+            run["arch"],
+            str(run["image_size"]),
+            f"{run['epoch']:g}",
+            str(run["seed"]),
+            f"{run['opposite_accuracy']:.4f}",
+            f"{run['test_accuracy']:.4f}",
+            f"{run['leakage']:.3f}",
+            f"{run['minutes']:.1f}",
+        )
+        for run in runs
+    ]
+    return markdown(HEADER, rows)
 
 
 def gains(runs: Sequence[Recorded]) -> list[tuple[Recorded, float, float]]:
@@ -90,19 +95,8 @@ def mean_and_error(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):+.1f} (standard error {error:.1f})"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the tables."""
-    made = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    made.add_argument("results", type=Path, help="a file that the benchmark appends to")
-    lines = made.parse_args(arguments).results.read_text(encoding="utf-8").splitlines()
-    runs = [json.loads(line) for line in lines]
-    runs.sort(
-        key=lambda run: (run["train_split"], run["arch"], run["method"], run["heads"], run["seed"])
-    )
-    print("\n".join([*rows(runs), "", "`lnl` less the baseline:", "", *differences(runs)]))
-
-
-if __name__ == "__main__":
-    main()
+def tables(runs: Sequence[Recorded]) -> str:
+    """Set runs out, and what `lnl` gains on the baseline of its setting."""
+    order = ("train_split", "arch", "method", "heads", "seed")
+    runs = sorted(runs, key=lambda run: [run[name] for name in order])
+    return "\n".join([all_runs(runs), "", "`lnl` less the baseline:", "", *differences(runs)])

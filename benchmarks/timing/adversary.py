@@ -18,7 +18,7 @@ TITLE = "`BiasAdversary`: forward and backward, for features and head, float32"
 NOTES = [
     "`linear` runs the head's last linear layer and the loss as one operation. `logits` is the "
     "general path, for the same head inside a module of its own: forward of the head, the loss on "
-    "its logits, and two walks back through the head.",
+    "its logits, and two backward passes through the head.",
     "Cases are (N, D, C); `hidden` has a layer D x D and ReLU before the last one, whose product "
     "the linear operation then makes twice.",
 ]

@@ -34,9 +34,9 @@ class AuthorsProcedure:
     Parameters
     ----------
     features, classifier
-        f: images to the tap; g: the tap to class logits.
+        f: images to features; g: features to class logits.
     heads
-        A bias head per channel, the tap (N, D, *S) to (N, C, *S).
+        A bias head per channel, features (N, D, *S) to (N, C, *S).
     optimizer, head_optimizers
         For f and g, and for each head.
     amp
@@ -75,20 +75,20 @@ class AuthorsProcedure:
             optimizer.step()
 
     def _fool(self, images: Tensor, labels: Tensor) -> Tensor:
-        tap = self.features(images)
-        loss = functional.cross_entropy(self.classifier(tap), labels)
+        hidden = self.features(images)
+        loss = functional.cross_entropy(self.classifier(hidden), labels)
         for head in self.heads:
-            log_p = functional.log_softmax(head(tap), dim=1)
+            log_p = functional.log_softmax(head(hidden), dim=1)
             negative_entropy = (log_p.exp() * log_p).sum(dim=1).mean()
             loss = loss + ENTROPY_WEIGHT / len(self.heads) * negative_entropy
         return loss
 
     def _predict(self, images: Tensor, bias: Tensor) -> Tensor:
-        tap = self.features(images)
-        self.classifier(tap)  # they run the whole network and leave its prediction unused
-        reversed_tap: Tensor = _Reverse.apply(tap)
+        hidden = self.features(images)
+        self.classifier(hidden)  # they run the whole network and leave its prediction unused
+        reversed_features: Tensor = _Reverse.apply(hidden)
         losses = [
-            functional.cross_entropy(head(reversed_tap), bias[:, channel])
+            functional.cross_entropy(head(reversed_features), bias[:, channel])
             for channel, head in enumerate(self.heads)
         ]
         return torch.stack(losses).sum()

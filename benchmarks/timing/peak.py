@@ -1,7 +1,7 @@
 """One candidate's peak of extra memory, in a process of its own: ``python -m timing.peak``.
 
 Prints the bytes. The peak is that of the resident memory (``VmHWM`` after a reset), which also sees
-what is not a tensor; malloc is told to give freed memory back, so that what a warm-up left behind
+what is not a tensor; malloc is set to give freed memory back, so that memory left from a warm-up
 does not hide a need.
 """
 

@@ -16,17 +16,10 @@ from torch.utils.flop_counter import flop_registry
 from torchvision.models import resnet18
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
+from lnl_ext.ops.types import IGNORE_INDEX
 from lnl_ext.paper.networks import DigitNetwork, PixelColorHead, SeparatePixelColorHeads
-from lnl_ext.training.config import TrainerConfig
-from lnl_ext.training.optimizers import OptimizerConfig
-from lnl_ext.training.stepper import Stepper
-from lnl_ext.training.updates import (
-    FoolObjective,
-    JointObjective,
-    JointUpdate,
-    PredictObjective,
-    TwoStepUpdate,
-)
+from lnl_ext.training.config import OptimizerConfig, TrainerConfig
+from lnl_ext.training.updates import Objective, Update
 
 from .authors import ENTROPY_WEIGHT, REVERSAL, AuthorsProcedure
 from .settings import Settings
@@ -55,7 +48,6 @@ WORK = (
     "over its own: the gain in time to expect from less work alone. It cannot reach 2 with equal "
     "heads where g is large: both procedures run g backward once."
 )
-IGNORED = -100
 OPTIMIZER = OptimizerConfig(name="sgd", learning_rate=0.001, momentum=0.9, weight_decay=5e-4)
 BINS = 8
 AGES = 12
@@ -64,7 +56,7 @@ BFLOAT16: Literal["bfloat16"] = "bfloat16"
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A network cut at the tap, its bias heads, and a batch."""
+    """A network cut at the feature layer, its bias heads, and a batch."""
 
     case: str
     features: nn.Module
@@ -98,7 +90,7 @@ def digits(batch: int, device: torch.device) -> Problem:
         PixelColorHead(32, BINS),
         torch.randn(batch, 3, 28, 28, device=device),
         torch.randint(10, (batch,), device=device),
-        bias.masked_fill(background, IGNORED).to(device),
+        bias.masked_fill(background, IGNORE_INDEX).to(device),
     )
 
 
@@ -190,22 +182,20 @@ def ours(
             heads=problem.heads,
             reversal=REVERSAL,
             entropy_weight=ENTROPY_WEIGHT / problem.heads,  # their mean over heads, our sum
-            ignore_index=IGNORED,
+            ignore_index=IGNORE_INDEX,
         )
     }
-    stepper = Stepper(
-        nn.Sequential(modules.features, modules.classifier),
-        modules.head.parameters(),
-        TrainerConfig(optimizer=OPTIMIZER, head_optimizer=OPTIMIZER, amp=amp),
-        problem.images.device.type,
+    objective = Objective(
+        modules.features,
+        modules.classifier,
+        adversaries,
+        functional.cross_entropy,
+        two_step=update == "two_step",
     )
-    parts = (modules.features, modules.classifier, adversaries, functional.cross_entropy)
-    joint = JointUpdate(JointObjective(*parts), stepper)
-    step: JointUpdate | TwoStepUpdate = joint
-    if update == "two_step":
-        step = TwoStepUpdate(joint, FoolObjective(*parts), PredictObjective(*parts), stepper)
+    config = TrainerConfig(optimizer=OPTIMIZER, head_optimizer=OPTIMIZER, amp=amp)
+    step = Update(objective, config)
     bias = {"bias": problem.bias if problem.heads > 1 else problem.bias[:, 0]}
-    return lambda: step(modules.images, problem.labels, bias, detached=False)
+    return lambda: step([(modules.images, problem.labels, bias)])
 
 
 def one_pass(problem: Problem, modules: Modules) -> Callable[[], object]:
@@ -216,10 +206,10 @@ def one_pass(problem: Problem, modules: Modules) -> Callable[[], object]:
 
     def step() -> None:
         optimizer.zero_grad()
-        tap = modules.features(modules.images)
-        loss = functional.cross_entropy(modules.classifier(tap), problem.labels)
-        logits = modules.head(tap).unflatten(1, (problem.heads, -1)).flatten(0, 1)
-        loss = loss + functional.cross_entropy(logits, bias, ignore_index=IGNORED)
+        hidden = modules.features(modules.images)
+        loss = functional.cross_entropy(modules.classifier(hidden), problem.labels)
+        logits = modules.head(hidden).unflatten(1, (problem.heads, -1)).flatten(0, 1)
+        loss = loss + functional.cross_entropy(logits, bias, ignore_index=IGNORE_INDEX)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
@@ -250,7 +240,7 @@ def candidates(problem: Problem) -> dict[str, Callable[[], object]]:
 class _Operations(TorchDispatchMode):
     """Counts by torch's formulas; `FlopCounterMode` cannot, it hooks modules for its report.
 
-    Its hooks are an error where a backward walks a part of the graph by itself, as ours does.
+    Its hooks fail where a backward pass runs a part of the graph by itself, as ours does.
     """
 
     def __init__(self) -> None:

@@ -4,34 +4,37 @@ from __future__ import annotations
 
 from typing import Any
 
+from lnl_ext.reporting.tables import markdown
+
 from .settings import describe
 
 
 def table(report: dict[str, Any]) -> str:
     """Return the rows as a Markdown table: a line a case, a column a candidate."""
     names = list(dict.fromkeys(name for row in report["rows"] for name in row["values"]))
-    lines = [
-        f"| case | {' | '.join(names)} | rounds |",
-        f"|---|{'---|' * len(names)}---|",
+    rows = [
+        [
+            row["case"],
+            *(_cell(row, name, report["base"]) for name in names),
+            str(row["rounds"]),
+        ]
+        for row in report["rows"]
     ]
-    for row in report["rows"]:
-        cells = [_cell(row, name, report["base"]) for name in names]
-        lines.append(f"| {row['case']} | {' | '.join(cells)} | {row['rounds']} |")
-    return "\n".join(lines)
+    return markdown(["case", *names, "rounds"], rows)
 
 
 def work_table(report: dict[str, Any]) -> str:
     """Return the counted operations of the rows, and the base's over each candidate's."""
     names = list(dict.fromkeys(name for row in report["rows"] for name in row["work"]))
-    lines = [f"| case | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    rows = []
     for row in report["rows"]:
         work, base = row["work"], row["work"][report["base"]]
         cells = [
             "-" if name not in work else f"{number(work[name])}, {base / work[name]:.2f}x"
             for name in names
         ]
-        lines.append(f"| {row['case']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([row["case"], *cells])
+    return markdown(["case", *names], rows)
 
 
 def section(report: dict[str, Any]) -> str:

@@ -124,27 +124,6 @@ int lnl_emulated_bias_loss(const LnlEmulatedCall* given, int multiprocessors, in
   });
 }
 
-// How the launcher launches a call on logits at aligned addresses: kernel, threads and shared
-// memory.
-const char* lnl_emulated_launch(int dtype, std::int64_t rows, std::int64_t classes,
-                                std::int64_t positions, int dense, int* threads,
-                                std::int64_t* shared) {
-  using namespace lnl;
-  using namespace lnl::cuda;
-  BiasLossCall call;
-  call.dtype = static_cast<DType>(dtype);
-  call.rows = rows;
-  call.classes = classes;
-  call.positions = positions;
-  const std::int64_t label = 0;
-  call.labels = &label;
-  call.label_smoothing = dense != 0 ? 0.1 : 0.0;
-  const LaunchFacts facts = launch_facts(call, Device{132, 227 * 1024});
-  *threads = facts.threads;
-  *shared = static_cast<std::int64_t>(facts.shared_memory);
-  return facts.kernel;
-}
-
 int lnl_emulated_scale_gradient(void* gradient, std::int64_t elements, int dtype,
                                 const void* factor, int factor_dtype, int multiprocessors) {
   using namespace lnl;
@@ -159,29 +138,33 @@ int lnl_emulated_scale_gradient(void* gradient, std::int64_t elements, int dtype
   });
 }
 
-// How the launcher launches a linear head with labels and all gradients, at aligned addresses;
-// `dense`: whatever its targets. `facts`: threads of a block, blocks on a multiprocessor, rows of a
-// tile, columns of a tile, bytes of shared memory. Returns whether it fits on chip.
-int lnl_emulated_linear_launch(int dtype, std::int64_t rows, std::int64_t heads,
-                               std::int64_t classes, std::int64_t width, int dense,
-                               int shared_memory, std::int64_t* facts) {
+// The kernel that logits of this shape with class labels get.
+const char* lnl_emulated_kernel(int dtype, std::int64_t rows, std::int64_t classes,
+                                std::int64_t positions) {
+  using namespace lnl;
+  using namespace lnl::cuda;
+  BiasLossCall call;
+  call.dtype = static_cast<DType>(dtype);
+  call.rows = rows;
+  call.classes = classes;
+  call.positions = positions;
+  const std::int64_t label = 0;
+  call.labels = &label;
+  return launch_facts(call, Device{132, 227 * 1024}).kernel;
+}
+
+// Whether a linear head with gradients for all is one kernel's work, whatever its targets.
+int lnl_emulated_linear_fits(int dtype, std::int64_t rows, std::int64_t heads, std::int64_t classes,
+                             std::int64_t width, int multiprocessors, int shared_memory) {
   using namespace lnl;
   using namespace lnl::cuda;
   LinearBiasLossCall call;
-  const std::int64_t label = 0;
   call.loss.dtype = static_cast<DType>(dtype);
   call.loss.rows = rows;
   call.loss.heads = heads;
   call.loss.classes = classes;
-  call.loss.labels = dense != 0 ? nullptr : &label;
   call.width = width;
   call.weight_gradient = &call;
-  const LinearLaunchFacts found = linear_launch_facts(call, Device{132, shared_memory});
-  facts[0] = found.threads;
-  facts[1] = found.blocks_per_multiprocessor;
-  facts[2] = found.tile_rows;
-  facts[3] = found.tile_columns;
-  facts[4] = static_cast<std::int64_t>(found.shared_memory);
-  return found.on_chip;
+  return linear_launch_facts(call, Device{multiprocessors, shared_memory}).on_chip;
 }
 }

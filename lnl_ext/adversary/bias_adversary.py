@@ -1,4 +1,4 @@
-"""The bias head with its loss: honest training for the head, unlearning for the features."""
+"""The bias head with its loss: the unscaled gradient for the head, unlearning for the features."""
 
 from __future__ import annotations
 
@@ -31,15 +31,17 @@ class BiasAdversary(ScheduledCoefficients):
     """A bias head and its loss, from which the head and the features get different gradients.
 
     The value is ``CE - entropy_weight * H + confusion_weight * CE(uniform, p)`` of the head's
-    prediction p of the bias. On the way back (Kim et al., CVPR 2019, eq. 9):
+    prediction p of the bias. The backward pass gives (Kim et al., CVPR 2019, eq. 9):
 
     ========================  ==========================================================
-    the head's parameters     dCE, unscaled: the head is an honest predictor
+    the head                  dCE, unscaled: the head learns to predict the bias
     the features              ``-reversal * dCE - entropy_weight * dH``
                               ``+ confusion_weight * dCE(uniform, p)``
     ========================  ==========================================================
 
-    The head runs forward once. Its backward runs twice, once for each gradient, or once if
+    The head runs forward once. The head's gradient goes to everything that its logits depend on
+    beside the features: its parameters, weights that another module owns, a second input of a
+    conditional head. The head's backward runs twice, once for each gradient, or once if
     `entropy_weight` and `confusion_weight` are the number 0. With ``reversal=0``,
     ``entropy_weight=0`` and ``confusion_weight=1`` this is BlindEye (Alvi et al. 2018).
 
@@ -50,7 +52,8 @@ class BiasAdversary(ScheduledCoefficients):
         optimiser holds its parameters; frozen parameters get nothing.
     reversal
         The paper's mu, >= 0: a number, a 0-dim tensor, a schedule or its name
-        (`lnl_ext.schedules`). The default is that of the authors' code.
+        (`lnl_ext.schedules`), with which it rises to the default. The default is that of the
+        authors' code.
     entropy_weight
         The paper's lambda, likewise.
     confusion_weight
@@ -69,9 +72,12 @@ class BiasAdversary(ScheduledCoefficients):
     Attributes
     ----------
     reversal, entropy_weight, confusion_weight : Tensor
-        0-dim persistent buffers. `set_progress` writes the scheduled ones; do so, too, to change a
-        value by hand (``adversary.reversal.fill_(0.3)``). A write between forward and backward
-        does not change the gradients of that forward.
+        0-dim persistent buffers. `set_progress` writes the scheduled ones. Write to them to change
+        a value by hand (``adversary.reversal.fill_(0.3)``). A write between forward and backward
+        does not change the gradients of that forward. A value that was given as the number 0 is
+        absent from the computation, and stays 0: it is in the state_dict, another value is not
+        loaded, and a write raises at the next forward (not inside a compiled graph). Give
+        ``torch.tensor(0.0)`` for a 0 that is to change.
 
     Raises
     ------
@@ -80,21 +86,26 @@ class BiasAdversary(ScheduledCoefficients):
 
     Notes
     -----
-    Of a head that is, or as an `nn.Sequential` ends in, an `nn.Linear` or a convolution of one
+    If the head is, or as an `nn.Sequential` ends in, an `nn.Linear` or a convolution of one
     position, that layer and the loss run as one operation, as in `lnl_ext.fused_linear_bias_loss`:
-    the logits never exist whole. It is so for rows ``(N, D)`` and channels_last maps, on CPU and
-    CUDA; XX
-    likewise float16 where it does). Every other head runs as it is, and so
-    does a layer that does more than its product (hooks, parametrizations, a subclass, a weight that
-    the head uses twice, ``layer.compile()``). Where layers before the last one train and
-    `entropy_weight` or `confusion_weight` is not the number 0, the last layer's product is made
-    twice, because these layers and the features need different gradients of its input.
+    the logits never exist as a whole. This holds for rows ``(N, D)`` and channels_last maps, on CPU
+    and CUDA; on the CPU in bfloat16 for up to 16 logits, in float16 likewise where the processor
+    has arithmetic for it. All other heads run as they are. So does a layer that does more than its
+    product (hooks, parametrizations, a subclass, a wrapper, ``layer.compile()``) or whose weight
+    the head uses twice. With terms beside CE, and
+    layers before the last that may train, the last layer's product is computed twice, because
+    these layers and the features need different gradients of its input.
 
-    Under ``torch.compile`` the adversary runs eagerly, between two graphs. A head that is compiled
-    itself needs ``torch._functorch.config.donated_buffer = False``, as every graph that is walked
-    twice does (torch says so), unless one walk is enough. Backward hooks on
-    modules inside the head are called once per backward of the head. Double backward and
-    ``torch.func`` transforms are errors: `lnl_ext.fused_bias_loss` has them.
+    DistributedDataParallel, both FSDPs, DataParallel, checkpoints (non-reentrant ones inside the
+    head) and ``torch.func.functional_call`` work as for any module. Backward hooks of modules
+    inside the head are called once per backward of the head, hooks of parameters once, with dCE.
+    A head that works in place on its input gets a copy of the features.
+
+    With `entropy_weight` and `confusion_weight` the number 0 a step compiles to one graph. With
+    other terms the adversary runs eagerly between two graphs, and a head that is compiled by itself
+    needs ``torch._functorch.config.donated_buffer = False`` (the error says so), because its
+    backward runs twice. Double backward and ``torch.func`` transforms are errors:
+    `lnl_ext.fused_bias_loss` has them.
 
     Examples
     --------
@@ -166,12 +177,12 @@ class BiasAdversary(ScheduledCoefficients):
             Shape ``(heads, 2)``: what each head's sums of CE and of H (and of the confusion term)
             are divided by, whatever `reduction` says. For a batch that is computed in parts, in
             several processes or one after the other, whose parts have different numbers of targets
-            that are not ignored (`lnl_ext.training.batch_counts.count_sites`).
+            that are not ignored (`lnl_ext.training.denominators.count_sites`).
         sample_weight
             Shape ``(N,)``, floating point: a factor of each sample's terms, for the head as for the
             features. Not with ``reduction="mean"``, nor with `denominators`. With the weights of
-            `lnl_ext.independence_weights` the head is to predict a bias that tells nothing about
-            the label, so that features need not forget the label to fool it.
+            `lnl_ext.independence_weights` the head predicts a bias that is independent of the
+            label, so that unlearning it does not unlearn the label.
 
         Returns
         -------
@@ -270,15 +281,15 @@ class BiasAdversary(ScheduledCoefficients):
             logits, boundary = self._enter(steps(self.head), features)
             return logits, None, boundary
         if linear.only_the_layer_trains:
-            tap = _run(linear.before, _writable(self.head, features))
-            if linear.fits(tap):
-                return tap, linear, None
-            logits, boundary = self._enter([linear.layer], tap)
+            hidden = _run(linear.before, _writable(self.head, features))
+            if linear.fits(hidden):
+                return hidden, linear, None
+            logits, boundary = self._enter([linear.layer], hidden)
             return logits, None, boundary
-        tap, boundary = self._enter(linear.before, features)
-        if linear.fits(tap):
-            return tap, linear, boundary
-        return linear.layer(tap), None, boundary
+        hidden, boundary = self._enter(linear.before, features)
+        if linear.fits(hidden):
+            return hidden, linear, boundary
+        return linear.layer(hidden), None, boundary
 
     def _enter(self, modules: list[nn.Module], features: Tensor) -> tuple[Tensor, Boundary | None]:
         """Run modules one after the other; return the result, and the boundary of two gradients."""

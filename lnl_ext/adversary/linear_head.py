@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lnl_ext.adversary.loss_gradients import Operands
 from lnl_ext.ops import bias_loss as ops
-from lnl_ext.ops import linear_bias_loss as ops_linear
+from lnl_ext.ops.linear_bias_loss import autocast
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 # For more outputs torch's own products in half precision are faster on the CPU
@@ -47,45 +47,49 @@ class LinearHead(NamedTuple):
             for part in module.modules()
         )
 
-    def operands(self, tap: Tensor, target: Tensor, heads: int) -> tuple[Operands, Tensor]:
+    def operands(self, hidden: Tensor, target: Tensor, heads: int) -> tuple[Operands, Tensor]:
         """Return the layer and its input as rows, and the target of these.
 
         Rows are the samples or, with a convolution, the positions of all samples.
         """
-        rows = tap.movedim(1, -1).reshape(-1, tap.shape[1])
-        operands = ops_linear.autocast(rows, self.layer.weight.flatten(1), self.layer.bias)
+        rows = hidden.movedim(1, -1).reshape(-1, hidden.shape[1])
+        operands = autocast(rows, self.layer.weight.flatten(1), self.layer.bias)
         if target.dim() > 1 and (target.is_floating_point() or heads > 1):
             target = target.movedim(1, -1).reshape(len(rows), -1)
         else:
             target = target.reshape(len(rows))
         return Operands(*operands), target
 
-    def fits(self, tap: Tensor) -> bool:
+    def fits(self, hidden: Tensor) -> bool:
         """Whether the layer's input can be taken as rows without a copy, in the layer's dtype.
 
         Maps can where they are channels_last; contiguous ones would have to be copied both ways.
         """
         weight = self.layer.weight
-        if type(tap) is not Tensor or tap.device != weight.device or not ops.has_kernel(tap):
+        if (
+            type(hidden) is not Tensor
+            or hidden.device != weight.device
+            or not ops.has_kernel(hidden)
+        ):
             return False
-        if not (tap.dtype == weight.dtype or torch.is_autocast_enabled(tap.device.type)):
+        if not (hidden.dtype == weight.dtype or torch.is_autocast_enabled(hidden.device.type)):
             return False
         most = {torch.bfloat16: _BFLOAT16_OUTPUTS, torch.float16: _FLOAT16_OUTPUTS}.get(
-            self.logits_stand_in(tap).dtype
+            self.logits_stand_in(hidden).dtype
         )
-        if tap.device.type == "cpu" and most is not None and weight.shape[0] > most:
+        if hidden.device.type == "cpu" and most is not None and weight.shape[0] > most:
             return False
-        if tap.dim() != weight.dim() or tap.shape[1] != weight.shape[1]:
+        if hidden.dim() != weight.dim() or hidden.shape[1] != weight.shape[1]:
             return False
-        return isinstance(self.layer, nn.Linear) or tap.movedim(1, -1).is_contiguous()
+        return isinstance(self.layer, nn.Linear) or hidden.movedim(1, -1).is_contiguous()
 
-    def logits_stand_in(self, tap: Tensor) -> Tensor:
+    def logits_stand_in(self, hidden: Tensor) -> Tensor:
         """Return a tensor of the logits' shape, dtype and device that holds a single element."""
-        dtype, kind = tap.dtype, tap.device.type
+        dtype, kind = hidden.dtype, hidden.device.type
         if torch.is_autocast_enabled(kind) and dtype != torch.float64:
             dtype = torch.get_autocast_dtype(kind)
-        shape = (tap.shape[0], self.layer.weight.shape[0], *tap.shape[2:])
-        return tap.new_empty((), dtype=dtype).expand(shape)
+        shape = (hidden.shape[0], self.layer.weight.shape[0], *hidden.shape[2:])
+        return hidden.new_empty((), dtype=dtype).expand(shape)
 
 
 def steps(head: nn.Module) -> list[nn.Module]:

@@ -73,13 +73,9 @@ def loss_values(operands: Operands, arguments: LossArguments, wanted: Wanted) ->
         return _plain_values(operands, arguments)
     early = operands.first.dtype != torch.float16 and arguments.reduction != NONE
     if operands.weight is None:
-        *values, for_features, for_head = ops.bias_loss.values(
-            operands.first,
-            *arguments,
-            early and wanted.for_features,
-            early and wanted.for_head,
-        )
-        gradients = _of_logits(wanted, (for_features, for_head))
+        made = early and wanted.for_features, early and wanted.for_head
+        result = ops.bias_loss.values(operands.first, *arguments, *made)
+        gradients = _of_logits(wanted, result[4:])
     else:
         calls = _linear_calls(arguments, wanted)
         results = [
@@ -88,9 +84,10 @@ def loss_values(operands: Operands, arguments: LossArguments, wanted: Wanted) ->
             )
             for of_call, of_first, of_layer in (calls if early else calls[:1])
         ]
-        values = list(results[0][:4])
-        gradients = _of_layer(operands, wanted, [result[4:] for result in results])
-    return Values(*values, gradients if early else None)
+        result = results[0]
+        gradients = _of_layer(operands, wanted, [each[4:] for each in results])
+    loss, cross_entropy, entropy, denominators = result[:4]
+    return Values(loss, cross_entropy, entropy, denominators, gradients if early else None)
 
 
 def late_gradients(
@@ -98,7 +95,7 @@ def late_gradients(
 ) -> Gradients:
     """Return the gradients, from another read of the logits.
 
-    The denominators of `arguments` are those of `loss_values`.
+    The denominators are those of `loss_values`.
     """
     if operands.weight is None:
         if not ops.has_kernel(operands.first):

@@ -1,4 +1,4 @@
-"""What a bias tells about the label, taken out of the label loss or out of the head's."""
+"""What a bias says about the label, removed from the label loss or from the head's."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ __all__ = [
 ]
 
 _PRIOR_SAMPLES = 10.0
-"""So many samples more, of the labels' own shares, has every value of a bias.
+"""Samples that are added to every value of a bias, with the labels' own shares.
 
-Without them a rare value would tell each of its few samples its own label.
+Without them a rare value would determine the label of each of its few samples.
 """
 
 
 def logit_adjustment(
     labels: Tensor, bias: Tensor, *, classes: int | None = None, ignore_index: int = -100
 ) -> Tensor:
-    """Return what the bias tells about the label, to be added to the logits in the training loss.
+    """Return what the bias says about the label, to be added to the logits in the training loss.
 
     ``log p(label | bias) - log p(label)``. The minimum of ``F.cross_entropy(logits + adjustment,
     labels)`` is where ``softmax(logits + adjustment)`` is ``p(label | image, bias)``: what the bias
-    alone tells of the label is in the adjustment, and the network has nothing to gain from telling
-    it as well. In prediction the logits are used as they are, and are those of a world with the
-    same shares of labels in which the bias tells nothing about them. The bias-balanced loss of
+    alone says about the label is in the adjustment, and the network gains nothing from the bias.
+    In prediction the logits are used without it: they are those for data with the
+    same shares of labels in which the bias is independent of them. The bias-balanced loss of
     Hong and Yang (NeurIPS 2021), the logit adjustment of Menon et al. (ICLR 2021) by bias, but
     for the shares of the labels, which are left as they are.
 
-    It takes away the reason to use the bias, as far as the training set has exceptions to learn
-    from, and leaves the bias in the features; a `BiasAdversary` removes it from there. Where the
-    bias gives every label away there are no exceptions, and nothing is left to learn. With label
-    smoothing the loss has its minimum elsewhere, at features that tell the opposite of the bias.
+    The loss no longer gains from the bias, as far as the training set has exceptions to learn
+    from. The bias stays in the features; a `BiasAdversary` removes it from there. Where the
+    bias determines every label there are no exceptions, and nothing is left to learn. With label
+    smoothing the loss has its minimum elsewhere, at features that predict the opposite of the bias.
 
     Parameters
     ----------
     labels
         ``(N,)`` int64, classes from 0: those of the training set.
     bias
-        ``(N,)`` or ``(N, K)`` integers from 0: the classes of one bias, or of K that tell nothing
-        about each other where the label is known. Of others their sum is too much: give one column
+        ``(N,)`` or ``(N, K)`` integers from 0: the classes of one bias, or of K that are
+        independent given the label. For others the adjustment would be too large: give one column
         with a class for every combination.
     classes
         C, the number of classes; by default the largest label plus 1.
     ignore_index
-        In `bias`: not known, which is taken to tell nothing.
+        In `bias`: not known, and taken to say nothing.
 
     Returns
     -------
@@ -66,25 +66,25 @@ def logit_adjustment(
     Examples
     --------
     >>> adjustment = lnl_ext.logit_adjustment(labels, bias)  # once, for the whole training set
-    >>> loss = F.cross_entropy(classifier(tap) + adjustment[rows], labels[rows])
+    >>> loss = F.cross_entropy(classifier(hidden) + adjustment[rows], labels[rows])
     """
     log_label, log_given_bias = label_given_bias(
         labels, bias, classes=classes, ignore_index=ignore_index
     )
-    told = log_given_bias - log_label
-    return told.masked_fill_(log_label.isneginf(), 0.0)
+    adjustment = log_given_bias - log_label
+    return adjustment.masked_fill_(log_label.isneginf(), 0.0)
 
 
 def independence_weights(labels: Tensor, bias: Tensor, *, maximum: float = 10.0) -> Tensor:
-    """Weights under which the bias of a training set tells nothing about its labels.
+    """Weights under which the bias and the labels of a training set are independent.
 
     ``p(label) / p(label | bias)``, so that a pair of label and bias weighs as much in all as it
     would if both were drawn independently. ``p(label | bias)`` follows by Bayes' rule from
     counts, the bias columns taken as independent given the label.
 
-    For the `sample_weight` of a `BiasAdversary`. Where the bias gives the label away, features
-    that tell the label tell the bias, and a head that sees all samples alike presses on the label,
-    too. Under these weights it does not. Where a label never occurs with a bias there is nothing to
+    For the `sample_weight` of a `BiasAdversary`. Where the bias determines the label,
+    features of the label predict the bias, and unlearning the bias without weights unlearns the
+    label, too. Where a label never occurs with a bias there is nothing to
     weigh: weights help as far as the training set has exceptions.
 
     Parameters

@@ -116,26 +116,27 @@ class _LayerBoundary(torch.autograd.Function):
         scale: Tensor,
         layer: nn.Linear | Convolution,
     ) -> Tensor:
-        ctx.cell, ctx.scale = cell, scale
-        ctx.save_for_backward(features, weight)
-        ctx.layer = None
-        if not isinstance(layer, nn.Linear):
-            ctx.layer = (layer.stride, layer.padding, layer.dilation, layer.groups)
-        return output.view_as(output)
+        ctx.cell, ctx.scale, ctx.dtype = cell, scale, features.dtype
+        ctx.convolution = None
+        if isinstance(layer, nn.Linear):
+            ctx.save_for_backward(weight)
+        else:
+            ctx.save_for_backward(weight, features)
+            ctx.convolution = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        return output.detach()  # no view for autograd, and so the next layer may write to it
 
     @staticmethod
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
-        features, weight = ctx.saved_tensors
         taken = _taken(ctx, grads[0])
-        weight = weight.to(taken.dtype)
-        if ctx.layer is None:
+        weight, *features = (t.detach().to(taken.dtype) for t in ctx.saved_tensors)
+        if ctx.convolution is None:
             gradient = taken @ weight
         else:
-            stride, padding, dilation, groups = ctx.layer
+            stride, padding, dilation, groups = ctx.convolution
             gradient, _, _ = torch.ops.aten.convolution_backward(
                 taken,
-                features.detach().to(taken.dtype),
+                *features,
                 weight,
                 None,
                 stride,
@@ -146,7 +147,7 @@ class _LayerBoundary(torch.autograd.Function):
                 groups,
                 (True, False, False),
             )
-        return grads[0], gradient.to(features.dtype), None, None, None, None
+        return grads[0], gradient.to(ctx.dtype), None, None, None, None
 
 
 def _taken(ctx: Any, gradient: Tensor) -> Tensor:
@@ -161,7 +162,6 @@ def _forward(ctx: Any, walk: Any, wanted: Wanted, *given: Any) -> tuple[Tensor, 
     operands, arguments = Operands(*given[:_OPERANDS]), LossArguments(*given[_OPERANDS:])
     values = loss_values(operands, arguments, wanted)
     ctx.mark_non_differentiable(values.cross_entropy, values.entropy)
-    ctx.set_materialize_grads(False)
     ctx.walk = walk
     # Not saved: where the gradients are made already, a write to the layer does no harm.
     ctx.layer = operands[1:]

@@ -168,7 +168,7 @@ def read_toml(path: Path, options: type[Any]) -> dict[str, Any]:
     Raises
     ------
     UserError
-        The file is not there or no TOML, a name is no option, or a value is of another type.
+        The file is missing or not TOML, a name is not an option, or a value is of another type.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -17,14 +17,13 @@ from lnl_ext.cli.training import train
 from lnl_ext.cli.using import evaluate, predict, probe
 from lnl_ext.data.images import TooManyUnreadableError, UnreadableImageError
 from lnl_ext.errors import UserError
-from lnl_ext.training.checkpoint import CheckpointError
+from lnl_ext.training.checkpoint import CheckpointError, NonFiniteError
 from lnl_ext.training.distributed import (
     LostProcessError,
     Processes,
     from_environment,
     naming_lost_processes,
 )
-from lnl_ext.training.run_log import NonFiniteError
 
 __all__ = ["run"]
 

@@ -58,7 +58,7 @@ def naming_lost_workers() -> Iterator[None]:
             raise
         raise LostWorkerError(
             "a process that reads images was killed, most often as the memory was used up: give "
-            "fewer --workers or a smaller --image-size. A run of lnl train goes on from its last "
+            "fewer --workers or a smaller --image-size. A run of lnl train resumes from its last "
             f"checkpoint with --resume ({str(error).splitlines()[0].strip()})"
         ) from error
 

@@ -1,127 +1,128 @@
-"""How much of each bias a network's features hold, and what the label gives away by itself."""
+"""The audit of a network's features, as the commands print and keep it."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from lnl_ext.adversary.heads import bias_head
-from lnl_ext.data.table import IGNORE
-from lnl_ext.measuring.evaluation import evaluating
-from lnl_ext.measuring.probe import fresh_probe
-from lnl_ext.training.batches import TensorBatches
-from lnl_ext.training.distributed import gather_rows
+from lnl_ext.cli.samples import Samples
+from lnl_ext.measuring import AuditReport, TooFewSamplesError, audit
+from lnl_ext.measuring.evaluation import outputs
+from lnl_ext.reporting import Leak
+from lnl_ext.reporting.tables import align
+from lnl_ext.training.distributed import current, gather_rows
 
-__all__ = ["Features", "Leakage", "collect_features", "measure"]
-
-_STEPS = 600  # a probe learns for at least so many steps, however few the images
-_BATCH = 64
-_EPOCHS = 100  # but passes at most: of a handful of images more is learning by heart
+__all__ = ["Figures", "audits", "collect_features", "figures", "leakage_text", "leaks"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Leakage:
-    """What a fresh probe tells about a bias.
+Figures = Mapping[str, Mapping[str, float]]
+"""Numbers of an audit, by bias column."""
 
-    Attributes
+
+def collect_features(network: nn.Module, batches: Iterable[Any]) -> Tensor:
+    """Return the features of all samples, of which ``batches`` are this process's share."""
+    return gather_rows(outputs(network, batches).float())
+
+
+def audits(
+    features: Tensor, samples: Samples, seed: int, test: float = 0.3
+) -> dict[str, AuditReport]:
+    """Audit features for every bias column.
+
+    A column that is known of too few samples is left out with a message.
+
+    Parameters
     ----------
-    accuracy : float
-        Of the probe on images it has not seen.
-    label_only : float
-        Of guessing the most frequent bias of the image's label: what the label gives away, and
-        with it every feature that is good for the label.
-    majority : float
-        Of always guessing the most frequent bias.
-    information : float
-        H(bias) - CE(probe), in nats.
-    samples : int
-        Images it is measured on.
+    features
+        Of the samples, (N, ...).
+    samples
+        Their labels and bias values.
+    seed, test
+        Of `lnl_ext.audit`.
     """
-
-    accuracy: float
-    label_only: float
-    majority: float
-    information: float
-    samples: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain containers."""
-        return dataclasses.asdict(self)
-
-
-@dataclasses.dataclass(frozen=True)
-class Features:
-    """Features of samples, on the CPU."""
-
-    features: Tensor
-    """(N, ...)."""
-    labels: Tensor
-    """(N,) int64."""
-    bias: dict[str, Tensor]
-    """(N,) int64 by column, -100 where missing."""
-
-
-def collect_features(
-    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor, Mapping[str, Tensor]]]
-) -> Features:
-    """Run ``network`` over the batches, shared out among the processes, in evaluation mode."""
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    kept = []
-    with evaluating(network):
-        for images, labels, bias in batches:
-            kept.append((network(images.to(device)).float().cpu(), labels, bias))
-    names = list(kept[0][2])
-    return Features(
-        gather_rows(torch.cat([features for features, _, _ in kept])),
-        gather_rows(torch.cat([labels for _, labels, _ in kept])),
-        {name: gather_rows(torch.cat([bias[name] for _, _, bias in kept])) for name in names},
-    )
-
-
-def measure(
-    train: Features, test: Features, classes: Mapping[str, Sequence[str]], seed: int
-) -> dict[str, Leakage]:
-    """Train a fresh probe for every bias on ``train`` and measure it on ``test``.
-
-    A column without a known value in one of the two is left out.
-    """
-    found = {}
-    for name, names in classes.items():
-        known = [part.bias[name] != IGNORE for part in (train, test)]
-        if not (known[0].sum() > 1 and known[1].any()):
-            continue
-        (x, y, b), (x_test, y_test, b_test) = (
-            (part.features[rows], part.labels[rows], part.bias[name][rows])
-            for part, rows in zip((train, test), known, strict=True)
-        )
-        steps_per_epoch = max(1, len(x) // _BATCH)
-        result = fresh_probe(
-            nn.Identity(),
-            bias_head(tuple(x.shape[1:]), len(names)),
-            TensorBatches(x, y, {name: b}, batch_size=1024, shuffle=False),
-            TensorBatches(x_test, y_test, {name: b_test}, batch_size=1024, shuffle=False),
-            name,
-            epochs=min(_EPOCHS, max(6, math.ceil(_STEPS / steps_per_epoch))),
-            batch_size=_BATCH,
-            seed=seed,
-        )
-        found[name] = Leakage(
-            accuracy=result.accuracy,
-            label_only=_label_only(y, b, y_test, b_test, len(names)),
-            majority=result.majority,
-            information=result.information,
-            samples=len(x_test),
-        )
+    tell = tqdm.write if current().is_main else lambda message: None  # above a progress bar
+    found: dict[str, AuditReport] = {}
+    if not features.isfinite().all():
+        tell("Leakage is not measured: the features are not finite")
+        return found
+    for name, target in samples.bias.items():
+        try:
+            found[name] = audit(features, samples.labels, {name: target}, seed=seed, test=test)
+        except TooFewSamplesError as error:
+            tell(f"Leakage of {name} is not measured: {error}")
     return found
 
 
-def _label_only(y: Tensor, b: Tensor, y_test: Tensor, b_test: Tensor, classes: int) -> float:
-    labels = int(max(y.max(), y_test.max())) + 1
-    table = torch.bincount(y * classes + b, minlength=labels * classes).view(labels, classes)
-    table = table.where(table.sum(1, keepdim=True) > 0, torch.bincount(b, minlength=classes))
-    return (table.argmax(1)[y_test] == b_test).float().mean().item()
+def figures(reports: Mapping[str, AuditReport]) -> dict[str, dict[str, float]]:
+    """Return numbers by column: those of the strongest probe."""
+    return {name: _figures(report, name) for name, report in reports.items()}
+
+
+def _figures(report: AuditReport, name: str) -> dict[str, float]:
+    bias, probe = report.biases[name], report.biases[name].leakage
+    return {
+        "accuracy": probe.accuracy,
+        "accuracy_low": probe.accuracy_interval.low,
+        "accuracy_high": probe.accuracy_interval.high,
+        "label_only": bias.label_only,
+        "majority": bias.majority,
+        "information": probe.information,
+        "information_low": probe.information_interval.low,
+        "information_high": probe.information_interval.high,
+        "entropy": bias.entropy,
+        "p_value": probe.p_value,
+        "p_value_within_labels": probe.p_value_within_labels,
+        "samples": report.samples["test"],
+    }
+
+
+def leakage_text(stages: Mapping[str, Figures]) -> str:
+    """Return a table of leakage, a line per bias column and stage.
+
+    Parameters
+    ----------
+    stages
+        When the features were audited, and what was found.
+    """
+    rows = [["", "accuracy (95 %)", "nats (95 %)", "p", "within labels", "label alone", "majority"]]
+    for name in dict.fromkeys(name for found in stages.values() for name in found):
+        rows += [
+            [
+                f"{name}, {stage}" if stage else name,
+                _interval(found[name], "accuracy"),
+                _interval(found[name], "information"),
+                *(
+                    f"{found[name][figure]:.3f}"
+                    for figure in ("p_value", "p_value_within_labels", "label_only", "majority")
+                ),
+            ]
+            for stage, found in stages.items()
+            if name in found
+        ]
+    title = "Leakage: how well the strongest fresh probe on the frozen features predicts the bias"
+    return "\n".join([title, *align(rows)])
+
+
+def _interval(found: Mapping[str, float], figure: str) -> str:
+    return f"{found[figure]:.3f} ({found[f'{figure}_low']:.3f} to {found[f'{figure}_high']:.3f})"
+
+
+def leaks(before: Figures, after: Figures, before_step: int) -> list[Leak]:
+    """Return the same for the page of a run."""
+    return [
+        Leak(
+            name,
+            accuracy=found["accuracy"],
+            majority=found["majority"],
+            before=before[name]["accuracy"] if name in before else None,
+            before_step=before_step,
+            label_only=found["label_only"],
+            information=found["information"],
+            information_interval=(found["information_low"], found["information_high"]),
+            samples=int(found["samples"]),
+        )
+        for name, found in after.items()
+    ]

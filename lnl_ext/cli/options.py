@@ -49,8 +49,8 @@ class DataOptions:
     device: str = option("auto", "auto (a GPU where there is one), cpu, cuda, cuda:1 ...")
     threads: int | None = option(
         None,
-        "CPU threads; torch's choice by default, kept in the configuration of a run: sums over "
-        "another number of threads round differently",
+        "CPU threads; by default torch's choice. A run keeps the number, because another one "
+        "rounds sums differently",
         minimum=1,
     )
 
@@ -60,7 +60,7 @@ class DataOptions:
         Raises
         ------
         UserError
-            There is no data, or a GPU is asked for that is not there.
+            There is no data, or the GPU that is named does not exist.
         """
         import torch
 
@@ -90,7 +90,7 @@ class TrainOptions(DataOptions):
         None, "TOML file of options, such as the config.toml of a run", metavar="FILE", saved=False
     )
     resume: bool = option(
-        False, "go on from the last checkpoint in --output, if there is one", saved=False
+        False, "continue from the last checkpoint in --output, if there is one", saved=False
     )
     split_column: str | None = option(
         None, "column that says train, validation or test (not used)", metavar="NAME"
@@ -102,12 +102,14 @@ class TrainOptions(DataOptions):
         metavar="NAME",
     )
     weights: str = option(
-        "none", "none, imagenet (downloaded), or a file with a state_dict", metavar="WEIGHTS"
+        "none",
+        "none, imagenet (downloaded), or a file with a state_dict (.pt, .safetensors)",
+        metavar="WEIGHTS",
     )
-    tap: str | None = option(
-        None, "layer whose output the bias heads see; by default the input of the last layer"
+    feature_layer: str | None = option(
+        None, "layer whose output is the bias heads' input; by default the input of the last layer"
     )
-    image_size: int = option(224, "images are scaled and cut to so many pixels", minimum=1)
+    image_size: int = option(224, "side in pixels to which images are scaled and cut", minimum=1)
     augment: str = option(
         "crop",
         "training images: crop (random part, mirrored), flip (mirrored), none",
@@ -116,22 +118,24 @@ class TrainOptions(DataOptions):
     method: str = option("lnl", "what to train", choices=tuple(METHODS))
     logit_adjustment: bool = option(
         False,
-        "tell the label loss how labels follow the bias columns, so that it does not ask the "
-        "features for the bias",
+        "adjust the label loss by how labels follow the bias columns, so that it does not gain "
+        "from the bias in the features",
     )
     update: str = option(
         "joint",
-        "a step for the network and the heads together (joint), or the paper's authors' two steps",
+        "one step for the network and the heads together (joint), or the authors' two steps",
         choices=("joint", "two_step"),
     )
-    reversal: float = option(1.0, "how hard the features evade the bias heads", minimum=0)
+    reversal: float = option(
+        1.0, "adversarial strength: weight of the reversed gradient of the bias heads", minimum=0
+    )
     entropy_weight: float = option(0.1, "weight of the bias prediction's entropy", minimum=0)
     confusion_weight: float = option(0.5, "weight of blindeye's confusion loss", minimum=0)
     epochs: float = option(
         10.0, "passes over the training images, pretraining not counted", above=0
     )
     pretrain_epochs: float = option(
-        2.0, "passes before that on the labels alone, while the heads learn", minimum=0
+        2.0, "passes before that on the labels alone, while the heads are trained", minimum=0
     )
     learning_rate: float = option(1e-3, "of the network (AdamW, cosine decay)", above=0)
     head_learning_rate: float = option(3e-3, "of the bias heads (AdamW)", above=0)
@@ -142,7 +146,7 @@ class TrainOptions(DataOptions):
     amp: str = option("none", "mixed precision", choices=("none", "bfloat16", "float16"))
     compile: bool = option(False, "compile the losses with torch.compile")
     checkpoint_every: int | None = option(
-        None, "steps between checkpoints, beside those at the end of epochs", minimum=1
+        None, "steps between checkpoints, in addition to those at the end of epochs", minimum=1
     )
 
     def check(self) -> None:
@@ -170,13 +174,13 @@ class TrainOptions(DataOptions):
         names = [BiasColumn.parse(text).name for text in self.bias_column]
         if self.logit_adjustment and ADJUSTMENT in names:
             raise UserError(
-                f"bias-column is {ADJUSTMENT!r}, which the adjustment is called: give the column "
+                f"bias-column is {ADJUSTMENT!r}, which is the adjustment's name: give the column "
                 "another name"
             )
         if METHODS[self.method].adversarial and "label" in names:
             raise UserError(
-                "bias-column is 'label', which the figures of a run call the task: give the "
-                "column another name"
+                "bias-column is 'label', which is the task's name in the results: give the column "
+                "another name"
             )
         if METHODS[self.method].confusion_weight and self.update == "two_step":
             raise UserError(
@@ -193,11 +197,14 @@ class ModelOptions(DataOptions):
     arch: str = option("resnet18", "architecture of --weights", metavar="NAME")
     weights: Path | None = option(
         None,
-        "instead of a run: a state_dict of --arch, or a program of torch.export (.pt2)",
+        "instead of a run: a state_dict of --arch (.pt, .safetensors), or a program of "
+        "torch.export (.pt2)",
         metavar="FILE",
     )
     image_size: int | None = option(
-        None, "images are scaled and cut to so many pixels; that of the run, else 224", minimum=1
+        None,
+        "side in pixels to which images are scaled and cut; that of the run, else 224",
+        minimum=1,
     )
 
     def check(self) -> None:
@@ -221,17 +228,19 @@ class EvaluateOptions(ModelOptions):
     classes: str | None = option(
         None, "labels in the order of the model's outputs, as in cat,dog (with --weights)"
     )
-    json: Path | None = option(None, "file for the figures as JSON", metavar="FILE")
+    json: Path | None = option(None, "file for the results as JSON", metavar="FILE")
 
 
 @dataclasses.dataclass(frozen=True)
 class ProbeOptions(ModelOptions):
-    """What the features tell about an attribute."""
+    """How much of an attribute the features hold."""
 
-    tap: str | None = option(None, "layer to probe; that of the run, else the last layer's input")
-    validation: float = option(0.5, "share the probe is measured on and does not see", above=0)
+    feature_layer: str | None = option(
+        None, "layer to probe; that of the run, else the last layer's input"
+    )
+    validation: float = option(0.3, "share that the probe is tested on and not trained on", above=0)
     seed: int = option(0, "of the split and of the probe", minimum=0, maximum=_LARGEST_SEED)
-    json: Path | None = option(None, "file for the figures as JSON", metavar="FILE")
+    json: Path | None = option(None, "file for the results as JSON", metavar="FILE")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the commands find, as numbers and as text."""
+"""Accuracy, overall and by group, as the commands print and keep it."""
 
 from __future__ import annotations
 
@@ -10,22 +10,20 @@ from typing import Any
 
 from torch import Tensor
 
-from lnl_ext.cli.leakage import Leakage
 from lnl_ext.files import finite_or_none, write_whole
 from lnl_ext.measuring.evaluation import Predictions
-from lnl_ext.reporting import ColumnReport, Leak, groups_of
-from lnl_ext.reporting.tables import align
+from lnl_ext.reporting import NamedGroups, groups_of
 
-__all__ = ["Report", "leakage_text", "leaks", "write_json"]
+__all__ = ["Report", "write_json"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Accuracy, by group, and leakage."""
+    """Accuracy, and by group of every bias column."""
 
     samples: int
     accuracy: float
-    columns: tuple[ColumnReport, ...]
+    columns: tuple[NamedGroups, ...]
 
     @classmethod
     def of(
@@ -46,9 +44,7 @@ class Report:
     @property
     def worst(self) -> float:
         """Worst-group accuracy over all columns; the accuracy where there is none."""
-        return min(
-            [column.accuracy[column.worst] for column in self.columns], default=self.accuracy
-        )
+        return min([column.groups.worst for column in self.columns], default=self.accuracy)
 
     def text(self, title: str) -> str:
         """Return the whole as text."""
@@ -67,44 +63,6 @@ class Report:
         }
 
 
-def leakage_text(stages: Mapping[str, Mapping[str, Leakage]]) -> str:
-    """Return a table of leakage: a line per bias column, the stages beside each other.
-
-    Parameters
-    ----------
-    stages
-        What the features are, and the leakage of each column there.
-    """
-    names = list(dict.fromkeys(name for stage in stages.values() for name in stage))
-    rows = [["", *stages, "label alone", "majority"]]
-    for name in names:
-        cells = [f"{s[name].accuracy:.3f}" if name in s else "-" for s in stages.values()]
-        last = [stage[name] for stage in stages.values() if name in stage][-1]
-        rows.append([name, *cells, f"{last.label_only:.3f}", f"{last.majority:.3f}"])
-    return "\n".join(
-        ["Leakage: how often a fresh probe on the frozen features names the bias", *align(rows)]
-    )
-
-
-def leaks(
-    before: Mapping[str, Leakage], after: Mapping[str, Leakage], before_step: int
-) -> list[Leak]:
-    """Return the same for the page of a run."""
-    return [
-        Leak(
-            name,
-            accuracy=leakage.accuracy,
-            majority=leakage.majority,
-            before=before[name].accuracy if name in before else None,
-            before_step=before_step,
-            label_only=leakage.label_only,
-            information=leakage.information,
-            samples=leakage.samples,
-        )
-        for name, leakage in after.items()
-    ]
-
-
 def write_json(path: Path, figures: Any) -> None:
-    """Write figures; NaN, which JSON lacks, as null."""
+    """Write results; NaN, which JSON lacks, as null."""
     write_whole(path, json.dumps(finite_or_none(figures), indent=2) + "\n")

@@ -15,10 +15,11 @@ from lnl_ext.cli.run_folder import split_text
 from lnl_ext.cli.samples import Samples, bias_classes, counts, encoded, read_samples
 from lnl_ext.data.images import Sample, evaluation_transform, training_transform
 from lnl_ext.data.split import stratified_split
-from lnl_ext.data.table import IGNORE, BiasColumn, class_names
+from lnl_ext.data.table import BiasColumn, class_names
 from lnl_ext.errors import UserError
 from lnl_ext.files import check_names
-from lnl_ext.training.batch_sampler import ShardedBatchSampler
+from lnl_ext.ops.types import IGNORE_INDEX
+from lnl_ext.training.batches import ShardedBatchSampler
 from lnl_ext.training.distributed import Processes
 
 __all__ = ["RunData", "label_adjustment", "training_batches"]
@@ -82,7 +83,7 @@ class RunData:
             if unseen:
                 print(
                     f"Note: no training image has {name} {', '.join(map(repr, unseen))}; the "
-                    "heads cannot know it"
+                    "heads cannot learn it"
                 )
 
     def describe(self) -> str:
@@ -93,7 +94,7 @@ class RunData:
         ]
         for name, classes in self.bias.items():
             target = torch.cat([self.train.bias[name], self.validation.bias[name]])
-            missing = int((target == IGNORE).sum())
+            missing = int((target == IGNORE_INDEX).sum())
             lines.append(
                 f"bias {name}: {_counted(classes, target)}"
                 + (f"; missing {missing}" if missing else "")
@@ -131,7 +132,7 @@ def _split(samples: Samples, options: TrainOptions) -> tuple[Samples, Samples, l
 
 
 def label_adjustment(data: RunData) -> Tensor:
-    """Return what the bias tells about the label of every training image, ``(N, C)``.
+    """Return what the bias says about the label of every training image, ``(N, C)``.
 
     A combination of values is one bias, and a missing value is a value: columns may depend on each
     other, and being missing may depend on the label.
@@ -141,19 +142,19 @@ def label_adjustment(data: RunData) -> Tensor:
     return logit_adjustment(data.train.labels, combined, classes=len(data.labels))
 
 
-def told_by_the_bias(data: RunData, adjustment: Tensor) -> str:
-    """Say how many labels the bias names, beside how many the most frequent label is right for."""
+def predicted_by_the_bias(data: RunData, adjustment: Tensor) -> str:
+    """Say how many labels the bias predicts, and how many the most frequent label does."""
     labels = data.train.labels
     shares = torch.bincount(labels, minlength=len(data.labels))
     guessed = (adjustment + (shares / len(labels)).log()).argmax(1)
     named = int((guessed == labels).sum())
     text = (
-        f"the bias would name the label of {named} of {len(labels)} training images, the most "
+        f"the bias alone predicts the label of {named} of {len(labels)} training images, the most "
         f"frequent label that of {int(shares.max())}"
     )
     if named == len(labels):
         text += (
-            "\nNote: the bias gives every label away, so that the adjusted label loss leaves "
+            "\nNote: the bias determines every label, so that the adjusted label loss leaves "
             "little to learn: leave out --logit-adjustment"
         )
     return text

@@ -30,7 +30,7 @@ IMAGE_COLUMN, LABEL_COLUMN, PART_COLUMN = "path", "label", "part"
 
 @dataclasses.dataclass(frozen=True)
 class ModelCard:
-    """What one must know to use ``model.pt``; ``model.json`` beside it."""
+    """What is needed to use ``model.pt``: the contents of ``model.json``."""
 
     arch: str
     """``lnl_ext.models.backbones.build_network(arch, len(classes))`` takes the weights; so does
@@ -38,9 +38,9 @@ class ModelCard:
     classes: list[str]
     """Labels in the order of the outputs."""
     image_size: int
-    tap: str
+    feature_layer: str
     grey: bool
-    """Whether the model was trained on grey images, and wants them."""
+    """Whether the model was trained on grey images and takes them."""
     image_column: str
     label_column: str | None
     bias_columns: list[str]
@@ -67,7 +67,7 @@ class ModelCard:
         try:
             values = json.loads((folder / CARD).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"{folder} is no folder of a run: it has no {CARD}") from None
+            raise UserError(f"{folder} is not a run folder: it has no {CARD}") from None
         except ValueError as error:
             raise UserError(f"{folder / CARD} is damaged: {error}") from None
         wrong = cls._wrong(values)
@@ -112,13 +112,13 @@ def check_output(folder: Path, *, resume: bool) -> bool:
     Raises
     ------
     UserError
-        It holds a run and ``resume`` is not given, or files of such names that are of no run.
+        It holds a run and ``resume`` is not given, or other files of such names.
     """
     there = {path.name for path in run_files(folder) if path.exists()}
     if CHECKPOINT in there:
         if not resume:
             raise UserError(
-                f"{folder} holds a run: --resume goes on with it, or give another --output"
+                f"{folder} holds a run: --resume continues it, or give another --output"
             )
         return True
     # What a run writes before its first checkpoint, the configuration last.
@@ -157,6 +157,6 @@ def trained_on(folder: Path) -> set[Path]:
             rows = list(csv.DictReader(stream))
         return {Path(row[IMAGE_COLUMN]) for row in rows if row[PART_COLUMN] == "train"}
     except FileNotFoundError:
-        raise UserError(f"{folder} is no folder of a run: it has no {SPLIT}") from None
+        raise UserError(f"{folder} is not a run folder: it has no {SPLIT}") from None
     except KeyError as error:
         raise UserError(f"{folder / SPLIT} is damaged: it has no column {error}") from None

@@ -1,4 +1,4 @@
-"""The options of a training run, from flags, a file, and the run that is to go on."""
+"""The options of a training run, from flags, a file, and the run to resume."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def train_options(flags: Mapping[str, Any]) -> TrainOptions:
     saved = None
     if flags.get("resume"):
         if flags.get("output") is None:
-            raise UserError("no output: give --output DIR, the folder of the run to go on with")
+            raise UserError("no output: give --output DIR, the folder of the run to resume")
         path = Path(flags["output"]) / CONFIG
         if path.exists():
             layers.append(_from_file(path))
             saved = build(TrainOptions, *layers)
         elif not flags.keys() & {"config", "csv", "images"}:
-            raise UserError(f"{flags['output']} holds no run to go on with: it has no {CONFIG}")
+            raise UserError(f"{flags['output']} holds no run to resume: it has no {CONFIG}")
     if flags.get("config") is not None:
         layers.append(_from_file(Path(flags["config"])))
     # Sums over another number of threads round differently: it is part of what repeats a run.

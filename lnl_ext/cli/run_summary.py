@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torchvision
 
 from lnl_ext.cli.arguments import saved_value
-from lnl_ext.cli.leakage import Leakage
+from lnl_ext.cli.leakage import Figures, leaks
 from lnl_ext.cli.options import TrainOptions
-from lnl_ext.cli.report import Report, leaks
+from lnl_ext.cli.report import Report
 from lnl_ext.cli.run_data import RunData
 from lnl_ext.measuring.evaluation import Predictions
 from lnl_ext.reporting import Confusion, RunSummary, Table, trainer_settings
@@ -21,11 +20,12 @@ from lnl_ext.training.trainer import Trainer
 __all__ = ["Found", "run_summary"]
 
 _LEAKAGE = (
-    "How often a new head names the bias of validation images, after it learned from the features "
-    "of training images: before (at the end of pretraining) and after (at the end of training). "
-    "Label alone: naming the most frequent bias of the image's label, which features that are good "
-    "for the label give away. Majority: always naming the most frequent bias. Information: what "
-    "the head knows of the bias at the end."
+    "How often a fresh probe on the frozen features predicts the bias of validation images that it "
+    "has not seen; it was trained on others of them. The strongest of several kinds of probes. "
+    "Before: at the end of pretraining. After: at the end of training. Label alone: predicting "
+    "the most frequent bias of the image's label, which features that are good for the label "
+    "allow. Majority: always predicting the most frequent bias. Information: H(bias) - CE of the "
+    "probe at the end, with its interval."
 )
 
 
@@ -35,8 +35,8 @@ class Found(NamedTuple):
     predictions: Predictions
     """Of the validation images."""
     report: Report
-    before: Mapping[str, Leakage]
-    after: Mapping[str, Leakage]
+    before: Figures
+    after: Figures
 
 
 def run_summary(
@@ -87,7 +87,7 @@ def run_summary(
             Confusion(
                 "validation images",
                 found.predictions.labels,
-                found.predictions.logits.argmax(1),
+                found.predictions.classes,
                 data.labels,
                 row_name=label,
             )

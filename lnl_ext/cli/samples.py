@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 from lnl_ext.cli.options import DataOptions
 from lnl_ext.data.images import ImageDataset, Sample, Transform, evaluation_transform, readable
 from lnl_ext.data.table import (
-    IGNORE,
     BiasColumn,
     Table,
     class_names,
@@ -22,9 +21,10 @@ from lnl_ext.data.table import (
     read_table,
 )
 from lnl_ext.errors import UserError
+from lnl_ext.ops.types import IGNORE_INDEX
 from lnl_ext.training.distributed import shard
 
-__all__ = ["Samples", "encoded", "evaluation_batches", "read_samples"]
+__all__ = ["Samples", "encoded", "evaluation_batches", "read_samples", "tell"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Samples:
     labels: Tensor
     """(N,) int64."""
     bias: dict[str, Tensor]
-    """(N,) int64 by column, -100 where missing."""
+    """(N,) int64 by column, `IGNORE_INDEX` where missing."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -68,7 +68,19 @@ class Samples:
 def read_samples(
     options: DataOptions, columns: Sequence[BiasColumn], split_column: str | None = None
 ) -> Table:
-    """Read the table that the options describe."""
+    """Read the table that the options describe, and say what is to be known of it."""
+    table = _read(options, columns, split_column)
+    tell(table)
+    return table
+
+
+def tell(table: Table) -> None:
+    """Print what was left out of a table, and how its cells were read."""
+    for note in table.notes:
+        print(note if note.startswith("Left out") else f"Note: {note}")
+
+
+def _read(options: DataOptions, columns: Sequence[BiasColumn], split_column: str | None) -> Table:
     if options.images is not None and options.label_column is None:
         return read_folder(
             options.images,
@@ -148,4 +160,4 @@ def evaluation_batches(
 
 def counts(target: Tensor, classes: int) -> list[int]:
     """Return the number of samples of every class."""
-    return torch.bincount(target[target != IGNORE], minlength=classes).tolist()
+    return torch.bincount(target[target != IGNORE_INDEX], minlength=classes).tolist()

@@ -17,10 +17,10 @@ from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.adversary.heads import bias_head
 from lnl_ext.cli.arguments import command_line, write_toml
 from lnl_ext.cli.interruption import Interrupted, StoppableBatches, StopSignals
-from lnl_ext.cli.leakage import Leakage, collect_features, measure
+from lnl_ext.cli.leakage import Figures, audits, collect_features, figures, leakage_text
 from lnl_ext.cli.options import ADJUSTMENT, TrainOptions
-from lnl_ext.cli.report import Report, leakage_text, write_json
-from lnl_ext.cli.run_data import RunData, label_adjustment, told_by_the_bias, training_batches
+from lnl_ext.cli.report import Report, write_json
+from lnl_ext.cli.run_data import RunData, label_adjustment, predicted_by_the_bias, training_batches
 from lnl_ext.cli.run_folder import (
     CONFIG,
     MODEL,
@@ -33,31 +33,38 @@ from lnl_ext.cli.run_options import train_options
 from lnl_ext.cli.run_summary import Found, run_summary
 from lnl_ext.cli.samples import evaluation_batches
 from lnl_ext.data.images import IMAGENET_MEAN, IMAGENET_STD, Sample
-from lnl_ext.data.table import IGNORE
 from lnl_ext.errors import UserError
 from lnl_ext.files import write_whole
 from lnl_ext.measuring.evaluation import Predictions, predict
-from lnl_ext.models.backbones import Halves, build_network, split_network, tap_shape
+from lnl_ext.models.backbones import (
+    BackboneAndClassifier,
+    build_network,
+    feature_shape,
+    split_network,
+)
 from lnl_ext.models.weights import load_weights, save_weights
+from lnl_ext.ops.types import IGNORE_INDEX
 from lnl_ext.reporting import PAGE, write_run_page
 from lnl_ext.schedules import Linear
-from lnl_ext.training.config import TrainerConfig
+from lnl_ext.training.config import OptimizerConfig, TrainerConfig
 from lnl_ext.training.distributed import Processes, gather_predictions, on_main
 from lnl_ext.training.methods import get_method
-from lnl_ext.training.optimizers import OptimizerConfig
 from lnl_ext.training.trainer import CHECKPOINT, Trainer
 
 __all__ = ["train"]
 
-_PROBE_IMAGES = 10_000  # training images a probe learns from at most
-_RAMP = 0.5  # the part of the training in which the pressure rises; the learning rate falls to 0
+_RAMP = 0.5  # the part of the training in which the strength rises; the learning rate falls to 0
 
 
 def _trainer(
-    options: TrainOptions, data: RunData, network: nn.Module, halves: Halves, device: torch.device
+    options: TrainOptions,
+    data: RunData,
+    network: nn.Module,
+    parts: BackboneAndClassifier,
+    device: torch.device,
 ) -> Trainer:
     method = get_method(options.method)
-    shape = tap_shape(halves.features, options.image_size)
+    shape = feature_shape(parts.features, options.image_size)
     adversaries: dict[str, BiasAdversary] = {}
     for name, classes in data.bias.items() if method.adversarial else ():
         adversaries[name] = method.adversary(
@@ -65,7 +72,7 @@ def _trainer(
             reversal=Linear(end=options.reversal, finish=_RAMP),
             entropy_weight=Linear(end=options.entropy_weight, finish=_RAMP),
             confusion_weight=Linear(end=options.confusion_weight, finish=_RAMP),
-            mask_entropy=bool((data.train.bias[name] == IGNORE).any()),
+            mask_entropy=bool((data.train.bias[name] == IGNORE_INDEX).any()),
         )
     for module in (network, *adversaries.values()):
         module.to(device)
@@ -87,8 +94,8 @@ def _trainer(
         compile=options.compile,
     )
     return Trainer(
-        halves.features,
-        halves.classifier,
+        parts.features,
+        parts.classifier,
         adversaries,
         config,
         image_transform=method.image_transform(IMAGENET_MEAN, IMAGENET_STD),
@@ -110,26 +117,19 @@ class _Run:
     def report(self, predictions: Predictions) -> Report:
         return Report.of(predictions, self.data.validation.bias, self.data.bias, self.data.labels)
 
-    def leakage(self, trainer: Trainer) -> dict[str, Leakage]:
+    def leakage(self, trainer: Trainer) -> Figures:
+        """Audit the features of the validation images: those of images trained on say less."""
         if not self.data.bias:
             return {}
-        features = trainer.inference_modules()[0]
-        order = torch.randperm(
-            len(self.data.train), generator=torch.Generator().manual_seed(self.options.seed)
-        )
-        learned_from = self.data.train.part(order[:_PROBE_IMAGES].tolist())
-        train, test = (
-            collect_features(
-                features, evaluation_batches(part, self.options.image_size, self.options)
-            )
-            for part in (learned_from, self.data.validation)
-        )
-        return measure(train, test, self.data.bias, self.options.seed)
+        held_out = self.data.validation
+        batches = evaluation_batches(held_out, self.options.image_size, self.options)
+        features = collect_features(trainer.inference_modules()[0], batches)
+        return figures(audits(features, held_out, self.options.seed))
 
     def evaluate(self, trainer: Trainer) -> dict[str, float]:
         """Evaluate an epoch; at the end of pretraining the leakage as well."""
         report = self.report(self.predictions(trainer))
-        figures = {
+        record = {
             "validation_accuracy": report.accuracy,
             "worst_group_accuracy": report.worst,
         }
@@ -138,7 +138,7 @@ class _Run:
         if len(stages) > 1 and trainer.step == stages[0].steps:
             # In the record, so that a resumed run has it too.
             for name, leakage in self.leakage(trainer).items():
-                figures |= {f"before:{name}:{k}": float(v) for k, v in leakage.to_dict().items()}
+                record |= {f"before:{name}:{k}": float(v) for k, v in leakage.items()}
         if self.processes.is_main:
             stage = stages[0] if trainer.step <= stages[0].steps else stages[-1]
             passes = (trainer.step - stage.first) / trainer.steps_per_epoch
@@ -147,20 +147,17 @@ class _Run:
                 f"{stage.name} {passes:g}/{length:g}: validation accuracy {report.accuracy:.3f}"
                 + (f", worst group {report.worst:.3f}" if report.columns else "")
             )
-        return figures
+        return record
 
-    def before(self, trainer: Trainer) -> dict[str, Leakage]:
+    def before(self, trainer: Trainer) -> Figures:
         """Return the leakage at the end of pretraining from the run's history."""
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, dict[str, float]] = {}
         for record in trainer.history:
             for key, value in record.items():
                 if key.startswith("before:"):
                     name, field = key.removeprefix("before:").rsplit(":", 1)
                     found.setdefault(name, {})[field] = value
-        return {
-            name: Leakage(**(fields | {"samples": int(fields["samples"])}))
-            for name, fields in found.items()
-        }
+        return found
 
 
 def train(flags: Mapping[str, Any], processes: Processes) -> None:
@@ -190,8 +187,8 @@ def train(flags: Mapping[str, Any], processes: Processes) -> None:
     new_layer = None if goes_on else load_weights(network, options.arch, options.weights)
     if new_layer is not None:
         print(f"Weights from {options.weights}; the last layer ({new_layer}) is new")
-    halves = split_network(network, options.tap)
-    trainer = _trainer(options, data, network, halves, device)
+    parts = split_network(network, options.feature_layer)
+    trainer = _trainer(options, data, network, parts, device)
     adjustment = label_adjustment(data) if options.logit_adjustment else None
     batches = training_batches(data.train, options, processes, adjustment)
     if goes_on:
@@ -202,16 +199,17 @@ def train(flags: Mapping[str, Any], processes: Processes) -> None:
             )
         trainer.load(folder / CHECKPOINT)
     elif processes.is_main:
-        _prepare(folder, options, data, halves)
+        _prepare(folder, options, data, parts)
     if processes.is_main:
         print(data.describe())
         if adjustment is not None:
-            print(told_by_the_bias(data, adjustment))
+            print(predicted_by_the_bias(data, adjustment))
+        shape = feature_shape(parts.features, options.image_size)
         print(
-            f"{options.arch}, bias heads at {halves.tap} "
-            f"{tap_shape(halves.features, options.image_size)}, method {options.method}, {device}"
+            f"{options.arch}, bias heads at {parts.feature_layer} {shape}, "
+            f"method {options.method}, {device}"
             + (f", {processes.world_size} processes" if processes.world_size > 1 else "")
-            + (f"; going on at step {trainer.step}" if trainer.step else ""),
+            + (f"; resuming at step {trainer.step}" if trainer.step else ""),
             flush=True,
         )
     run = _Run(options, data, processes)
@@ -225,7 +223,7 @@ def _fit(run: _Run, trainer: Trainer, batches: DataLoader[Sample], folder: Path)
     Raises
     ------
     Interrupted
-        By a signal; the message says how to go on.
+        By a signal; the message says how to resume.
     """
     began = trainer.step
     # Many processes would not note a signal at the same step, and none can step alone: they end at
@@ -245,32 +243,34 @@ def _fit(run: _Run, trainer: Trainer, batches: DataLoader[Sample], folder: Path)
                 raise Interrupted(
                     stop.signal,
                     f"process {run.processes.rank} of {run.processes.world_size} stopped by "
-                    f"{stop.signal.name}; start all again with --resume to go on from the last "
+                    f"{stop.signal.name}; start all again with --resume to continue from the last "
                     f"checkpoint in {folder}",
                 ) from None
             if trainer.step > began:  # else the checkpoint is there already, if there is any
                 trainer.save(folder / CHECKPOINT)
             raise Interrupted(
                 stop.signal,
-                f"stopped by {stop.signal.name} at step {trainer.step}; go on with: "
+                f"stopped by {stop.signal.name} at step {trainer.step}; resume with: "
                 f"lnl train --output {folder} --resume",
             ) from None
 
 
-def _prepare(folder: Path, options: TrainOptions, data: RunData, halves: Halves) -> None:
+def _prepare(
+    folder: Path, options: TrainOptions, data: RunData, parts: BackboneAndClassifier
+) -> None:
     write_whole(folder / SPLIT, data.split)
     ModelCard(
         arch=options.arch,
         classes=data.labels,
         image_size=options.image_size,
-        tap=halves.tap,
+        feature_layer=parts.feature_layer,
         grey=get_method(options.method).grey,
         image_column=options.image_column,
         label_column=options.label_column,
         bias_columns=list(options.bias_column),
         bias_classes=data.bias,
     ).save(folder)
-    write_toml(folder / CONFIG, options)  # last: with it there is a run to go on with
+    write_toml(folder / CONFIG, options)  # last: with it there is a run to resume
 
 
 def _finish(run: _Run, trainer: Trainer, network: nn.Module, folder: Path, command: str) -> None:
@@ -290,8 +290,8 @@ def _finish(run: _Run, trainer: Trainer, network: nn.Module, folder: Path, comma
         folder / REPORT,
         {
             **report.to_dict(),
-            "leakage_before": {name: leakage.to_dict() for name, leakage in before.items()},
-            "leakage_after": {name: leakage.to_dict() for name, leakage in after.items()},
+            "leakage_before": before,
+            "leakage_after": after,
             "seconds": trainer.seconds,
         },
     )

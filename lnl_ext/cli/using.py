@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lnl_ext.cli.arguments import build
-from lnl_ext.cli.leakage import collect_features, measure
+from lnl_ext.cli.leakage import audits, collect_features, figures, leakage_text
 from lnl_ext.cli.options import EvaluateOptions, ModelOptions, PredictOptions, ProbeOptions
-from lnl_ext.cli.report import Report, leakage_text, write_json
+from lnl_ext.cli.report import Report, write_json
 from lnl_ext.cli.run_folder import (
     IMAGE_COLUMN,
     LABEL_COLUMN,
@@ -25,36 +25,30 @@ from lnl_ext.cli.run_folder import (
     run_files,
     trained_on,
 )
-from lnl_ext.cli.samples import Samples, bias_classes, encoded, evaluation_batches, read_samples
+from lnl_ext.cli.samples import (
+    Samples,
+    bias_classes,
+    encoded,
+    evaluation_batches,
+    read_samples,
+    tell,
+)
+from lnl_ext.data.folder import find_images
 from lnl_ext.data.images import IMAGE_SUFFIXES, IMAGENET_MEAN, IMAGENET_STD
-from lnl_ext.data.split import stratified_split
 from lnl_ext.data.table import BiasColumn, Table, class_names, read_table
 from lnl_ext.errors import UserError
 from lnl_ext.files import check_names, replacing
 from lnl_ext.measuring.evaluation import Predictions
 from lnl_ext.measuring.evaluation import predict as run_model
-from lnl_ext.models.backbones import build_network, output_layer, split_network, tap_shape
+from lnl_ext.models.backbones import build_network, feature_shape, output_layer, split_network
 from lnl_ext.models.exported import ExportedModel
-from lnl_ext.models.weights import put_weights, read_weights
+from lnl_ext.models.weights import put_weights, read_weights, unwrapped
 from lnl_ext.training.distributed import Processes
-from lnl_ext.training.grey import Grey
+from lnl_ext.training.image_transform import Grey, Transformed
 
 __all__ = ["evaluate", "predict", "probe"]
 
 _IMAGE_SIZE = 224
-
-
-class _Greyed(nn.Module):
-    """A network trained on grey images, given those it was trained on."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.grey = Grey(IMAGENET_MEAN, IMAGENET_STD)
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network(self.grey(images))
-        return logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +79,9 @@ class _Model:
             return cls(program, str(options.weights), size, batch)
         state = read_weights(options.weights)
         with torch.random.fork_rng(devices=[]):
-            last = output_layer(build_network(options.arch, 2))
+            alike = build_network(options.arch, 2)
+            state = unwrapped(state, alike, str(options.weights))
+            last = output_layer(alike)
             weight = state.get(f"{last}.weight")
             if weight is None:
                 raise UserError(
@@ -99,20 +95,22 @@ class _Model:
 
     def whole(self, device: torch.device) -> nn.Module:
         """Return images to logits."""
-        network = self.network.to(device)
-        return _Greyed(network) if self.grey else network
+        return self._greyed(self.network.to(device))
 
-    def features(self, tap: str | None, device: torch.device) -> tuple[nn.Module, str]:
-        """Return images to the tap, and its name."""
-        if tap is None and self.card is not None:
-            tap = self.card.tap
+    def features(self, feature_layer: str | None, device: torch.device) -> tuple[nn.Module, str]:
+        """Return the network up to the feature layer, and the layer's name."""
+        if feature_layer is None and self.card is not None:
+            feature_layer = self.card.feature_layer
         if isinstance(self.network, ExportedModel):
-            front, name = self.network.features(tap)
+            front, name = self.network.features(feature_layer)
             return front.to(device), name
-        halves = split_network(self.network, tap)
-        tap_shape(halves.features, self.image_size)  # says what is wrong with the size
-        features = halves.features.to(device)
-        return (_Greyed(features) if self.grey else features), halves.tap
+        parts = split_network(self.network, feature_layer)
+        feature_shape(parts.features, self.image_size)  # says what is wrong with the size
+        return self._greyed(parts.features.to(device)), parts.feature_layer
+
+    def _greyed(self, network: nn.Module) -> nn.Module:
+        """Return a network that was trained on grey images for the images themselves."""
+        return Transformed(Grey(IMAGENET_MEAN, IMAGENET_STD), network) if self.grey else network
 
 
 def _options(kind: type[Any], flags: Mapping[str, Any], processes: Processes) -> Any:
@@ -251,6 +249,8 @@ def probe(flags: Mapping[str, Any], processes: Processes) -> None:
     options: ProbeOptions = _options(ProbeOptions, flags, processes)
     if not options.bias_column:
         raise UserError("no attribute to probe for: give --bias-column NAME")
+    if options.validation >= 0.8:  # a fifth of the images ends the probes' training
+        raise UserError(f"validation is {options.validation:g}, expected a share below 0.8")
     _check_written(options.json, options)
     model = _Model.load(options)
     table, bias = _table(options, model)
@@ -270,32 +270,24 @@ def probe(flags: Mapping[str, Any], processes: Processes) -> None:
         table = table.select(rows)
     labels = [] if table.labels is None else class_names(table.labels, "label")
     samples = encoded(table, "label", labels, bias, workers=options.workers)
-    features, tap = model.features(options.tap, _device(options, processes))
-    fit, held = stratified_split(
-        samples.labels.tolist(),
-        [target.tolist() for target in samples.bias.values()],
-        options.validation,
-        options.seed,
+    network, feature_layer = model.features(options.feature_layer, _device(options, processes))
+    batches = evaluation_batches(samples, model.image_size, options, batch_size=model.batch_size)
+    features = collect_features(network, batches)
+    print(f"Features of {model.source} at {feature_layer} {tuple(features.shape[1:])}")
+    reports = audits(features, samples, options.seed, options.validation)
+    if not reports:
+        raise UserError("no attribute could be probed for")
+    counts = next(iter(reports.values())).samples
+    print(
+        f"Probes learned from {counts['train']} images, were stopped by {counts['validation']} and "
+        f"are measured on {counts['test']} others"
     )
-    learned, measured = (
-        collect_features(
-            features,
-            evaluation_batches(
-                samples.part(rows), model.image_size, options, batch_size=model.batch_size
-            ),
-        )
-        for rows in (fit, held)
-    )
-    shape = tuple(learned.features.shape[1:])
-    found = measure(learned, measured, bias, options.seed)
-    print(f"Features of {model.source} at {tap} {shape}; probes learned from {len(fit)} images")
-    print(leakage_text({f"probe on {len(held)} others": found}))
+    found = figures(reports)
+    print(leakage_text({"": found}))
     if table.labels is None:
         print("Without --label-column, 'label alone' is the majority as well")
-    for name, leakage in found.items():
-        print(f"{name}: the probe knows {leakage.information:.3f} nats of it")
     if options.json is not None:
-        write_json(options.json, {name: leakage.to_dict() for name, leakage in found.items()})
+        write_json(options.json, found)
 
 
 # ------------------------------------------------------------------ predict
@@ -313,6 +305,7 @@ def predict(flags: Mapping[str, Any], processes: Processes) -> None:
     _check_written(options.output, options)
     model = _Model.load(options)
     table = _unlabelled(options)
+    tell(table)
     check_names(table.names)
     samples = encoded(table, "", [], {}, workers=options.workers)
     probabilities = _run(model, samples, options, processes).logits.softmax(1)
@@ -336,20 +329,17 @@ def _unlabelled(options: PredictOptions) -> Table:
     root = options.images.absolute()
     if not root.is_dir():
         raise UserError(f"images {options.images}: no such folder")
-    files = sorted(path for path in root.rglob("*") if path.is_file())
-    paths = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    paths, notes = find_images(root)
     if not paths:
         raise UserError(
-            f"images {options.images}: no image in this folder, by the ends of the names "
-            f"({', '.join(IMAGE_SUFFIXES)})"
-        )
-    if len(paths) < len(files):
-        print(
-            f"Left out: {len(files) - len(paths)} files whose names do not end as images' do "
-            "(list them in a CSV file if they are some)"
+            f"images {options.images}: no image file in this folder, by extension "
+            f"({', '.join(IMAGE_SUFFIXES)})" + "".join(f". {note}" for note in notes)
         )
     names = tuple(str(path.relative_to(root)) for path in paths)
-    return Table(str(options.images), tuple(paths), names, (0,) * len(paths), None, {})
+    counted = tuple(notes)
+    return Table(
+        str(options.images), tuple(paths), names, (0,) * len(paths), None, {}, notes=counted
+    )
 
 
 def _write_predictions(

@@ -1,21 +1,14 @@
-"""A column of bias labels, and which of its cells are missing."""
+"""A column of bias labels: categories or bins."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 
+from lnl_ext.data.values import is_missing
 from lnl_ext.errors import UserError
 
-__all__ = ["MISSING", "BiasColumn", "is_missing"]
-
-MISSING = frozenset({"", "na", "n/a", "nan", "null"})
-"""Cells that stand for a missing value, in small letters."""
-
-
-def is_missing(cell: str) -> bool:
-    """Tell whether a cell stands for a missing value."""
-    return cell.strip().lower() in MISSING
+__all__ = ["BiasColumn"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +56,10 @@ class BiasColumn:
         """Names of the bins in order; none for categories."""
         pairs = list(itertools.pairwise(self.edges))
         closed = [")"] * (len(pairs) - 1) + ["]"]
-        return [f"[{a:g}, {b:g}{end}" for (a, b), end in zip(pairs, closed, strict=bool(pairs))]
+        return [
+            f"[{_exact(a)}, {_exact(b)}{end}"
+            for (a, b), end in zip(pairs, closed, strict=bool(pairs))
+        ]
 
     def value(self, cell: str) -> str | None:
         """Return the class of a cell, None where it is missing.
@@ -83,10 +79,15 @@ class BiasColumn:
             raise ValueError("expected a number") from None
         if not self.edges[0] <= number <= self.edges[-1]:
             raise ValueError(
-                f"expected a number from {self.edges[0]:g} to {self.edges[-1]:g}: widen the bins "
-                "or leave the cell empty"
+                f"expected a number from {_exact(self.edges[0])} to {_exact(self.edges[-1])}: "
+                "widen the bins or leave the cell empty"
             )
         for name, edge in zip(self.bins, self.edges[1:], strict=True):
             if number < edge:
                 return name
         return self.bins[-1]
+
+
+def _exact(number: float) -> str:
+    """Return the shortest text that is this number and no other."""
+    return repr(number).removesuffix(".0")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import dataclasses
+import io
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from lnl_ext.data.bias_column import BiasColumn, is_missing
+from lnl_ext.data.bias_column import BiasColumn
+from lnl_ext.data.values import is_missing, one_spelling, told
 from lnl_ext.errors import UserError
 
 __all__ = ["CsvRows", "examples"]
@@ -16,12 +20,28 @@ __all__ = ["CsvRows", "examples"]
 _SPLITS = {"train": "train"} | dict.fromkeys(("validation", "val", "valid"), "validation")
 _SPLITS["test"] = "test"
 _SHOWN = 5  # examples in a message
+_SEPARATORS = (",", ";", "\t", "|")
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def examples(items: Sequence[str]) -> str:
     """Return the first of many items as text."""
     shown = "; ".join(items[:_SHOWN])
     return shown + (f"; and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")
+
+
+def _separator(text: str, wanted: Sequence[str]) -> str:
+    """Return what separates the cells of a header: a comma, if that gives the wanted columns."""
+
+    def fit(separator: str) -> tuple[bool, int]:
+        header = _header(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
+        return all(name in header for name in wanted), len(header)
+
+    return max(_SEPARATORS, key=fit)
+
+
+def _header(reader: Iterator[list[str]]) -> list[str]:
+    return [name.strip() for name in next(reader, [])]
 
 
 @dataclasses.dataclass
@@ -31,10 +51,17 @@ class CsvRows:
     path: Path
     columns: dict[str, list[str]]
     lines: list[int]
+    notes: list[str]
+    """How cells were read that can be read in more than one way."""
 
     @classmethod
     def read(cls, path: Path, wanted: Iterable[str], *, exact: bool = False) -> CsvRows:
-        """Read the columns called ``wanted``; ``exact`` keeps spaces around the cells.
+        """Read the columns called ``wanted``.
+
+        A byte order mark (UTF-8 or UTF-16) and a first line ``sep=;``, which spreadsheets write,
+        are understood. Without that line the separator is the one of comma, semicolon, tab and bar
+        that gives the wanted columns. ``exact`` is for a file that a program wrote: commas separate
+        its cells, and spaces around them are kept.
 
         Raises
         ------
@@ -42,8 +69,9 @@ class CsvRows:
             The file or a column is not there, or not in the form of a CSV file.
         """
         try:
-            with path.open(newline="", encoding="utf-8-sig") as stream:
-                return cls._parse(path, stream, list(wanted), exact)
+            content = path.read_bytes()
+            text = content.decode("utf-16" if content[:2] in _UTF16 else "utf-8-sig")
+            return cls._parse(path, text, list(wanted), exact)
         except FileNotFoundError:
             raise UserError(f"no CSV file at {path}") from None
         except IsADirectoryError:
@@ -54,18 +82,21 @@ class CsvRows:
             raise UserError(f"{path} is not a CSV file: {error}") from None
 
     @classmethod
-    def _parse(cls, path: Path, stream: Iterable[str], wanted: list[str], exact: bool) -> CsvRows:
-        reader = csv.reader(stream)
-        header = [name.strip() for name in next(reader, [])]
+    def _parse(cls, path: Path, text: str, wanted: list[str], exact: bool) -> CsvRows:
+        separator, above = ",", 0
+        if not exact:
+            named = re.match(r'"?sep=([^\r\n])"?[ \t]*(?:\r\n|\r|\n)', text, re.IGNORECASE)
+            if named:
+                text, above = text[named.end() :], 1
+            separator = named[1] if named else _separator(text, wanted)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+        header = _header(reader)
         if not header:
             raise UserError(f"{path} is empty, expected a header line with the names of columns")
         for name in wanted:
             if name not in header:
-                hint = ""
-                if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
-                    hint = " (is it separated by something other than commas?)"
                 raise UserError(
-                    f"{path} has no column {name!r}; it has {', '.join(map(repr, header))}{hint}"
+                    f"{path} has no column {name!r}; it has {', '.join(map(repr, header))}"
                 )
             if header.count(name) > 1:
                 raise UserError(f"{path} has {header.count(name)} columns called {name!r}")
@@ -77,15 +108,16 @@ class CsvRows:
                 continue
             if len(row) != len(header):
                 raise UserError(
-                    f"{path}, line {reader.line_num}: {len(row)} cells, expected {len(header)} as "
-                    "in the header"
+                    f"{path}, line {above + reader.line_num}: {len(row)} cells, expected "
+                    f"{len(header)} as in the header"
                 )
-            lines.append(reader.line_num)
+            lines.append(above + reader.line_num)
             for name, position in at.items():
                 columns[name].append(row[position] if exact else row[position].strip())
         if not lines:
             raise UserError(f"{path} has a header and no row")
-        return cls(path, columns, lines)
+        notes = [] if separator == "," else [f"{path} is separated by {separator!r}"]
+        return cls(path, columns, lines, notes)
 
     def cells(self, name: str) -> Iterator[tuple[int, str]]:
         """Return line and cell of every row."""
@@ -93,7 +125,11 @@ class CsvRows:
 
     def required(self, name: str, what: str) -> list[str]:
         """Return a column in which nothing may be missing."""
-        empty = [str(line) for line, cell in self.cells(name) if is_missing(cell)]
+        empty = [
+            f"{line} ({cell!r})" if cell else str(line)
+            for line, cell in self.cells(name)
+            if is_missing(cell)
+        ]
         if empty:
             raise UserError(
                 f"{self.path}, column {name!r}: no {what} in line {examples(empty)}: every image "
@@ -113,14 +149,35 @@ class CsvRows:
             raise UserError(f"{self.path}, column {name!r}: {examples(wrong)}")
         return values
 
-    def bias(self, columns: Sequence[BiasColumn]) -> dict[str, list[str | None]]:
-        """Return the classes of bias columns, in none of which all may be missing."""
+    def labels(self, name: str) -> list[str]:
+        """Return the classes of a column of labels, of which none may be missing."""
+        cells = self.required(name, "label")
+        spelling = one_spelling(cells)
+        self._tell(name, spelling)
+        return [spelling[cell] for cell in cells]
+
+    def bias(
+        self, columns: Sequence[BiasColumn], *, exact: bool = False
+    ) -> dict[str, list[str | None]]:
+        """Return the classes of bias columns, in none of which all may be missing.
+
+        ``exact``: cells that differ are different classes.
+        """
         values = {}
         for column in columns:
-            values[column.name] = self.convert(column.name, column.value)
-            if all(value is None for value in values[column.name]):
+            found = self.convert(column.name, column.value)
+            if all(value is None for value in found):
                 raise UserError(f"{self.path}, column {column.name!r}: every value is missing")
+            if not exact:
+                spelling = {} if column.edges else one_spelling(found)
+                self._tell(column.name, spelling)
+                found = [None if value is None else spelling.get(value, value) for value in found]
+            values[column.name] = found
         return values
+
+    def _tell(self, name: str, spelling: dict[str, str]) -> None:
+        told_ = told(self.columns[name], spelling)
+        self.notes += [f"{self.path}, column {name!r}: {note}" for note in told_]
 
     def split(self, name: str) -> list[str]:
         """Return the part of every row: train, validation or test."""

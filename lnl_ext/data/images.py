@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
+
+from lnl_ext.data.decoding import MAX_PIXELS, MAX_SIDE, UnreadableImageError, decode, load_image
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -36,10 +35,6 @@ __all__ = [
     "training_transform",
 ]
 
-#: Largest image that is decoded, in pixels: Pillow's own limit, a quarter of a GiB as RGB.
-MAX_PIXELS = 89_478_485
-#: Longest side of an image that is decoded, in pixels.
-MAX_SIDE = 32_768
 #: Share of unreadable images above which a data set is refused instead of being used without them.
 MAX_UNREADABLE = 0.01
 #: What the name of a file in a folder of images ends with, in small letters.
@@ -50,93 +45,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _LONGEST = 4  # times the shorter side, what is kept of the longer one before scaling
 _LISTED = 10  # unreadable files named in a message; more would hide what it says
-_WITH_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
 
 Sample = tuple[Tensor, Tensor, dict[str, Tensor]]
 Transform = Callable[[Image.Image], Tensor]
 
 
-class UnreadableImageError(ValueError):
-    """An image file is missing, empty, truncated, too large, or not an image."""
-
-
 class TooManyUnreadableError(ValueError):
     """More than `MAX_UNREADABLE` of the images cannot be read."""
-
-
-def load_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Read an image file of any format that Pillow knows as 8-bit RGB.
-
-    The EXIF orientation is applied; of an animation the first frame is taken; transparency is laid
-    over white; of 16 bits a channel the upper 8 are kept; palette, grey, CMYK and other colour
-    spaces are converted.
-
-    Parameters
-    ----------
-    path
-        The file.
-
-    Returns
-    -------
-    PIL.Image.Image
-        Mode ``RGB``, in memory: the file is closed.
-
-    Raises
-    ------
-    UnreadableImageError
-        The file is missing, empty, truncated, damaged or not an image; it has more than
-        `MAX_PIXELS` pixels or a side longer than `MAX_SIDE` (found in its header, before anything
-        is decoded: a decompression bomb costs nothing); or its numbers have no known range (32
-        bits a channel). The message names the file and the reason.
-    """
-    image, reason = _decode(path)
-    if image is None:
-        raise UnreadableImageError(f"{os.fspath(path)}: {reason}")
-    return image
-
-
-def _decode(path: str | os.PathLike[str]) -> tuple[Image.Image | None, str]:
-    """Return the image, or None and the reason."""
-    try:
-        # Read first: what fails from here on is the content and not the disk.
-        content = Path(path).read_bytes()
-    except OSError as error:
-        return None, error.strerror or str(error)
-    if not content:
-        return None, "the file is empty"
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of bombs itself; the check below refuses them.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as opened:
-                width, height = opened.size
-                if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-                    return None, (
-                        f"{width} x {height} pixels, expected at most {MAX_PIXELS} and no side "
-                        f"over {MAX_SIDE}"
-                    )
-                opened.load()
-                return _as_rgb(ImageOps.exif_transpose(opened)), ""
-    except UnidentifiedImageError:
-        return None, "not an image in a format that Pillow knows"
-    except Exception as error:  # decoders raise nearly anything on damaged data
-        return None, f"{error or type(error).__name__}"
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    """Convert to RGB of 8 bits a channel."""
-    if image.mode.startswith("I"):  # integers of 16 bits, or of 32 in which 16 are used
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError("whole numbers beyond 16 bits, whose range is not known")
-        image = Image.fromarray((values >> 8).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("floating-point numbers, whose range is not known")
-    if image.mode in _WITH_ALPHA or "transparency" in image.info:
-        seen = image.convert("RGBA")
-        image = Image.new("RGBA", seen.size, "white")
-        image.alpha_composite(seen)
-    return image.convert("RGB")
 
 
 # ------------------------------------------------------------------ many files
@@ -152,7 +67,7 @@ class _Files(Dataset[tuple[Tensor, str]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
-        image, reason = _decode(self.paths[index])
+        image, reason = decode(self.paths[index])
         if self.size is None:
             return torch.empty(0), reason
         if image is None:

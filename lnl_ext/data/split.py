@@ -48,7 +48,9 @@ def stratified_split(
     chance = random.Random(seed)
     draws = [chance.random() for _ in labels]
     kinds = [
-        tuple(map(str, (label, *values))) for label, *values in zip(labels, *bias, strict=True)
+        # With the type: None is not "None".
+        tuple((type(value).__name__, str(value)) for value in values)
+        for values in zip(labels, *bias, strict=True)
     ]
     order = sorted(range(len(labels)), key=lambda row: (kinds[row], draws[row]))
     held: set[int] = set()

@@ -7,7 +7,6 @@ cannot be used is an error that names the file, the line, the column and the val
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,12 +15,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from lnl_ext.data.bias_column import MISSING, BiasColumn
+from lnl_ext.data.bias_column import BiasColumn
 from lnl_ext.data.csv_rows import CsvRows, examples
+from lnl_ext.data.values import MISSING, by_size, reading
 from lnl_ext.errors import UserError
+from lnl_ext.ops.types import IGNORE_INDEX
 
 __all__ = [
-    "IGNORE",
     "MISSING",
     "BiasColumn",
     "Table",
@@ -31,8 +31,6 @@ __all__ = [
     "read_table",
 ]
 
-IGNORE = -100
-"""The class number of a missing value, which the losses ignore."""
 MAX_CLASSES = 1000
 _Value = TypeVar("_Value")
 
@@ -57,6 +55,8 @@ class Table:
         By column; None is missing.
     split : tuple of str, or None
         ``"train"``, ``"validation"`` or ``"test"``; None without a split column.
+    notes : tuple of str
+        What was left out, and how cells were read that can be read in more than one way.
     """
 
     source: str
@@ -66,6 +66,7 @@ class Table:
     labels: tuple[str, ...] | None
     bias: dict[str, tuple[str | None, ...]]
     split: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -85,6 +86,7 @@ class Table:
             labels=None if self.labels is None else take(self.labels),
             bias={name: take(values) for name, values in self.bias.items()},
             split=None if self.split is None else take(self.split),
+            notes=self.notes,
         )
 
     def where(self, row: int) -> str:
@@ -120,13 +122,16 @@ def read_table(
     Parameters
     ----------
     path
-        A comma-separated file, UTF-8, with a header line.
+        A file as `CsvRows.read` takes it, with a header line: comma-separated UTF-8, or what a
+        spreadsheet writes instead.
     image_column
         Column of image paths, absolute or relative to ``root``.
     label_column
         Column of labels, any text; none for images to predict.
     bias_columns
-        Columns of bias labels. Empty cells, NA, N/A, NaN and null are missing.
+        Columns of bias labels. The cells in `MISSING` are missing. As pandas has it, a column of
+        numbers is one of numbers: 1 and 1.0 are one class. The table's notes say where this was
+        done, for labels too.
     split_column
         Column that says train, validation or test.
     root
@@ -145,15 +150,16 @@ def read_table(
     rows = CsvRows.read(path, wanted, exact=exact)
     labels = None
     if label_column is not None:
-        labels = rows.columns[label_column] if exact else rows.required(label_column, "label")
+        labels = rows.columns[label_column] if exact else rows.labels(label_column)
     return Table(
         source=str(path),
         paths=tuple(rows.paths(image_column, path.parent if root is None else Path(root))),
         names=tuple(rows.columns[image_column]),
         lines=tuple(rows.lines),
         labels=None if labels is None else tuple(labels),
-        bias=_frozen(rows.bias(bias_columns)),
+        bias=_frozen(rows.bias(bias_columns, exact=exact)),
         split=None if split_column is None else tuple(rows.split(split_column)),
+        notes=tuple(rows.notes),
     )
 
 
@@ -170,7 +176,8 @@ def read_folder(
     Parameters
     ----------
     folder
-        The labels are the names of its subfolders.
+        The labels are the names of its subfolders. Hidden files and folders are left out; the
+        table's notes count them.
     csv_file
         Bias labels: a CSV file whose ``image_column`` has paths relative to ``folder``. The bias
         of an image without a line is missing; with ``split_column`` it is training data.
@@ -182,20 +189,18 @@ def read_folder(
     UserError
         As `read_table`; a line of the CSV file whose image is not in the folder is an error.
     """
-    from torchvision.datasets.folder import find_classes, make_dataset
-
-    from lnl_ext.data.images import IMAGE_SUFFIXES
+    from lnl_ext.data.folder import find_images, is_hidden
 
     root = Path(os.path.abspath(folder))
-    try:
-        _, numbers = find_classes(str(root))
-        samples = make_dataset(str(root), numbers, extensions=IMAGE_SUFFIXES, allow_empty=True)
-    except FileNotFoundError as error:
-        raise UserError(f"images {folder}: {error}") from None
-    if not samples:
-        raise UserError(f"images {folder}: no image in its subfolders, which are the classes")
-    classes = {number: name for name, number in numbers.items()}
-    paths = [Path(path) for path, _ in samples]
+    if not root.is_dir():
+        raise UserError(f"images {folder}: no such folder")
+    paths, notes = find_images(root, classes=True)
+    if not paths:
+        raise UserError(
+            f"images {folder}: no image in its subfolders, which are the classes"
+            + "".join(f". {note}" for note in notes)
+        )
+    names = [path.relative_to(root) for path in paths]
     lines = [0] * len(paths)
     bias: dict[str, list[str | None]] = {c.name: [None] * len(paths) for c in bias_columns}
     split = None if split_column is None else ["train"] * len(paths)
@@ -207,10 +212,15 @@ def read_folder(
         rows = CsvRows.read(Path(csv_file), _wanted(image_column, split_column, bias=bias_columns))
         values = rows.bias(bias_columns)
         parts = None if split_column is None else rows.split(split_column)
+        passed = 0
         for row, path in enumerate(rows.paths(image_column, root)):
+            if path.is_relative_to(root) and is_hidden(path.relative_to(root)):
+                passed += 1
+                continue
             if path not in position:
                 raise UserError(
-                    f"{csv_file}, line {rows.lines[row]}: {path} is no image in a class of {folder}"
+                    f"{csv_file}, line {rows.lines[row]}: {path} is not an image in a class of "
+                    f"{folder}"
                 )
             at = position[path]
             lines[at] = rows.lines[row]
@@ -218,14 +228,18 @@ def read_folder(
                 bias[name][at] = cells[row]
             if split is not None and parts is not None:
                 split[at] = parts[row]
+        if passed:
+            notes.append(f"Left out: {passed} lines of hidden files in {csv_file}")
+        notes += rows.notes
     return Table(
         source=str(folder if csv_file is None else csv_file),
         paths=tuple(paths),
-        names=tuple(str(path.relative_to(root)) for path in paths),
+        names=tuple(map(str, names)),
         lines=tuple(lines),
-        labels=tuple(classes[number] for _, number in samples),
+        labels=tuple(name.parts[0] for name in names),
         bias=_frozen(bias),
         split=None if split is None else tuple(split),
+        notes=tuple(notes),
     )
 
 
@@ -246,17 +260,7 @@ def class_names(values: Iterable[str | None], column: BiasColumn | str) -> list[
             f"column {title!r} has {len(names)} different values, expected at most {MAX_CLASSES} "
             f"classes; for numbers name bins, as in {title}:bins=0,20,40"
         )
-    try:
-        return sorted(names, key=lambda name: (_number(name), name))
-    except ValueError:
-        return sorted(names)
-
-
-def _number(text: str) -> float:
-    number = float(text)
-    if math.isnan(number):
-        raise ValueError(text)
-    return number
+    return by_size(names)
 
 
 def encode(
@@ -265,7 +269,7 @@ def encode(
     classes: Sequence[str],
     column: str,
 ) -> Tensor:
-    """Return class numbers (N,), int64, `IGNORE` where a value is missing.
+    """Return class numbers (N,), int64, `IGNORE_INDEX` where a value is missing.
 
     Parameters
     ----------
@@ -274,7 +278,7 @@ def encode(
     values
         One per sample.
     classes
-        Names in the order of their numbers.
+        Names in the order of their numbers. If these are numbers, values are compared as numbers.
     column
         Name of the column, for the message.
 
@@ -283,15 +287,18 @@ def encode(
     UserError
         A value is not in ``classes``.
     """
-    numbers = {name: number for number, name in enumerate(classes)}
+    read = reading(classes)
+    numbers = {read(name): number for number, name in enumerate(classes)}
     wrong = [
         f"{table.where(row)}: {value!r}"
         for row, value in enumerate(values)
-        if value is not None and value not in numbers
+        if value is not None and read(value) not in numbers
     ]
     if wrong:
         raise UserError(
             f"column {column!r} has values that the model does not know ({examples(wrong)}); it "
             f"knows {', '.join(map(repr, classes))}"
         )
-    return torch.tensor([IGNORE if value is None else numbers[value] for value in values])
+    return torch.tensor(
+        [IGNORE_INDEX if value is None else numbers[read(value)] for value in values]
+    )

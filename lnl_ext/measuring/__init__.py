@@ -1,6 +1,15 @@
-"""The audit: what can still be told about a bias from features, and who gets the wrong answers."""
+"""The audit: how well a bias can still be predicted from features, and the accuracy by group."""
 
-from lnl_ext.measuring.audit import audit
-from lnl_ext.measuring.report import AuditReport, BiasAudit, GroupAudit, Interval, ProbeAudit
+from lnl_ext.measuring.audit import TooFewSamplesError, audit
+from lnl_ext.measuring.groups import GroupAccuracy
+from lnl_ext.measuring.report import AuditReport, BiasAudit, Interval, ProbeAudit
 
-__all__ = ["AuditReport", "BiasAudit", "GroupAudit", "Interval", "ProbeAudit", "audit"]
+__all__ = [
+    "AuditReport",
+    "BiasAudit",
+    "GroupAccuracy",
+    "Interval",
+    "ProbeAudit",
+    "TooFewSamplesError",
+    "audit",
+]

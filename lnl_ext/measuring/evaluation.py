@@ -1,13 +1,16 @@
-"""How good a classifier is: accuracy, accuracy per group, worst group."""
+"""A module run over data in evaluation mode: its outputs, or a classifier's predictions."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+__all__ = ["Predictions", "as_tensor", "evaluating", "outputs", "predict"]
 
 
 @contextlib.contextmanager
@@ -23,6 +26,45 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             submodule.training = training
 
 
+def as_tensor(name: str, values: Any) -> Tensor:
+    """Return a tensor, or a NumPy array as one."""
+    if isinstance(values, Tensor):
+        return values.detach()
+    if isinstance(values, np.ndarray):
+        # A copy where the array's memory is read-only or not in order.
+        return torch.from_numpy(np.require(values, requirements=["C", "W"]))
+    raise TypeError(f"{name} is a {type(values).__name__}, expected a Tensor or a NumPy array")
+
+
+def outputs(module: nn.Module, batches: Iterable[Any]) -> Tensor:
+    """Return what ``module`` makes of batches, one row per sample, on the device of the module.
+
+    Parameters
+    ----------
+    module
+        A tensor to a tensor.
+    batches
+        Tensors or NumPy arrays, or tuples of which these are the first element.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A batch, or an output, is not a tensor; there is no batch.
+    """
+    device = _device(module)
+    parts = []
+    with evaluating(module):
+        for batch in batches:
+            first = batch[0] if isinstance(batch, tuple | list) and len(batch) else batch
+            part = module(as_tensor("a batch of inputs", first).to(device, non_blocking=True))
+            if not isinstance(part, Tensor):
+                raise TypeError(f"model gives a {type(part).__name__}, expected a Tensor")
+            parts.append(part)
+    if not parts:
+        raise ValueError("inputs has no batch, expected at least one")
+    return torch.cat(parts)
+
+
 class Predictions(NamedTuple):
     """A classifier's predictions on a data set, on the CPU."""
 
@@ -32,9 +74,14 @@ class Predictions(NamedTuple):
     """(N,) int64."""
 
     @property
+    def classes(self) -> Tensor:
+        """The predicted classes, (N,) int64."""
+        return self.logits.argmax(1)
+
+    @property
     def accuracy(self) -> float:
         """Fraction of correct predictions; NaN for no sample."""
-        return (self.logits.argmax(1) == self.labels).float().mean().item()
+        return (self.classes == self.labels).float().mean().item()
 
 
 def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor, object]]) -> Predictions:
@@ -52,7 +99,7 @@ def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor, object]]) 
     ValueError
         If there is no batch.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = _device(model)
     logits, labels = [], []
     with evaluating(model):
         for images, label, *_ in batches:
@@ -63,45 +110,5 @@ def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor, object]]) 
     return Predictions(torch.cat(logits), torch.cat(labels))
 
 
-class GroupAccuracy(NamedTuple):
-    """Accuracy per group."""
-
-    accuracy: dict[int, float]
-    """By group, for the groups that have samples."""
-    samples: dict[int, int]
-    """Number of samples of each of these groups."""
-
-    @property
-    def worst(self) -> float:
-        """The lowest of the accuracies (worst-group accuracy)."""
-        return min(self.accuracy.values())
-
-
-def group_accuracy(predictions: Predictions, groups: Tensor) -> GroupAccuracy:
-    """Return the accuracy on the samples of each group.
-
-    Parameters
-    ----------
-    predictions
-        Of N samples.
-    groups
-        Shape (N,), integer: the group of each sample; negative: in no group.
-
-    Raises
-    ------
-    ValueError
-        If the shape is wrong, or no sample is in a group.
-    """
-    if groups.shape != predictions.labels.shape:
-        raise ValueError(
-            f"groups has shape {tuple(groups.shape)}, expected {tuple(predictions.labels.shape)}"
-        )
-    correct = predictions.logits.argmax(1) == predictions.labels
-    accuracy, samples = {}, {}
-    for group in torch.unique(groups[groups >= 0]).tolist():
-        inside = correct[groups == group]
-        accuracy[group] = inside.float().mean().item()
-        samples[group] = len(inside)
-    if not accuracy:
-        raise ValueError("groups puts no sample in a group (all are negative)")
-    return GroupAccuracy(accuracy, samples)
+def _device(module: nn.Module) -> torch.device:
+    return next((p.device for p in module.parameters()), torch.device("cpu"))

@@ -7,6 +7,7 @@ import os
 from typing import Any, NamedTuple
 
 from lnl_ext.files import finite_or_none
+from lnl_ext.measuring.groups import GroupAccuracy
 
 _NAMED = 12  # classes whose numbers are written out
 
@@ -20,7 +21,7 @@ class Interval(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ProbeAudit:
-    """What one fresh probe could tell about the bias on samples it had not seen.
+    """How well one fresh probe predicts the bias on samples it has not seen.
 
     Attributes
     ----------
@@ -30,11 +31,11 @@ class ProbeAudit:
         In nats.
     information, information_interval
         ``H(b) - CE``, in nats: a lower bound of the mutual information of bias and features, in
-        expectation over the test samples. Below 0 the probe is worse than the class frequencies.
+        expectation over the test samples. 0 where the probe is worse than the class frequencies.
     p_value
         Of the permutation test of "this bias cannot be predicted from these features".
     p_value_within_labels
-        Likewise of "the features tell no more about the bias than the label does".
+        Likewise of "the features say no more about the bias than the label does".
     epochs
         How long the probe was trained.
     converged
@@ -53,30 +54,6 @@ class ProbeAudit:
 
 
 @dataclasses.dataclass(frozen=True)
-class GroupAudit:
-    """Accuracy of the classifier by (label, bias class).
-
-    Attributes
-    ----------
-    accuracy, samples
-        By ``(label, bias class)``, for the groups that have samples.
-    aligned, conflicting
-        Accuracy on the samples whose bias agrees, or does not agree, with what the training set
-        suggests; None where that was not given or there is no such sample.
-    """
-
-    accuracy: dict[tuple[int, int], float]
-    samples: dict[tuple[int, int], int]
-    aligned: float | None
-    conflicting: float | None
-
-    @property
-    def worst(self) -> float:
-        """The lowest accuracy of all groups (worst-group accuracy)."""
-        return min(self.accuracy.values())
-
-
-@dataclasses.dataclass(frozen=True)
 class BiasAudit:
     """What was found about one bias.
 
@@ -91,6 +68,9 @@ class BiasAudit:
     majority
         Accuracy on the test samples of always predicting the class most frequent in the training
         samples.
+    label_only
+        The same of predicting the class most frequent among the training samples of the same
+        label: what follows from the label, and so from every feature that is good for the label.
     entropy
         H(b) on the test samples, in nats, with the correction of Miller and Madow for the number
         of samples, at most ``log(classes)``; the mean over the heads.
@@ -105,14 +85,20 @@ class BiasAudit:
     heads: int
     chance: float
     majority: float
+    label_only: float
     entropy: float
     probes: dict[str, ProbeAudit]
-    groups: GroupAudit | None
+    groups: GroupAccuracy | None
 
     @property
     def strongest(self) -> str:
         """The name of the probe with the largest information: the bound to report."""
         return max(self.probes, key=lambda name: self.probes[name].information)
+
+    @property
+    def leakage(self) -> ProbeAudit:
+        """The strongest probe's result."""
+        return self.probes[self.strongest]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +115,7 @@ class AuditReport:
     biases
         By name.
     settings
-        The arguments that decide the figures.
+        The arguments that decide the results.
     """
 
     samples: dict[str, int]
@@ -140,7 +126,7 @@ class AuditReport:
     def to_dict(self) -> dict[str, Any]:
         """Return plain containers, fit for JSON; groups are lists of objects.
 
-        A figure that is not finite is None.
+        A number that is not finite is None.
         """
         result = dataclasses.asdict(self)
         for name, bias in self.biases.items():
@@ -170,7 +156,7 @@ class AuditReport:
         return plain
 
     def to_markdown(self) -> str:
-        """Return the report as Markdown, with what each figure is to be read against."""
+        """Return the report as Markdown, with what each number is compared with."""
         parts = ["# Bias audit", "", self._introduction()]
         for name, bias in self.biases.items():
             parts += ["", f"## {name}", "", *_probe_lines(bias, self.settings["confidence"])]
@@ -201,9 +187,9 @@ class AuditReport:
         ImportError
             matplotlib is not installed.
         """
-        from lnl_ext.measuring.audit_figure import draw
+        from lnl_ext.measuring.figure import audit_figure
 
-        draw(self, path)
+        audit_figure(self).savefig(path, dpi=120)
 
 
 def _probe_lines(bias: BiasAudit, confidence: float) -> list[str]:
@@ -214,8 +200,8 @@ def _probe_lines(bias: BiasAudit, confidence: float) -> list[str]:
         named = f" ({', '.join(map(str, shown))}{', ...' if len(shown) < bias.classes else ''})"
     lines = [
         f"{bias.classes} classes{named}, H(b) = {bias.entropy:.3f} nats (Miller-Madow); "
-        f"chance {bias.chance:.3f}, "
-        f"always the most frequent class {bias.majority:.3f}.",
+        f"chance {bias.chance:.3f}, always the most frequent class {bias.majority:.3f}, "
+        f"that of the label {bias.label_only:.3f}.",
         "",
         f"| probe | accuracy ({percent}) | I(b; f) at least, nats ({percent}) | "
         "p-value of H0 'not predictable' | p-value of H0 'not beyond the label' |",
@@ -232,10 +218,10 @@ def _probe_lines(bias: BiasAudit, confidence: float) -> list[str]:
     return lines
 
 
-def _group_lines(groups: GroupAudit) -> list[str]:
+def _group_lines(groups: GroupAccuracy) -> list[str]:
     labels = sorted({label for label, _ in groups.accuracy})
     biases = sorted({bias for _, bias in groups.accuracy})
-    worst = min(groups.accuracy, key=lambda group: groups.accuracy[group])
+    worst = groups.worst_group
     lines = [
         f"Worst group: label {worst[0]} with bias {worst[1]}, accuracy {groups.worst:.4f} of "
         f"{groups.samples[worst]} samples."

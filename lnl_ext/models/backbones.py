@@ -1,6 +1,6 @@
-"""Classification networks cut in two at a named layer: features f, classifier g.
+"""Classification networks cut at a named layer into a backbone f and a classifier g.
 
-The halves share the parameters of the network they were cut from, under the same names, so that
+Both share the parameters of the network they were cut from, under the same names, so that
 training them trains it: its ``state_dict`` is what to save.
 """
 
@@ -21,7 +21,14 @@ from torchvision.models.feature_extraction import DualGraphModule, NodePathTrace
 from lnl_ext.errors import UserError
 from lnl_ext.models.small import small_network
 
-__all__ = ["SMALL", "Halves", "build_network", "default_tap", "output_layer", "split_network"]
+__all__ = [
+    "SMALL",
+    "BackboneAndClassifier",
+    "build_network",
+    "default_feature_layer",
+    "output_layer",
+    "split_network",
+]
 
 SMALL = "small"
 """The architecture that is not torchvision's: `lnl_ext.models.small`."""
@@ -64,14 +71,14 @@ def build_network(arch: str, classes: int) -> nn.Module:
     return network
 
 
-class Halves(NamedTuple):
+class BackboneAndClassifier(NamedTuple):
     """A network cut in two: ``classifier(features(images))`` is the network's prediction."""
 
     features: nn.Module
-    """f: images (N, 3, H, W) to the tap."""
+    """The backbone f: images (N, 3, H, W) to features."""
     classifier: nn.Module
-    """g: the tap to label logits (N, C)."""
-    tap: str
+    """The classifier g: features to label logits (N, C)."""
+    feature_layer: str
     """The layer at whose output the cut is."""
 
 
@@ -127,9 +134,9 @@ class _Traced:
                 self.network.get_submodule(str(node.target)), (nn.Linear, nn.Conv2d)
             ):
                 return node
-        raise UserError("the network has no linear or convolutional layer: name a tap")
+        raise UserError("the network has no linear or convolutional layer: name the feature layer")
 
-    def default_tap(self) -> fx.Node:
+    def default_feature_layer(self) -> fx.Node:
         """Return what goes into the output layer, before dropout."""
         node: fx.Node = self.output_layer().all_input_nodes[0]
         while node.op == "call_module" and isinstance(
@@ -138,14 +145,20 @@ class _Traced:
             node = node.all_input_nodes[0]
         return node
 
-    def find(self, tap: str) -> fx.Node:
-        """Return the last node of the layer called ``tap``."""
-        nodes = [n for n, name in self.names.items() if name == tap or name.startswith(f"{tap}.")]
+    def find(self, feature_layer: str) -> fx.Node:
+        """Return the last node of the layer of this name."""
+        nodes = [
+            n
+            for n, name in self.names.items()
+            if name == feature_layer or name.startswith(f"{feature_layer}.")
+        ]
         cuts = self.cuts()
         if nodes and nodes[-1] in cuts:
             return nodes[-1]
         why = "something goes past it (a skip connection, say)" if nodes else "no such layer"
-        raise UserError(f"tap {tap!r}: {why}. {_choices(tap, self._layers(cuts))}")
+        raise UserError(
+            f"feature layer {feature_layer!r}: {why}. {_choices(feature_layer, self._layers(cuts))}"
+        )
 
     def _layers(self, cuts: list[fx.Node]) -> list[str]:
         """Return every name that `find` takes: nodes, and the modules that end in one."""
@@ -159,21 +172,21 @@ class _Traced:
         return [layer for layer, name in last.items() if name in good]
 
     def layers(self) -> list[str]:
-        """Return the names that can be a tap, in the order of the network."""
+        """Return the names that can be the feature layer, in the order of the network."""
         return self._layers(self.cuts())
 
-    def halves(self, tap: fx.Node) -> tuple[fx.Graph, fx.Graph]:
-        """Return the graphs up to ``tap`` and from it."""
+    def parts(self, cut: fx.Node) -> tuple[fx.Graph, fx.Graph]:
+        """Return the graphs up to ``cut`` and from there."""
         front = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
-        self._copy(_needed(tap), front, copies)
-        front.output(copies[tap])
+        self._copy(_needed(cut), front, copies)
+        front.output(copies[cut])
         back = fx.Graph()
-        entry = back.placeholder("tap")
-        if any(self._in_place(user, tap) for user in tap.users):
-            # A bias head sees the tap as well: it must not change under it.
+        entry = back.placeholder("features")
+        if any(self._in_place(user, cut) for user in cut.users):
+            # A bias head reads these features as well: they must not change.
             entry = back.call_method("clone", (entry,))
-        self._copy(_needed(self.output, beyond=tap), back, {tap: entry})
+        self._copy(_needed(self.output, beyond=cut), back, {cut: entry})
         return front, back
 
     def _copy(self, nodes: set[fx.Node], graph: fx.Graph, copies: dict[fx.Node, fx.Node]) -> None:
@@ -181,11 +194,11 @@ class _Traced:
             if node in nodes:
                 copies[node] = graph.node_copy(node, lambda argument: copies[argument])
 
-    def _in_place(self, user: fx.Node, tap: fx.Node) -> bool:
+    def _in_place(self, user: fx.Node, node: fx.Node) -> bool:
         if user.op == "call_module":
             return bool(getattr(self.network.get_submodule(str(user.target)), "inplace", False))
         name = user.target if isinstance(user.target, str) else ""
-        first = bool(user.args) and user.args[0] is tap
+        first = bool(user.args) and user.args[0] is node
         changes = user.target is operator.iadd or re.fullmatch(r".*[^_]_", name) is not None
         return bool(user.kwargs.get("inplace", False)) or (first and changes)
 
@@ -208,15 +221,15 @@ def _choices(wrong: str, layers: list[str]) -> str:
     return f"{nearest}Possible: {', '.join(layers)}"
 
 
-def split_network(network: nn.Module, tap: str | None = None) -> Halves:
+def split_network(network: nn.Module, feature_layer: str | None = None) -> BackboneAndClassifier:
     """Cut ``network`` at a layer.
 
     Parameters
     ----------
     network
         A module that `torch.fx` can trace, as all classification models of torchvision are. It
-        keeps its parameters; the halves use the same ones.
-    tap
+        keeps its parameters; both parts use the same ones.
+    feature_layer
         The name of a layer (``"layer3"``, ``"avgpool"``, ``"layer4.1.relu_1"``): the cut is at its
         output. By default where the last layer with weights begins, before dropout: the pooled
         features in most architectures.
@@ -228,29 +241,32 @@ def split_network(network: nn.Module, tap: str | None = None) -> Halves:
         layers at which it can.
     """
     graphs = []
-    name = tap
+    name = feature_layer
     for training in (True, False):
         traced = _Traced(network, training=training)
-        node = traced.default_tap() if tap is None else traced.find(tap)
-        if tap is None and node not in traced.cuts():
+        node = (
+            traced.default_feature_layer() if feature_layer is None else traced.find(feature_layer)
+        )
+        if feature_layer is None and node not in traced.cuts():
             raise UserError(
-                f"the network has no default tap; name one. Possible: {', '.join(traced.layers())}"
+                "the network has no default feature layer; name one. "
+                f"Possible: {', '.join(traced.layers())}"
             )
-        graphs.append(traced.halves(node))
-        name = traced.names[node] if tap is None else tap
+        graphs.append(traced.parts(node))
+        name = traced.names[node] if feature_layer is None else feature_layer
     assert name is not None
     (train_front, train_back), (eval_front, eval_back) = graphs
     features = DualGraphModule(network, train_front, eval_front, "Features")
     classifier = DualGraphModule(network, train_back, eval_back, "Classifier")
     features.train(network.training)
     classifier.train(network.training)
-    return Halves(features, classifier, name)
+    return BackboneAndClassifier(features, classifier, name)
 
 
-def default_tap(network: nn.Module) -> str:
+def default_feature_layer(network: nn.Module) -> str:
     """Return the name of the layer at which `split_network` cuts by default."""
     traced = _Traced(network, training=False)
-    return str(traced.names[traced.default_tap()])
+    return str(traced.names[traced.default_feature_layer()])
 
 
 def output_layer(network: nn.Module) -> str:
@@ -258,8 +274,8 @@ def output_layer(network: nn.Module) -> str:
     return str(_Traced(network, training=False).output_layer().target)
 
 
-def tap_shape(features: nn.Module, image_size: int) -> tuple[int, ...]:
-    """Return the shape of the tap of one square RGB image, without the batch dimension.
+def feature_shape(features: nn.Module, image_size: int) -> tuple[int, ...]:
+    """Return the shape of the features of one square RGB image, without the batch dimension.
 
     Raises
     ------
@@ -273,7 +289,7 @@ def tap_shape(features: nn.Module, image_size: int) -> tuple[int, ...]:
         with torch.no_grad():
             images = torch.zeros(2, 3, image_size, image_size, device=device)
             # A traced module that is called itself prints a trace beside the error.
-            tap = nn.Module.__call__(features, images)
+            output = nn.Module.__call__(features, images)
     except (RuntimeError, AssertionError) as error:  # what torch and torchvision raise for sizes
         raise UserError(
             f"the network does not take images of {image_size} x {image_size} pixels "
@@ -281,9 +297,13 @@ def tap_shape(features: nn.Module, image_size: int) -> tuple[int, ...]:
         ) from error
     finally:
         features.train(was_training)
-    if not isinstance(tap, Tensor) or tap.dim() < 2 or len(tap) != 2:
+    if not isinstance(output, Tensor) or output.dim() < 2 or len(output) != 2:
         raise UserError(
-            "the tap must be a tensor with the batch as its first dimension; it is "
-            + (f"of shape {tuple(tap.shape)}" if isinstance(tap, Tensor) else type(tap).__name__)
+            "the features must be a tensor with the batch as its first dimension; they are "
+            + (
+                f"of shape {tuple(output.shape)}"
+                if isinstance(output, Tensor)
+                else type(output).__name__
+            )
         )
-    return tuple(tap.shape[1:])
+    return tuple(output.shape[1:])

@@ -60,17 +60,17 @@ class ExportedModel(nn.Module):
         Raises
         ------
         UserError
-            It is not there, or no program.
+            It does not exist, or is not such a program.
         """
         if not os.path.isfile(path):
             raise UserError(f"no program at {os.fspath(path)}")
         if not zipfile.is_zipfile(path):  # torch would log a trace
-            raise UserError(f"{os.fspath(path)} is no program of torch.export: no ZIP archive")
+            raise UserError(f"{os.fspath(path)} is not a torch.export program: not a ZIP archive")
         try:
             program = torch.export.load(path)
         except Exception as error:  # a damaged archive raises almost anything
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{os.fspath(path)} is no program of torch.export: {reason}") from error
+            raise UserError(f"{os.fspath(path)} is not a torch.export program: {reason}") from error
         return cls(program)
 
     def train(self, mode: bool = True) -> ExportedModel:
@@ -86,12 +86,12 @@ class ExportedModel(nn.Module):
         output: Tensor = self.module(images)
         return output[:count]
 
-    def features(self, tap: str | None = None) -> tuple[ExportedModel, str]:
+    def features(self, feature_layer: str | None = None) -> tuple[ExportedModel, str]:
         """Return the model up to a layer, and the layer's name.
 
         Parameters
         ----------
-        tap
+        feature_layer
             The path of a module in the exported model (``"layer4"``), or a node of the program's
             graph. By default the input of the last linear or convolutional layer, before dropout.
 
@@ -100,7 +100,7 @@ class ExportedModel(nn.Module):
         UserError
             There is no such layer; the message lists those there are.
         """
-        node = self._last_layer() if tap is None else self._find(tap)
+        node = self._last_layer() if feature_layer is None else self._find(feature_layer)
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
         for each in self.module.graph.nodes:
@@ -113,7 +113,7 @@ class ExportedModel(nn.Module):
         nn.Module.__init__(front)
         front.batch_size, front.image_size = self.batch_size, self.image_size
         front.module = fx.GraphModule(self.module, graph)
-        return front, tap or node.name
+        return front, feature_layer or node.name
 
     def _calls(self) -> list[fx.Node]:
         return [node for node in self.module.graph.nodes if node.op == "call_function"]
@@ -126,9 +126,9 @@ class ExportedModel(nn.Module):
                     source = source.args[0]
                 assert isinstance(source, fx.Node)
                 return source
-        raise UserError("the program has no linear or convolutional layer: name a tap")
+        raise UserError("the program has no linear or convolutional layer: name the feature layer")
 
-    def _find(self, tap: str) -> fx.Node:
+    def _find(self, feature_layer: str) -> fx.Node:
         last: dict[str, fx.Node] = {}
         for node in self._calls():
             if not isinstance(node.meta.get("val"), Tensor):
@@ -137,8 +137,11 @@ class ExportedModel(nn.Module):
                 if path:
                     last[path] = node
             last[node.name] = node
-        if tap not in last:
-            near = difflib.get_close_matches(tap, last, n=3)
+        if feature_layer not in last:
+            near = difflib.get_close_matches(feature_layer, last, n=3)
             nearest = f"Near it: {', '.join(near)}. " if near else ""
-            raise UserError(f"tap {tap!r}: no such layer. {nearest}Possible: {', '.join(last)}")
-        return last[tap]
+            raise UserError(
+                f"feature layer {feature_layer!r}: no such layer. "
+                f"{nearest}Possible: {', '.join(last)}"
+            )
+        return last[feature_layer]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from lnl_ext.errors import UserError
 from lnl_ext.files import write_state
 from lnl_ext.models.backbones import SMALL, output_layer
 
-__all__ = ["load_weights", "put_weights", "read_weights", "save_weights"]
+__all__ = ["load_weights", "put_weights", "read_weights", "save_weights", "unwrapped"]
 
 
 def load_weights(network: nn.Module, arch: str, source: str) -> str | None:
@@ -27,7 +28,7 @@ def load_weights(network: nn.Module, arch: str, source: str) -> str | None:
         Its architecture.
     source
         ``"none"`` leaves it as it is, ``"imagenet"`` downloads torchvision's, anything else is the
-        path of a state_dict.
+        path of a state_dict, as `read_weights` takes it.
 
     Returns
     -------
@@ -60,13 +61,20 @@ def load_weights(network: nn.Module, arch: str, source: str) -> str | None:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a state_dict, without running any code in the file.
 
+    Parameters
+    ----------
+    path
+        A file of ``torch.save``, or of the package safetensors if its name ends so.
+
     Raises
     ------
     UserError
-        It is not there, or no state_dict.
+        It is not there, or no state_dict; or the package safetensors is needed and missing.
     """
     if not path.is_file():
         raise UserError(f"no weights at {path}")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises almost anything
@@ -85,10 +93,64 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise UserError(f"{path} needs the package safetensors: pip install safetensors") from None
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(
+            f"{path} cannot be loaded as a state_dict: it is damaged ({error})"
+        ) from error
+
+
+def unwrapped(state: dict[str, Tensor], network: nn.Module, source: str) -> dict[str, Tensor]:
+    """Return a state_dict under the names of the network, without those of what was around it.
+
+    `torch.compile`, parallel and averaged networks put ``_orig_mod.`` and ``module.`` before the
+    names; a model of which this network is the whole puts the name that it has there. An averaged
+    network's number of averages is dropped.
+
+    Raises
+    ------
+    UserError
+        The network is a part of what was saved; the message names the prefix. ``source`` is what it
+        calls the weights.
+    """
+    own = network.state_dict().keys()
+    state = {re.sub(r"(^|\.)_orig_mod\.", r"\1", name): value for name, value in state.items()}
+    state = {n: v for n, v in state.items() if n in own or n.split(".")[-1] != "n_averaged"}
+    while not own & state.keys():
+        heads = {name.partition(".")[0] for name in state}
+        if len(heads) != 1 or not all("." in name for name in state):
+            break
+        state = {name.partition(".")[2]: value for name, value in state.items()}
+    first = next(iter(own), "")
+    for name in state.keys() - own:
+        prefix = name.removesuffix(first)
+        if prefix.endswith(".") and first not in state:
+            others = [other for other in state if not other.startswith(prefix)]
+            raise UserError(
+                f"weights {source} hold more than the network: names of the network begin with "
+                f"{prefix!r}, beside others ({_first(others)}): save that part alone"
+            )
+    return state
+
+
+def _first(names: list[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more
+
+
 def put_weights(
     network: nn.Module, state: dict[str, Tensor], source: str, *, new_output: bool
 ) -> str | None:
     """Load a state_dict; with ``new_output`` one whose last layer may have other classes.
+
+    Prefixes of its names are dropped as `unwrapped` does.
 
     Returns
     -------
@@ -100,6 +162,7 @@ def put_weights(
     UserError
         The weights do not fit the network; ``source`` is what the message calls them.
     """
+    state = unwrapped(state, network, source)
     own = network.state_dict()
     last = output_layer(network)
     skipped = [
@@ -118,8 +181,7 @@ def put_weights(
     for what, names in (("lacks", missing), ("has unknown", surplus), ("has other shapes", shapes)):
         if names:
             raise UserError(
-                f"weights {source} do not fit the network: the file {what} {', '.join(names[:4])}"
-                + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+                f"weights {source} do not fit the network: the file {what} {_first(names)}"
             )
     network.load_state_dict(given, strict=False)
     return last if skipped else None

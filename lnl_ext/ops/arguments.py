@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from torch import Tensor
 
@@ -44,17 +44,17 @@ class LossArguments(NamedTuple):
     @property
     def unregularised(self) -> bool | Tensor:
         """Whether CE is all that the loss is made of: a bool, or a 0-dim tensor of one."""
-        return is_zero(self.entropy_weight) & is_zero(self.confusion_weight)
+        return _is_zero(self.entropy_weight) & _is_zero(self.confusion_weight)
 
     def cross_entropy_only(self) -> LossArguments:
         """Return the arguments of the loss that is CE alone, not reversed: that of a head."""
-        return LossArguments(*self[:3], None, None, None, *self[TENSORS:])
+        return self._replace(reversal=None, entropy_weight=None, confusion_weight=None)
 
 
-TENSORS = 6
+TENSORS: Final = 6
 """How many of the arguments, the first ones, are tensors or None."""
 
 
-def is_zero(coefficient: Tensor | None) -> bool | Tensor:
+def _is_zero(coefficient: Tensor | None) -> bool | Tensor:
     """Tell whether a term has no weight: a bool, or a 0-dim tensor of one."""
     return True if coefficient is None else coefficient == 0

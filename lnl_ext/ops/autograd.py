@@ -78,7 +78,7 @@ class DifferentiableLoss:
             or forward_ad._current_level >= 0
         )
         # A trace is replayed with and without gradients, which is no reason for another graph.
-        tracing = torch._C._is_tracing()
+        tracing = not torch.compiler.is_compiling() and torch._C._is_tracing()
         late = tracing or arguments.reduction == NONE or inputs[0].dtype == torch.float16
         if late or not recorded:
             early = (False,) * self._inputs
@@ -93,12 +93,14 @@ class DifferentiableLoss:
         return result[:3]  # type: ignore[no-any-return]
 
     def values(self, *given: Any) -> tuple[Tensor, ...]:
-        """Call the operator where no derivative is to be recorded.
+        """Call the operator where no derivative is to be recorded, or torch.compile records.
 
         Its registered formula is Python code that the dispatcher enters even when gradients are
         off, as they are inside an autograd.Function: going past it takes a sixth off a small
         loss's step.
         """
+        if torch.compiler.is_compiling():  # the dispatcher's guards are not for tracing
+            return self.operator(*given)  # type: ignore[no-any-return]
         try:
             with torch._C._AutoDispatchBelowAutograd():
                 result: tuple[Tensor, ...] = self.operator(*given)
@@ -241,6 +243,9 @@ class DifferentiableLoss:
         )
 
 
+_scale_in_place = torch.ops.lnl_ext.scale_gradient_.default
+
+
 def scaled_gradient(gradient: Tensor, factor: Tensor) -> Tensor:
     """Return ``gradient * factor``, in place where nobody will ask for the gradient again."""
     traced = torch.compiler.is_compiling() or type(gradient) is not Tensor
@@ -252,7 +257,7 @@ def scaled_gradient(gradient: Tensor, factor: Tensor) -> Tensor:
         or torch._C._functorch.is_legacy_batchedtensor(factor)
     ):
         return gradient * factor
-    torch.ops.lnl_ext.scale_gradient_.default(gradient, factor)
+    _scale_in_place(gradient, factor)
     return gradient
 
 
@@ -280,11 +285,14 @@ def _functions(loss: DifferentiableLoss) -> tuple[Any, Any, Any]:
             value, cross_entropy, entropy = output[:3]
             ctx.mark_non_differentiable(cross_entropy, entropy)
             loss.save(ctx, inputs, arguments, early, output)
+            # A hook may hold on to what is saved, which must then stay as it is.
+            ctx.owns = torch._C._autograd._top_saved_tensors_default_hooks(False) is None
             return value, cross_entropy, entropy
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> Gradients:
-            return (*loss.backward(ctx, grads[0], scaled_gradient), None, None)
+            scale = scaled_gradient if ctx.owns else torch.mul
+            return (*loss.backward(ctx, grads[0], scale), None, None)
 
     class UnderTransforms(torch.autograd.Function):
         """The same in the form that torch.func needs, whose every call costs 50 microseconds more.
@@ -307,7 +315,9 @@ def _functions(loss: DifferentiableLoss) -> tuple[Any, Any, Any]:
             ctx.mark_non_differentiable(*output[1:])
             loss.save(ctx, tensors, arguments, early, output)
 
-        backward = staticmethod(Fast.backward)
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> Gradients:
+            return (*loss.backward(ctx, grads[0], torch.mul), None, None)
 
     class Gradient(torch.autograd.Function):
         """The gradients of the loss as differentiable functions; takes what `finish` takes."""

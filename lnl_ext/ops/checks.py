@@ -27,14 +27,15 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def check_number(name: str, value: float) -> None:
-    """Refuse a `value` that is not a finite number >= 0."""
+def check_number(name: str, value: float, *, positive: bool = False) -> None:
+    """Refuse a `value` that is not a finite number >= 0, or > 0 if it is to be `positive`."""
     if not _is_number(value):
-        raise TypeError(f"{name} is {value!r}, expected a number or a 0-dim floating-point tensor")
-    # One comparison that is also false for NaN; math.isfinite would make torch.compile specialise
+        raise TypeError(f"{name} is {value!r}, expected a number")
+    # A comparison that is also false for NaN; math.isfinite would make torch.compile specialise
     # on the value.
-    if not 0.0 <= value < math.inf:
-        raise ValueError(f"{name} is {value}, expected a finite number >= 0")
+    if not 0.0 <= value < math.inf or (positive and value == 0.0):
+        bound = "> 0" if positive else ">= 0"
+        raise ValueError(f"{name} is {value}, expected a finite number {bound}")
 
 
 def check_coefficient(name: str, value: Coefficient, device: torch.device) -> None:
@@ -50,16 +51,24 @@ def check_coefficient(name: str, value: Coefficient, device: torch.device) -> No
     device
         The logits' device. A tensor must be there or on the CPU.
     """
-    if not isinstance(value, Tensor):
+    if isinstance(value, Tensor):
+        _check_coefficient_tensor(name, value)
+        _check_coefficient_device(name, value, device)
+    else:
         check_number(name, value)
-        return
+
+
+def _check_coefficient_tensor(name: str, value: Tensor) -> None:
     if value.dim() != 0:
         raise ValueError(f"{name} has shape {_shape(value)}, expected a 0-dim tensor or a number")
     if not value.is_floating_point():
         raise TypeError(f"{name} has dtype {value.dtype}, expected a floating-point tensor")
     if value.requires_grad:
         raise ValueError(f"{name} requires grad, but the loss has no gradient for it: detach it")
-    if value.device != device and value.device.type != "cpu":
+
+
+def _check_coefficient_device(name: str, value: Tensor, device: torch.device) -> None:
+    if not value.is_cpu and value.device != device:
         raise RuntimeError(f"{name} is on {value.device}, expected {device} (the logits') or cpu")
 
 
@@ -240,8 +249,9 @@ def loss_arguments(
     Raises
     ------
     TypeError, ValueError
-        A coefficient is a number that is not finite and >= 0, or the reduction is unknown. The rest
-        is left to `check_bias_loss`, which knows the logits.
+        A coefficient is neither a finite number >= 0 nor a 0-dim floating-point tensor without
+        gradient, or the reduction is unknown. The rest is left to `check_bias_loss`, which knows
+        the logits.
     """
     # A term that is not wanted is left out: 0 times the NaN of no sites would be NaN.
     absent = _is_number(entropy_weight) and entropy_weight == 0
@@ -262,6 +272,7 @@ def loss_arguments(
 
 def _as_tensor(name: str, value: Coefficient) -> Tensor:
     if isinstance(value, Tensor):
+        _check_coefficient_tensor(name, value)
         return value
     check_number(name, value)
     if torch.compiler.is_compiling():
@@ -290,9 +301,9 @@ def check_bias_loss(logits: Tensor, arguments: LossArguments) -> None:
     check_weight(arguments.weight, logits, arguments.heads)
     _check_label_smoothing(arguments.label_smoothing)
     if arguments.entropy_weight is not None:
-        check_coefficient("entropy_weight", arguments.entropy_weight, logits.device)
+        _check_coefficient_device("entropy_weight", arguments.entropy_weight, logits.device)
     if arguments.reversal is not None:
-        check_coefficient("reversal", arguments.reversal, logits.device)
+        _check_coefficient_device("reversal", arguments.reversal, logits.device)
 
 
 def check_linear_bias_loss(

@@ -49,7 +49,8 @@ def _with_term(loss: Tensor, coefficient: Tensor | None, term: Tensor) -> Tensor
     if coefficient is None:
         return loss
     added = loss + coefficient.to(loss.dtype) * term
-    return torch.where((coefficient == 0).to(loss.device), loss, added)
+    zero = (coefficient == 0).to(loss.device, non_blocking=True)
+    return torch.where(zero, loss, added)
 
 
 def bias_terms(logits: Tensor, arguments: LossArguments) -> BiasTerms:

@@ -12,6 +12,9 @@ from lnl_ext.ops.arguments import Coefficient
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+IGNORE_INDEX = -100
+"""The target that the losses leave out by default, as `torch.nn.functional.cross_entropy` does."""
+
 
 class BiasLoss(NamedTuple):
     """A bias loss with the two terms it is made of.

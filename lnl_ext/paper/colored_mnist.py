@@ -1,4 +1,4 @@
-"""Coloured MNIST (Kim et al., section 4.1): digits whose colour gives them away in training."""
+"""Coloured MNIST (Kim et al., section 4.1): digits whose colour determines them in training."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lnl_ext.adversary.reweighting import independence_weights, logit_adjustment
+from lnl_ext.adversary.reweighting import logit_adjustment
+from lnl_ext.ops.types import IGNORE_INDEX
 from lnl_ext.paper.idx import read_mnist_split
 from lnl_ext.paper.safe_npy import load_npy
 
 __all__ = [
     "COLOR_BINS",
-    "IGNORE_INDEX",
     "IMAGE_MEAN",
     "IMAGE_STD",
     "MEAN_COLORS",
@@ -44,8 +44,6 @@ MEAN_COLORS: tuple[tuple[int, int, int], ...] = (
 VARIANCES = (0.020, 0.025, 0.030, 0.035, 0.040, 0.045, 0.050)
 #: Bins per colour channel: ``value // 32``.
 COLOR_BINS = 8
-#: Bias label of a pixel whose channel is 0, background mostly (255 in the authors' files).
-IGNORE_INDEX = -100
 IMAGE_MEAN = (0.4914, 0.4822, 0.4465)
 IMAGE_STD = (0.2023, 0.1994, 0.2010)
 
@@ -56,7 +54,7 @@ class ColoredMNIST(Dataset[Batch]):
     """MNIST with a colour per digit, its label and its bias labels.
 
     Training colours are drawn from ``N(mean of the digit, variance * I)``; test colours from the
-    mean of a digit drawn uniformly, so that colour tells nothing. Both are clipped to [0, 1] and
+    mean of a digit drawn uniformly, so that the colour is random. Both are clipped to [0, 1] and
     multiplied with the grey value. A sample is fixed once and for all by ``seed``.
 
     Parameters
@@ -90,12 +88,9 @@ class ColoredMNIST(Dataset[Batch]):
         ``"pixel_color"``: ``(N, 3, 14, 14)`` int8, the odd pixels' value // 32 per channel,
         ``IGNORE_INDEX`` where the value is 0. ``"color"``: ``(N, 3)`` uint8, per channel the
         maximum over the image // 32. ``"color_and_digit"``: ``(N, 3 + 30)`` int8, ``"color"``
-        for heads that do not know the digit, and once more for three heads of every digit,
-        ``IGNORE_INDEX`` for those of the other digits. ``"color_within_digit"``: ``(N, 30)``, those
-        three of every digit alone. ``"color_weight"``: ``(N,)`` float32, the
-        sample weights under which ``"color"`` tells nothing about the digit
-        (`lnl_ext.independence_weights`). ``"color_adjustment"``: ``(N, 10)`` float32, what
-        ``"color"`` tells about the digit (`lnl_ext.logit_adjustment`).
+        for heads of all digits, and once more for three heads of every digit,
+        ``IGNORE_INDEX`` for those of the other digits. ``"color_adjustment"``: ``(N, 10)`` float32,
+        what ``"color"`` says about the digit (`lnl_ext.logit_adjustment`).
     source : pathlib.Path
         The file or folder that was read.
 
@@ -149,13 +144,10 @@ class ColoredMNIST(Dataset[Batch]):
         self.labels = torch.from_numpy(np.ascontiguousarray(labels))
         self.mean_color = torch.from_numpy(mean_color)
         color = torch.div(self.colored.amax((2, 3)), 32, rounding_mode="floor")
-        both = color_and_digit_target(color, self.labels)
         self.bias = {
             "pixel_color": pixel_color_target(self.colored),
             "color": color,
-            "color_and_digit": both,
-            "color_within_digit": both[:, 3:],
-            "color_weight": independence_weights(self.labels, color),
+            "color_and_digit": color_and_digit_target(color, self.labels),
             "color_adjustment": logit_adjustment(self.labels, color, classes=len(MEAN_COLORS)),
         }
 

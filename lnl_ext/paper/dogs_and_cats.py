@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lnl_ext.ops.types import IGNORE_INDEX
+
 __all__ = [
     "BRIGHT",
     "CAT",
@@ -46,7 +48,7 @@ class PetFiles(NamedTuple):
     labels: Tensor
     """(N,) int64: `CAT` or `DOG`."""
     tone: Tensor
-    """(N,) int64: `DARK` or `BRIGHT`, or -100 in the unbiased test set: the cheap bias target."""
+    """(N,) int64, the cheap bias target: `DARK`, `BRIGHT`, else `IGNORE_INDEX` (unbiased)."""
 
 
 def list_pets(root: str | os.PathLike[str], split: str) -> PetFiles:
@@ -83,7 +85,7 @@ def list_pets(root: str | os.PathLike[str], split: str) -> PetFiles:
         if not _NAME.fullmatch(path.name):
             continue
         label = DOG if path.name.lower().startswith("dog") else CAT
-        tone = BRIGHT if path.name in bright else DARK if path.name in dark else -100
+        tone = BRIGHT if path.name in bright else DARK if path.name in dark else IGNORE_INDEX
         # Of dark cats and bright dogs the two numbers are equal.
         belongs = "test" if tone < 0 else "TB1" if label == tone else "TB2"
         if belongs == split:

@@ -1,4 +1,4 @@
-"""Faces (Kim et al., section 4.1): young women and old men in training, gender and age to tell."""
+"""Faces (Kim et al., section 4.1): young women and old men in training, labels gender and age."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lnl_ext.ops.types import IGNORE_INDEX
 from lnl_ext.paper.face_files import FEMALE, MALE, list_faces
 
 __all__ = ["AGE_EDGES", "LABELS", "SPLITS", "Faces", "age_bins", "binary_age", "select_faces"]
@@ -17,7 +18,7 @@ __all__ = ["AGE_EDGES", "LABELS", "SPLITS", "Faces", "age_bins", "binary_age", "
 AGE_EDGES = (0, 20, 25, 30, 35, 40, 45, 50, 55, 60, 65, 70, 120)
 #: Extreme bias 1 and 2, and the test set in which both genders have all ages.
 SPLITS = ("EB1", "EB2", "test")
-#: What is to be told; the other one is the bias.
+#: Possible labels; the other one is the bias.
 LABELS = ("gender", "age")
 TEST_SHARE = 0.2
 
@@ -35,14 +36,16 @@ class Faces(NamedTuple):
 
 
 def age_bins(age: Tensor) -> Tensor:
-    """Return the bin 0..11 of ages in years ``(N,)``, -100 for ages outside of `AGE_EDGES`."""
+    """Return the bin 0..11 of ages in years ``(N,)``, `IGNORE_INDEX` outside of `AGE_EDGES`."""
     bins = torch.bucketize(age, torch.tensor(AGE_EDGES[1:-1]), right=True)
-    return bins.masked_fill((age < AGE_EDGES[0]) | (age > AGE_EDGES[-1]), -100)
+    return bins.masked_fill((age < AGE_EDGES[0]) | (age > AGE_EDGES[-1]), IGNORE_INDEX)
 
 
 def binary_age(age: Tensor) -> Tensor:
-    """Return 0 for ages below 30, 1 from 40 on, and -100 (ignored) between."""
-    return torch.full_like(age, -100).masked_fill(age < _YOUNG, 0).masked_fill(age >= _OLD, 1)
+    """Return 0 for ages below 30, 1 from 40 on, and `IGNORE_INDEX` between."""
+    return (
+        torch.full_like(age, IGNORE_INDEX).masked_fill(age < _YOUNG, 0).masked_fill(age >= _OLD, 1)
+    )
 
 
 def select_faces(root: str | os.PathLike[str], split: str, *, seed: int = 0) -> Faces:

@@ -1,4 +1,4 @@
-"""Networks, split at a tap, and bias heads for photographs."""
+"""Networks, split at the feature layer, and bias heads for photographs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from lnl_ext.models.backbones import build_network, split_network, tap_shape
+from lnl_ext.models.backbones import build_network, feature_shape, split_network
 from lnl_ext.models.small import conv_block
 from lnl_ext.models.weights import load_weights
 
@@ -19,26 +19,26 @@ __all__ = [
     "photo_network",
 ]
 
-#: Architectures with their default tap.
+#: Architectures with their default feature layer.
 ARCHITECTURES = {"small": "block2", "resnet18": "layer3"}
 _WIDTH = 64  # channels inside a head
-_SIDE = 64  # of an image by which the stride of the tap is measured
+_SIDE = 64  # of an image by which the stride of the features is measured
 
 
 class SplitNetwork(NamedTuple):
-    """A network split at the tap: g(f(images)) are the label's logits."""
+    """A network split at the feature layer: g(f(images)) are the label's logits."""
 
     features: nn.Module
-    """f: images to the tap ``(N, channels, H / stride, W / stride)``."""
+    """f: images to features ``(N, channels, H / stride, W / stride)``."""
     classifier: nn.Module
-    """g: the tap to logits."""
+    """g: features to logits."""
     channels: int
     stride: int
-    """1 where the tap has a single position."""
+    """1 where the features have a single position."""
 
 
 def photo_network(
-    arch: str, classes: int, *, tap: str | None = None, weights: str = "none"
+    arch: str, classes: int, *, feature_layer: str | None = None, weights: str = "none"
 ) -> SplitNetwork:
     """Make a network and split it after a layer.
 
@@ -48,7 +48,7 @@ def photo_network(
         As :func:`lnl_ext.models.backbones.build_network` takes it.
     classes
         Of the label.
-    tap
+    feature_layer
         The layer after which the features are taken, by default that of `ARCHITECTURES`.
     weights
         As :func:`lnl_ext.models.weights.load_weights` takes them.
@@ -56,15 +56,17 @@ def photo_network(
     Raises
     ------
     UserError
-        The architecture or tap is unknown, or the weights are not there or do not fit.
+        The architecture or the layer is unknown, or the weights are missing or do not fit.
     """
     network = build_network(arch, classes)
     load_weights(network, arch, weights)
-    halves = split_network(network, ARCHITECTURES.get(arch) if tap is None else tap)
-    channels, *size = tap_shape(halves.features, _SIDE)
+    parts = split_network(
+        network, ARCHITECTURES.get(arch) if feature_layer is None else feature_layer
+    )
+    channels, *size = feature_shape(parts.features, _SIDE)
     # Features that are pooled to one position have no map whose cells an image must fill.
     stride = _SIDE // size[0] if size and size[0] > 1 else 1
-    return SplitNetwork(halves.features, halves.classifier, channels, stride)
+    return SplitNetwork(parts.features, parts.classifier, channels, stride)
 
 
 class MapHead(nn.Sequential):

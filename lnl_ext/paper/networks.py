@@ -19,12 +19,12 @@ __all__ = [
     "SeparatePixelColorHeads",
 ]
 
-#: Channels of the tap, the feature map of shape (N, 32, 14, 14) that the heads see.
+#: Channels of the features (N, 32, 14, 14), the input of the bias heads.
 TAP_CHANNELS = 32
 
 
 class DigitNetwork(nn.Module):
-    """The network of the paper's authors, split at the tap.
+    """The network of the paper's authors, split at the feature layer.
 
     Parameters
     ----------
@@ -34,9 +34,9 @@ class DigitNetwork(nn.Module):
     Attributes
     ----------
     features : nn.Sequential
-        f: ``(N, 3, 28, 28)`` normalised images to the tap ``(N, 32, 14, 14)``.
+        f: ``(N, 3, 28, 28)`` normalised images to features ``(N, 32, 14, 14)``.
     classifier : nn.Sequential
-        g: the tap to label logits ``(N, num_classes)``.
+        g: features to label logits ``(N, num_classes)``.
     """
 
     def __init__(self, num_classes: int = 10) -> None:

@@ -10,17 +10,16 @@ from torch import nn
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.paper.networks import GlobalColorHead, SeparatePixelColorHeads
-from lnl_ext.schedules import Piecewise, Schedule
-from lnl_ext.training.config import TrainerConfig
+from lnl_ext.schedules import Linear, Schedule
+from lnl_ext.training.config import OptimizerConfig, TrainerConfig
 from lnl_ext.training.methods import Method
-from lnl_ext.training.optimizers import OptimizerConfig
 
 __all__ = ["RECIPES", "HeadRecipe", "Recipe", "get_recipe"]
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadRecipe:
-    """A colour head and how strongly it is to be fooled.
+    """A colour head and its adversarial strength.
 
     Attributes
     ----------
@@ -44,21 +43,20 @@ class HeadRecipe:
     entropy_weight: float
     confusion_weight: float
     over_batch: bool = False
-    sample_weight: str | None = None
-    """The name of its samples' weights in the batches, which needs `over_batch`."""
 
-    def adversary(
-        self, method: Method, batch_size: int, pressure: Piecewise | None
-    ) -> BiasAdversary:
+    def adversary(self, method: Method, batch_size: int, strength: Linear | None) -> BiasAdversary:
         """Make the adversary with the terms that ``method`` has."""
         scale = 1 / batch_size if self.over_batch else 1.0
 
         def coefficient(value: float) -> float | Schedule:
-            if pressure is None:
+            if strength is None:
                 return value * scale
-            return dataclasses.replace(pressure, scale=pressure.scale * value * scale)
+            factor = value * scale
+            return dataclasses.replace(
+                strength, start=factor * strength.start, end=factor * strength.end
+            )
 
-        # With sums the head's own gradient is larger by the batch size, which Adam does not feel.
+        # With sums the head's own gradient is larger by the batch size, to which Adam is invariant.
         return method.adversary(
             self.build(),
             heads=self.heads,
@@ -84,7 +82,7 @@ class Recipe:
         Training with adversaries.
     heads
         The colour heads of the methods that have any.
-    pressure
+    strength
         The part of every coefficient by the progress of ``unlearning`` (of its ``ramp_steps``,
         where it has them); None: the whole, always.
     from_baseline
@@ -98,7 +96,7 @@ class Recipe:
     baseline: TrainerConfig
     unlearning: TrainerConfig
     heads: tuple[HeadRecipe, ...]
-    pressure: Piecewise | None
+    strength: Linear | None
     from_baseline: bool
     logit_adjustment: str | None = None
 
@@ -115,17 +113,12 @@ class Recipe:
         unlearns = method.reversal or method.entropy_weight
         return self.logit_adjustment if unlearns or method.adjusted else None
 
-    def sample_weights(self, method: Method) -> dict[str, str]:
-        """Return where the weights of the samples stand, by bias target."""
-        heads = self.heads if method.adversarial else ()
-        return {head.target: head.sample_weight for head in heads if head.sample_weight}
-
     def adversaries(self, method: Method) -> dict[str, BiasAdversary]:
         """Make the method's adversaries by bias target, none for a method without."""
         if not method.adversarial:
             return {}
         return {
-            head.target: head.adversary(method, self.batch_size, self.pressure)
+            head.target: head.adversary(method, self.batch_size, self.strength)
             for head in self.heads
         }
 
@@ -155,11 +148,11 @@ _UNADJUSTED = Recipe(
             over_batch=True,
         ),
     ),
-    pressure=Piecewise(((0.0, 0.0), (1.0, 1.0))),
+    strength=Linear(),
     from_baseline=False,
 )
-# The adjusted label loss does not ask for the colour, so that little pressure takes it away; and
-# where the colour tells the digit it does not ask for the digit, which more pressure would take.
+# The adjusted label loss does not gain from the colour, so that little strength removes it. Where
+# the colour determines the digit, it has no gradient against losing the digit to more strength.
 # How it was found is in the benchmark's documentation.
 _DEFAULT = dataclasses.replace(
     _UNADJUSTED,
@@ -200,7 +193,7 @@ _PAPER = Recipe(
             confusion_weight=0.01,
         ),
     ),
-    pressure=None,
+    strength=None,
     from_baseline=True,
 )
 

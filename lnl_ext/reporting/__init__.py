@@ -1,8 +1,14 @@
 """What a run found, for people: figures and a self-contained page."""
 
+from lnl_ext.measuring.figure import audit_figure
 from lnl_ext.reporting.environment import environment
-from lnl_ext.reporting.figures import confusion_figure, embedding_figure, history_figure, png
-from lnl_ext.reporting.groups import ColumnReport, groups_of
+from lnl_ext.reporting.figures import (
+    confusion_figure,
+    embedding_figure,
+    history_figure,
+    png,
+)
+from lnl_ext.reporting.groups import NamedGroups, groups_of
 from lnl_ext.reporting.page import Page
 from lnl_ext.reporting.run_page import (
     PAGE,
@@ -16,12 +22,13 @@ from lnl_ext.reporting.tables import Table
 
 __all__ = [
     "PAGE",
-    "ColumnReport",
     "Confusion",
     "Leak",
+    "NamedGroups",
     "Page",
     "RunSummary",
     "Table",
+    "audit_figure",
     "confusion_figure",
     "embedding_figure",
     "environment",

@@ -13,7 +13,7 @@ __all__ = ["environment"]
 
 
 def environment() -> dict[str, str]:
-    """Name the software and the machine that decide a run's figures and times."""
+    """Name the software and the machine that decide a run's results and times."""
     info = build_info()
     cores = f"{torch.get_num_threads()} threads, {os.cpu_count()} cores"
     return {

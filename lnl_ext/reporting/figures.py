@@ -1,4 +1,4 @@
-"""Figures of a run: who is mistaken for whom, what training did, where features lie."""
+"""Figures: who is mistaken for whom, what training did, where features lie."""
 
 from __future__ import annotations
 
@@ -10,20 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lnl_ext.measuring.figure import blank_figure
+
 __all__ = ["confusion_figure", "embedding_figure", "history_figure", "png"]
 
 _LONG = 18  # letters of a class's name
 _ABREAST = 40  # letters that the names along an axis may have together
-
-
-def _figure(width: float, height: float) -> Any:
-    # Not through pyplot: no display, no state, no figure that stays open.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def png(figure: Any, dpi: int = 110) -> bytes:
@@ -62,7 +54,7 @@ def confusion_figure(
     matplotlib.figure.Figure
     """
     side = max(4.4, 0.3 * classes)
-    figure = _figure((side + 0.2) * len(panels), side)
+    figure = blank_figure((side + 0.2) * len(panels), side)
     for axes, (title, (rows, predicted)) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
@@ -137,7 +129,7 @@ def history_figure(
     """
     columns = 2 if len(panels) > 1 else 1
     rows = math.ceil(len(panels) / columns)
-    figure = _figure(5.2 * columns, 3.2 * rows)
+    figure = blank_figure(5.2 * columns, 3.2 * rows)
     grid = figure.subplots(rows, columns, squeeze=False).flat
     for axes, (title, fields) in zip(grid, panels.items(), strict=False):
         for name, records in histories.items():
@@ -198,7 +190,7 @@ def embedding_figure(
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    figure = _figure(4.4 * len(features), 8.4)
+    figure = blank_figure(4.4 * len(features), 8.4)
     grid = figure.subplots(2, len(features), squeeze=False)
     for column, (title, values) in enumerate(features.items()):
         flat = values.flatten(1).float().numpy()

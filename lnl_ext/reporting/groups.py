@@ -1,4 +1,4 @@
-"""Accuracy in the groups of label and bias, as numbers, as text and as a table."""
+"""Accuracy in the groups of label and bias, as text and as a table."""
 
 from __future__ import annotations
 
@@ -9,41 +9,28 @@ from typing import Any
 
 from torch import Tensor
 
-from lnl_ext.measuring.evaluation import Predictions, group_accuracy
+from lnl_ext.measuring.evaluation import Predictions
+from lnl_ext.measuring.groups import GroupAccuracy
 from lnl_ext.reporting.tables import Table, align
 
-__all__ = ["ColumnReport", "groups_of"]
+__all__ = ["NamedGroups", "groups_of"]
 
 _WIDE_TEXT, _WIDE_TABLE = 8, 20  # label classes up to which there is a column for each
 
 
 @dataclasses.dataclass(frozen=True)
-class ColumnReport:
-    """Accuracy by one bias column."""
+class NamedGroups:
+    """Accuracy by one bias column, and the names of its classes and of the labels."""
 
     name: str
     classes: tuple[str, ...]
     labels: tuple[str, ...]
-    accuracy: dict[tuple[int, int], float]
-    """By label and bias class, where there are samples."""
-    samples: dict[tuple[int, int], int]
-
-    def of_class(self, bias: int) -> tuple[float, int]:
-        """Return accuracy and samples of a bias class, all labels together."""
-        groups = [group for group in self.samples if group[1] == bias]
-        total = sum(self.samples[group] for group in groups)
-        right = sum(self.accuracy[group] * self.samples[group] for group in groups)
-        return (right / total if total else math.nan), total
-
-    @property
-    def worst(self) -> tuple[int, int]:
-        """The group of label and bias class with the lowest accuracy."""
-        return min(self.accuracy, key=lambda group: self.accuracy[group])
+    groups: GroupAccuracy
 
     @property
     def empty(self) -> int:
         """Number of groups without a sample."""
-        return len(self.classes) * len(self.labels) - len(self.samples)
+        return len(self.classes) * len(self.labels) - len(self.groups.samples)
 
     def text(self) -> list[str]:
         """Return the lines of a table."""
@@ -65,18 +52,18 @@ class ColumnReport:
     ) -> tuple[tuple[str, ...], list[tuple[str, list[tuple[float, int]]]]]:
         """Return the labels shown, and accuracy and samples by bias class for these and for all."""
         shown = self.labels if len(self.labels) <= widest else ()
-        rows = []
+        found, rows = self.groups, []
         for number, name in enumerate(self.classes):
             groups = [(label, number) for label in range(len(shown))]
-            row = [(self.accuracy.get(g, math.nan), self.samples.get(g, 0)) for g in groups]
-            rows.append((name, [*row, self.of_class(number)]))
+            row = [(found.accuracy.get(g, math.nan), found.samples.get(g, 0)) for g in groups]
+            rows.append((name, [*row, found.of_bias(number)]))
         return shown, rows
 
     def _worst_text(self) -> str:
-        label, bias = self.worst
+        label, bias = self.groups.worst_group
         return (
             f"worst group: label {self.labels[label]}, {self.name} {self.classes[bias]}: "
-            f"{_cell(self.accuracy[self.worst], self.samples[self.worst])}"
+            f"{_cell(self.groups.worst, self.groups.samples[label, bias])}"
             + (f"; groups without an image: {self.empty}" if self.empty else "")
         )
 
@@ -87,12 +74,12 @@ class ColumnReport:
                 {
                     "label": self.labels[label],
                     "bias": self.classes[bias],
-                    "accuracy": self.accuracy[label, bias],
-                    "samples": self.samples[label, bias],
+                    "accuracy": accuracy,
+                    "samples": self.groups.samples[label, bias],
                 }
-                for label, bias in sorted(self.accuracy)
+                for (label, bias), accuracy in sorted(self.groups.accuracy.items())
             ],
-            "worst_group_accuracy": self.accuracy[self.worst],
+            "worst_group_accuracy": self.groups.worst,
         }
 
 
@@ -106,17 +93,9 @@ def groups_of(
     name: str,
     classes: Sequence[str],
     labels: Sequence[str],
-) -> ColumnReport | None:
+) -> NamedGroups | None:
     """Return the accuracy in every group of label and bias class; None where all are missing."""
     if not (target >= 0).any():
         return None
-    size = len(classes)
-    groups = (predictions.labels * size + target).where(target >= 0, -1)
-    found = group_accuracy(predictions, groups)
-    return ColumnReport(
-        name=name,
-        classes=tuple(classes),
-        labels=tuple(labels),
-        accuracy={divmod(group, size): value for group, value in found.accuracy.items()},
-        samples={divmod(group, size): count for group, count in found.samples.items()},
-    )
+    groups = GroupAccuracy.of(predictions.classes, predictions.labels, target)
+    return NamedGroups(name, tuple(classes), tuple(labels), groups)

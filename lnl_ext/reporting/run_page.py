@@ -45,6 +45,8 @@ class Leak:
     """Of naming the most frequent bias of the sample's label."""
     information: float | None = None
     """In nats."""
+    information_interval: tuple[float, float] | None = None
+    """95 % of them."""
     samples: int | None = None
 
 
@@ -74,7 +76,7 @@ class RunSummary:
     about
         Paragraphs below it.
     results
-        The figures that matter most.
+        The most important numbers.
     command
         The command line.
     configuration
@@ -90,7 +92,7 @@ class RunSummary:
     confusions
         Predictions, compared with the labels or with a bias.
     environment
-        What is to be told beside `lnl_ext.reporting.environment`.
+        Further facts beside `lnl_ext.reporting.environment`.
     """
 
     title: str
@@ -109,8 +111,8 @@ class RunSummary:
 def write_run_page(path: str | os.PathLike[str], summary: RunSummary) -> str | None:
     """Write the page of a run.
 
-    The run is over and its results are elsewhere: that there is no page, or none with figures, is
-    told and no error.
+    The run is over and its results are in other files, so that a missing page, or one without
+    figures, is reported and does not raise.
 
     Parameters
     ----------
@@ -148,7 +150,7 @@ def trainer_settings(trainer: Trainer) -> dict[str, Any]:
 
 
 def _page(summary: RunSummary) -> tuple[Page, str]:
-    """Make the page; say what it lacks."""
+    """Return the page and what it lacks."""
     page = Page(summary.title)
     for paragraph in summary.about:
         page.text(paragraph)
@@ -158,7 +160,7 @@ def _page(summary: RunSummary) -> tuple[Page, str]:
         page.heading(heading)
         _table(page, table)
     if summary.leaks:
-        page.heading("Leakage: what a fresh probe tells about the bias")
+        page.heading("Leakage: how well a fresh probe predicts the bias")
         _table(page, _leakage(summary.leaks, summary.leakage_note))
     lacks = ""
     try:
@@ -191,6 +193,10 @@ def _leakage(leaks: Sequence[Leak], note: str) -> Table:
         "label alone": [leak.label_only for leak in leaks],
         "majority": [leak.majority for leak in leaks],
         "information (nats)": [leak.information for leak in leaks],
+        "95 %": [
+            None if interval is None else "{:.3f} to {:.3f}".format(*interval)
+            for interval in (leak.information_interval for leak in leaks)
+        ],
         "samples": [leak.samples for leak in leaks],
     }
     measured = {

@@ -1,22 +1,113 @@
-"""Where batches come from, and passes over them that can be left and entered at any batch."""
+"""Where batches come from, and passes over them that can be left and entered at any step."""
 
 from __future__ import annotations
 
 import itertools
+import math
+import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
-from lnl_ext.training.batch_sampler import ShardedBatchSampler
-from lnl_ext.training.distributed import current
-from lnl_ext.training.random_state import capture_random_state, restore_random_state, seed_all
+from lnl_ext.training import distributed
+from lnl_ext.training.checkpoint import capture_random_state, restore_random_state
 
 Batch = tuple[Tensor, Tensor, dict[str, Tensor]]
 """``(images (N, ...), labels (N,) int64, {adversary: bias target})``."""
+
+
+class ShardedBatchSampler(Sampler[list[int]]):
+    """Batches of sample numbers; of every batch this process takes its share.
+
+    All processes draw the same order, cut it into batches of ``batch_size``, and take every
+    ``world_size``-th sample of each. So W processes see together, step by step, the batches that
+    one process with the same ``batch_size`` sees. `torch.utils.data.DistributedSampler` does not:
+    it repeats samples, or leaves some out, where their number is not a multiple of W. For
+    ``DataLoader(dataset, batch_sampler=ShardedBatchSampler(...))``.
+
+    Parameters
+    ----------
+    samples : int
+        Size of the data set.
+    batch_size : int
+        Samples per batch of all processes together, at least one for each.
+    shuffle : bool
+        A new order for every pass, drawn from ``generator``.
+    drop_last : bool
+        Leave out the last batch when it is smaller than ``batch_size``. Where it has fewer samples
+        than there are processes it is left out in any case, since one of them would have nothing.
+    processes : Processes, optional
+        By default those of :func:`lnl_ext.training.distributed.current`.
+
+    Attributes
+    ----------
+    generator : torch.Generator
+        The only source of the order. The trainer seeds it when a run starts, alike in all
+        processes, and keeps its state in the checkpoint.
+
+    Raises
+    ------
+    ValueError
+        If ``batch_size`` is not a whole number or is too small, or there is not a single batch.
+    """
+
+    def __init__(
+        self,
+        samples: int,
+        batch_size: int,
+        *,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        processes: distributed.Processes | None = None,
+    ) -> None:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be an integer >= 1, got {batch_size!r}")
+        processes = distributed.current() if processes is None else processes
+        self.rank, self.world_size, _ = processes
+        if batch_size < self.world_size:
+            raise ValueError(
+                f"batch_size is {batch_size} for {self.world_size} processes: it counts the "
+                "samples of all processes together, and each needs one"
+            )
+        self.samples = samples
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        if samples > 0 and len(self) == 0:
+            why = "with drop_last" if drop_last else f"for {self.world_size} processes"
+            raise ValueError(f"batch_size {batch_size} {why} leaves no batch of {samples} samples")
+        self.generator = torch.Generator()
+
+    def __len__(self) -> int:
+        """Return the number of batches in a pass."""
+        full, rest = divmod(self.samples, self.batch_size)
+        return full + (1 if rest >= self.world_size and not self.drop_last else 0)
+
+    def shares(self, device: torch.device | None = None) -> Iterator[Tensor]:
+        """One pass over this process's sample numbers; the order is drawn before the first batch.
+
+        Parameters
+        ----------
+        device
+            Where the numbers are to be; the CPU by default.
+        """
+        if self.shuffle:
+            order = torch.randperm(self.samples, generator=self.generator)
+        else:
+            order = torch.arange(self.samples)
+        order = order.to(device)
+        for number in range(len(self)):
+            start = number * self.batch_size
+            yield order[start : start + self.batch_size][self.rank :: self.world_size]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """One pass; the order is drawn before the first batch."""
+        for share in self.shares():
+            yield share.tolist()
 
 
 class TensorBatches:
@@ -30,9 +121,8 @@ class TensorBatches:
     bias : mapping of str to Tensor, shape (M, ...), optional
         One bias target per adversary.
     batch_size, shuffle, drop_last
-        As for :class:`~lnl_ext.training.batch_sampler.ShardedBatchSampler`, which decides on the
-        order and,
-        with several processes, on this process's share of every batch.
+        As for `ShardedBatchSampler`, which decides on the order and, with several processes, on
+        this process's share of every batch.
     prepare : callable, optional
         Maps a batch of images (on its device, after selection) to network input, for instance
         uint8 to normalised float.
@@ -81,11 +171,7 @@ class TensorBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         """One pass; the order is drawn before the first batch."""
-        order = self._sampler.order()
-        if order is not None:
-            order = order.to(self.images.device)
-        for share in self._sampler.slices():
-            rows = share if order is None else order[share]
+        for rows in self._sampler.shares(self.images.device):
             images = self.images[rows]
             yield (
                 images if self.prepare is None else self.prepare(images),
@@ -108,6 +194,13 @@ class BatchStream:
         A `torch.utils.data.DataLoader`, `TensorBatches`, or anything with a length that can be
         passed over again. The generators of it and of its samplers (their attribute
         ``generator``) are part of the state.
+    accumulate
+        Batches per step.
+
+    Attributes
+    ----------
+    steps : int
+        Steps in a pass.
 
     Raises
     ------
@@ -117,30 +210,33 @@ class BatchStream:
         each of them every sample.
     """
 
-    def __init__(self, batches: Iterable[Batch]) -> None:
+    def __init__(self, batches: Iterable[Batch], accumulate: int = 1) -> None:
         try:
-            self.steps = len(batches)  # type: ignore[arg-type]
+            self._length = len(batches)  # type: ignore[arg-type]
         except TypeError as error:
             raise TypeError(
                 f"batches must have a length (its number of batches), got {type(batches).__name__}"
             ) from error
-        if self.steps == 0:
+        if self._length == 0:
             raise ValueError("batches is empty: there is nothing to train on")
+        processes = distributed.current().world_size
         sampler = getattr(batches, "batch_sampler", None)
         if (
             isinstance(batches, DataLoader)
-            and current().world_size > 1
+            and processes > 1
             and not isinstance(sampler, ShardedBatchSampler)
         ):
             raise ValueError(
-                "batches is a DataLoader whose batches are not shared out among the "
-                f"{current().world_size} processes: give it batch_sampler=ShardedBatchSampler(...)"
+                f"batches is a DataLoader whose batches are not shared out among the {processes} "
+                "processes: give it batch_sampler=ShardedBatchSampler(...)"
             )
         if getattr(batches, "persistent_workers", False):
             raise ValueError(
                 "batches is a DataLoader with persistent_workers=True, whose workers keep random "
                 "states from pass to pass that no checkpoint can hold: use False"
             )
+        self.steps = math.ceil(self._length / accumulate)
+        self._accumulate = accumulate
         self._batches = batches
         self._generators = _generators(batches)
         self._pass_began: dict[str, Any] | None = None
@@ -148,50 +244,69 @@ class BatchStream:
     def seed(self, seed: int) -> None:
         """Seed the global generators and those of the batches.
 
-        Each process draws other numbers from its global generators, and all the same from those of
-        the batches, which decide on the order.
+        Global generators have a different random sequence in each process; those of the batches,
+        which set the order, have the same in all.
         """
-        rank = current().rank
+        rank = distributed.current().rank
         own = seed if rank == 0 else int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
-        seed_all(own)
+        random.seed(own)
+        np.random.seed(own)  # noqa: NPY002 - data sets and transforms of others draw from it
+        torch.manual_seed(own)
         for generator in self._generators:
             generator.manual_seed(seed)
 
-    def one_pass(self, offset: int) -> Iterator[Batch]:
-        """Begin a pass, or enter one that was left after ``offset`` batches.
+    def one_pass(self, offset: int) -> Iterator[list[Batch]]:
+        """Begin a pass, or enter one that was left after ``offset`` steps; the batches by step.
 
         To enter it, the pass is begun again from the random state it began with, up to the place;
         then the random state of that place returns. So any loader resumes exactly, whatever it
         draws.
         """
-        if offset == 0:
-            self._pass_began = capture_random_state(self._generators)
+        done = offset * self._accumulate
+        if done == 0:
+            self._pass_began = self._random_state()
             iterator = iter(self._batches)
         else:
-            here = capture_random_state(self._generators)
+            here = self._random_state()
             assert self._pass_began is not None
-            restore_random_state(self._pass_began, self._generators)
+            self._restore(self._pass_began)
             iterator = iter(self._batches)
-            for _ in itertools.islice(iterator, offset):
+            for _ in itertools.islice(iterator, done):
                 pass
-            restore_random_state(here, self._generators)
-        yielded = offset
-        for batch in iterator:
-            yielded += 1
-            yield batch
-        if yielded < self.steps:
+            self._restore(here)
+        while step := self._next_step(iterator):
+            done += len(step)
+            yield step
+        if done < self._length:
             raise ValueError(
-                f"batches ended after {yielded} batches, its length promises {self.steps}"
+                f"batches ended after {done} batches, its length promises {self._length}"
             )
+
+    def _next_step(self, iterator: Iterator[Batch]) -> list[Batch]:
+        """Return the batches of the next step, or change no random state."""
+        if self._accumulate == 1:
+            return list(itertools.islice(iterator, 1))
+        before = self._random_state()
+        try:
+            return list(itertools.islice(iterator, self._accumulate))
+        except BaseException:
+            self._restore(before)  # those that were read before the error are read again
+            raise
 
     def state_dict(self) -> dict[str, Any]:
         """Return every random state now and at the beginning of the pass."""
-        return {"now": capture_random_state(self._generators), "pass_began": self._pass_began}
+        return {"now": self._random_state(), "pass_began": self._pass_began}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` returned."""
-        restore_random_state(state["now"], self._generators)
+        self._restore(state["now"])
         self._pass_began = state["pass_began"]
+
+    def _random_state(self) -> dict[str, Any]:
+        return capture_random_state(self._generators)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        restore_random_state(state, self._generators)
 
 
 def _generators(batches: Any) -> list[torch.Generator]:
@@ -203,8 +318,13 @@ def _generators(batches: Any) -> list[torch.Generator]:
     return list({id(place): place for place in found if place is not None}.values())
 
 
-def to_device(batch: Batch, names: Collection[str], device: torch.device) -> Batch:
-    """Return ``batch`` on ``device``, with the bias targets in ``names`` only.
+def to_device(
+    batch: Batch,
+    names: Collection[str],
+    device: torch.device,
+    prepare: Callable[[Tensor], Tensor],
+) -> Batch:
+    """Return ``batch`` on ``device``, its images prepared, with the bias targets in ``names`` only.
 
     Raises
     ------
@@ -227,7 +347,7 @@ def to_device(batch: Batch, names: Collection[str], device: torch.device) -> Bat
             f"(it has {', '.join(map(repr, bias)) or 'none'})"
         )
     return (
-        images.to(device, non_blocking=True),
+        prepare(images.to(device, non_blocking=True)),
         labels.to(device, non_blocking=True),
         {name: bias[name].to(device, non_blocking=True) for name in names},
     )

@@ -4,19 +4,135 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal, NamedTuple, TypeVar
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
 
-from lnl_ext.training.optimizers import (
-    OptimizerConfig,
-    check_choice,
-    check_flag,
-    check_number,
-    check_whole,
-)
+import torch
+from torch import Tensor
+from torch.optim import Optimizer, lr_scheduler
 
-_Config = TypeVar("_Config", "OptimizerConfig", "TrainerConfig")
+from lnl_ext.ops.checks import check_number
+
+_OPTIMIZERS = ("adam", "adamw", "sgd")
+_SCHEDULES = ("constant", "cosine", "step")
 _UPDATES = ("joint", "two_step")
 _AMP = (None, "bfloat16", "float16")
+
+
+def _check_whole(name: str, value: Any, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is {value!r}, expected an integer")
+    if value < low:
+        raise ValueError(f"{name} is {value}, expected an integer >= {low}")
+
+
+def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, allowed))}")
+
+
+def _check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}, expected True or False")
+
+
+def _check_below_one(name: str, value: Any) -> None:
+    check_number(name, value)
+    if value >= 1:
+        raise ValueError(f"{name} is {value!r}, expected a number < 1")
+
+
+def _plain(config: Any, *names: str, positive: bool = False) -> None:
+    """Check fields that are numbers; NumPy's become Python's, which checkpoints hold."""
+    for name in names:
+        value = getattr(config, name)
+        check_number(name, value, positive=positive)
+        if type(value) not in (int, float):
+            object.__setattr__(config, name, float(value))
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """One optimiser of ``torch.optim`` and how its learning rate moves.
+
+    Attributes
+    ----------
+    name : {"adam", "adamw", "sgd"}
+        The optimiser.
+    learning_rate : float
+        Initial learning rate, > 0.
+    weight_decay : float
+        As in ``torch.optim``, >= 0.
+    momentum : float
+        For ``"sgd"`` only, in [0, 1).
+    betas : tuple of two floats
+        For ``"adam"`` and ``"adamw"``, each in [0, 1).
+    schedule : {"constant", "cosine", "step"}
+        The learning rate over the steps of the training stage (it stays at its initial value in
+        the pretraining stage): unchanged, half a cosine down to ``final_rate`` at the last step,
+        or ``StepLR``.
+    final_rate : float
+        ``"cosine"`` only: the learning rate at the end, >= 0.
+    decay_epochs : float
+        ``"step"`` only: multiply the learning rate by ``decay_factor`` every so many epochs.
+    decay_factor : float
+        ``"step"`` only, > 0.
+    """
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    final_rate: float = 0.0
+    decay_epochs: float = 40.0
+    decay_factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        _check_choice("name", self.name, _OPTIMIZERS)
+        _plain(self, "weight_decay", "momentum", "final_rate")
+        _plain(self, "learning_rate", "decay_epochs", "decay_factor", positive=True)
+        _check_below_one("momentum", self.momentum)
+        if self.momentum and self.name != "sgd":
+            raise ValueError(f'momentum is for name="sgd"; name="{self.name}" has betas')
+        if len(self.betas) != 2:
+            raise ValueError(f"betas is {self.betas!r}, expected two numbers")
+        for beta in self.betas:
+            _check_below_one("betas", beta)
+        # Checkpoints and TOML files give lists back, and two configurations are compared.
+        object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))
+        _check_choice("schedule", self.schedule, _SCHEDULES)
+
+    def build(self, parameters: Iterable[Tensor]) -> Optimizer:
+        """Return the optimiser of ``parameters``."""
+        parameters = list(parameters)
+        rate, decay = self.learning_rate, self.weight_decay
+        # One kernel for all parameters; a third of the time of the default on the CPU.
+        fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+        if self.name == "sgd":
+            return torch.optim.SGD(
+                parameters, rate, momentum=self.momentum, weight_decay=decay, fused=fused
+            )
+        kind = torch.optim.Adam if self.name == "adam" else torch.optim.AdamW
+        return kind(parameters, rate, betas=self.betas, weight_decay=decay, fused=fused)
+
+    def build_scheduler(
+        self, optimizer: Optimizer, steps: int, steps_per_epoch: int
+    ) -> lr_scheduler.LRScheduler:
+        """Return the schedule, to be stepped once per step of a stage of ``steps`` steps."""
+        if self.schedule == "cosine":
+            final = self.final_rate / self.learning_rate
+
+            def part(step: int) -> float:
+                return final + (1 - final) * (1 + math.cos(math.pi * step / steps)) / 2
+
+            return lr_scheduler.LambdaLR(optimizer, part)
+        if self.schedule == "step":
+            every = max(1, round(self.decay_epochs * steps_per_epoch))
+            return lr_scheduler.StepLR(optimizer, every, gamma=self.decay_factor)
+        return lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
 
 
 class Stage(NamedTuple):
@@ -25,6 +141,11 @@ class Stage(NamedTuple):
     name: Literal["pretrain", "train"]
     first: int
     steps: int
+
+    @property
+    def end(self) -> int:
+        """The step after its last."""
+        return self.first + self.steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +164,18 @@ class TrainerConfig:
     update : {"joint", "two_step"}
         One forward and one backward per batch, or the procedure of the paper's authors
         (:mod:`lnl_ext.training.updates`).
+    accumulate : int
+        Batches per step, >= 1: their gradients add up to those of one batch of all their samples,
+        also where targets are ignored. The last step of an epoch takes what is left. Batch norm in
+        training mode still normalises each batch by itself.
+    clip_norm : float or None
+        Scale the gradients of a step down to this norm, > 0: those of features and classifier
+        together, and those of the heads together, so that neither takes the other's room.
     ramp_steps : int or None
         Steps of the training stage after which the adversaries' progress t has gone from 0 to 1;
         None: the whole stage.
     optimizer : OptimizerConfig
         For the features and the classifier.
-    classifier_rate : float
-        The classifier's learning rate as a multiple of the features', > 0.
     head_optimizer : OptimizerConfig
         For the heads of the adversaries.
     average_decay : float or None
@@ -69,9 +195,10 @@ class TrainerConfig:
     epochs: float = 1.0
     pretrain_epochs: float = 0.0
     update: Literal["joint", "two_step"] = "joint"
+    accumulate: int = 1
+    clip_norm: float | None = None
     ramp_steps: int | None = None
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    classifier_rate: float = 1.0
     head_optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     average_decay: float | None = None
     seed: int = 0
@@ -81,27 +208,27 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        check_number("epochs", self.epochs, 0, strictly=True)
-        check_number("pretrain_epochs", self.pretrain_epochs, 0)
-        check_choice("update", self.update, _UPDATES)
+        _plain(self, "epochs", positive=True)
+        _plain(self, "pretrain_epochs")
+        _check_choice("update", self.update, _UPDATES)
+        _check_whole("accumulate", self.accumulate, 1)
+        if self.clip_norm is not None:
+            _plain(self, "clip_norm", positive=True)
         if self.ramp_steps is not None:
-            check_whole("ramp_steps", self.ramp_steps, 1)
+            _check_whole("ramp_steps", self.ramp_steps, 1)
         for name in ("optimizer", "head_optimizer"):
-            if not isinstance(getattr(self, name), OptimizerConfig):
-                raise TypeError(
-                    f"{name} must be an OptimizerConfig, got {type(getattr(self, name)).__name__}"
-                )
+            given = getattr(self, name)
+            if not isinstance(given, OptimizerConfig):
+                raise TypeError(f"{name} is {given!r}, expected an OptimizerConfig")
         if self.average_decay is not None:
-            check_number("average_decay", self.average_decay, 0)
-            if self.average_decay >= 1:
-                raise ValueError(f"average_decay must be < 1, got {self.average_decay!r}")
-        check_number("classifier_rate", self.classifier_rate, 0, strictly=True)
-        check_whole("seed", self.seed, 0)
+            _plain(self, "average_decay")
+            _check_below_one("average_decay", self.average_decay)
+        _check_whole("seed", self.seed, 0)
         if self.seed >= 2**32:  # numpy.random.seed takes no more
-            raise ValueError(f"seed must be < 2**32, got {self.seed}")
-        check_flag("channels_last", self.channels_last)
-        check_choice("amp", self.amp, _AMP)
-        check_flag("compile", self.compile)
+            raise ValueError(f"seed is {self.seed}, expected an integer < 2**32")
+        _check_flag("channels_last", self.channels_last)
+        _check_choice("amp", self.amp, _AMP)
+        _check_flag("compile", self.compile)
 
     def stages(self, steps_per_epoch: int) -> list[Stage]:
         """Return the stages that have steps, in order; the last is the training stage."""
@@ -114,31 +241,6 @@ class TrainerConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as nested plain containers, fit for JSON."""
         return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainerConfig:
-        """Build a configuration from what :meth:`to_dict` returned.
-
-        Raises
-        ------
-        ValueError
-            For a name that is not a field.
-        """
-        values = dict(values)
-        for name in ("optimizer", "head_optimizer"):
-            if isinstance(values.get(name), dict):
-                values[name] = _construct(OptimizerConfig, values[name], prefix=f"{name}.")
-        return _construct(cls, values)
-
-
-def _construct(cls: type[_Config], values: dict[str, Any], prefix: str = "") -> _Config:
-    fields = [field.name for field in dataclasses.fields(cls)]
-    unknown = [prefix + name for name in values if name not in fields]
-    if unknown:
-        raise ValueError(
-            f"no such configuration field: {', '.join(unknown)} (there are {', '.join(fields)})"
-        )
-    return cls(**values)
 
 
 def changed_fields(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

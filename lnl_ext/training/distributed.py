@@ -1,4 +1,4 @@
-"""Several processes that train together: who takes part, shares of a data set, gathered results.
+"""Several processes that train together: who takes part, equal networks, shares, gathered results.
 
 ``torchrun`` starts the processes and ``torch.distributed`` connects them; what is here holds as
 well for a single process, so that a program needs no second form.
@@ -10,13 +10,16 @@ import contextlib
 import datetime
 import importlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset, Subset
+
+from lnl_ext.coefficients import ScheduledCoefficients
 
 _Rows = TypeVar("_Rows", bound=tuple[Tensor, ...])
 _T = TypeVar("_T")
@@ -139,8 +142,8 @@ def naming_lost_processes() -> Iterator[None]:
         rank, world_size, _ = current()
         raise LostProcessError(
             f"process {rank} of {world_size} lost another one, which ended or did not answer in "
-            "time: the reason is among the messages of that one. Start all of them again to go on "
-            "from the last checkpoint"
+            "time: the reason is among the messages of that one. Start all of them again to "
+            "continue from the last checkpoint"
         ) from error
 
 
@@ -197,6 +200,66 @@ def check_alike(**values: object) -> None:
         if any(value != found[0] for value in found):
             listed = "; ".join(f"process {rank}: {value!r}" for rank, value in enumerate(found))
             raise ValueError(f"{name} is not the same in all processes ({listed})")
+
+
+def replicate(module: nn.Module, *, unused: bool) -> nn.Module:
+    """Return the module with gradients averaged over the processes; alone, the module itself.
+
+    With several processes each must call it, and the networks of process 0 become everybody's; at
+    every forward so do its buffers (the statistics of batch norm).
+
+    Parameters
+    ----------
+    module
+        Its forward computes the losses.
+    unused
+        Whether a forward may leave parameters without a gradient.
+    """
+    if current().world_size == 1:
+        return module
+    # A broadcast is a write, after which a coefficient is not known to be 0 any more.
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
+        module, _coefficient_buffers(module)
+    )
+    device = next(module.parameters()).device
+    on_cpu = device.type == "cpu"
+    # The replica lives as long as its trainer and keeps its group with it. Were that the group of
+    # everything else, its threads could outlive `from_environment` and abort a process that ends.
+    return DistributedDataParallel(
+        module,
+        device_ids=None if on_cpu else [device],
+        process_group=dist.new_group(backend="gloo") if on_cpu else None,
+        find_unused_parameters=unused,
+    )
+
+
+def broadcast_buffers(modules: Iterable[nn.Module]) -> None:
+    """Give every process the buffers of process 0, as its next forward in training would.
+
+    For before an evaluation or a checkpoint. Coefficients are left out: the progress of the run
+    sets them, alike in all processes.
+    """
+    if current().world_size == 1:
+        return
+    for module in modules:
+        coefficients = _coefficient_buffers(module)
+        for name, buffer in module.named_buffers():
+            if name not in coefficients:
+                whole = buffer.contiguous()
+                dist.broadcast(whole, src=0)
+                if whole is not buffer:
+                    with torch.no_grad():
+                        buffer.copy_(whole)
+
+
+def _coefficient_buffers(module: nn.Module) -> set[str]:
+    """Return the names of the buffers in ``module`` that hold coefficients of losses."""
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, part in module.named_modules(remove_duplicate=False)
+        if isinstance(part, ScheduledCoefficients)
+        for name in part.coefficient_names()
+    }
 
 
 def shard(dataset: Dataset[_T]) -> Dataset[_T]:

@@ -32,7 +32,7 @@ class Method:
     grey : bool
         Whether the network sees grey images.
     adjusted : bool
-        Whether the label loss is adjusted by what the bias tells about the label, and nothing else
+        Whether the label loss is adjusted by what the bias says about the label, and nothing else
         is done (`lnl_ext.logit_adjustment`).
     """
 
@@ -91,7 +91,7 @@ class Method:
         self, mean: tuple[float, ...] = (0.0,), std: tuple[float, ...] = (1.0,)
     ) -> Callable[[Tensor], Tensor] | None:
         """Return the transform of normalised images that this method needs, or None."""
-        from lnl_ext.training.grey import Grey
+        from lnl_ext.training.image_transform import Grey
 
         return Grey(mean, std) if self.grey else None
 

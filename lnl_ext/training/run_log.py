@@ -1,4 +1,4 @@
-"""Where the figures of a run go: running means, JSON lines, TensorBoard, a progress bar."""
+"""Where the metrics of a run go: running means, JSON lines, trackers, a progress bar."""
 
 from __future__ import annotations
 
@@ -7,21 +7,25 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lnl_ext.files import finite_or_none, write_whole
-from lnl_ext.training.batch_counts import Term
+from lnl_ext.training.checkpoint import NonFiniteError
+from lnl_ext.training.denominators import Term
 from lnl_ext.training.distributed import sum_over_processes
 
 Record = dict[str, Any]
+"""Figures and names, with the ``kind`` of the record ("epoch" or "step") and its ``step``."""
 
+Tracker = Callable[[Record], object]
+"""Called with every record as soon as there is one; what it returns is not used."""
 
-class NonFiniteError(ArithmeticError):
-    """A loss or a weight became NaN or infinite; the message says which, and at which step."""
+_FLUSH = 50  # steps between transfers of the losses from a GPU, which wait for it
 
 
 class LossMeter:
@@ -95,7 +99,7 @@ def _quotient(total: float, weight: float) -> float:
 
 
 class JsonLines:
-    """A file of one JSON object a line, each with a ``step``.
+    """A tracker that writes a file of one JSON object a line, NaN and infinity as null.
 
     Parameters
     ----------
@@ -121,27 +125,24 @@ class JsonLines:
 
     def _rewind(self, step: int) -> None:
         text = self.path.read_text(encoding="utf-8")
-        kept = []
+        kept = ""
         for number, line in enumerate(text.splitlines(keepends=True), start=1):
             if not line.endswith("\n"):
                 break
             try:
-                at = json.loads(line)["step"]
-                keep = at <= step
+                keep = json.loads(line)["step"] <= step
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(
                     f"{self.path}, line {number}: not a metrics line (JSON object with a step); "
                     "give another output folder or move the file away"
                 ) from error
-            if keep:
-                kept.append(line)
-        if "".join(kept) != text:
-            write_whole(self.path, "".join(kept))
+            kept += line if keep else ""
+        if kept != text:
+            write_whole(self.path, kept)
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Append a line. A value that is NaN or infinite becomes null, as JSON has neither."""
-        line = json.dumps(finite_or_none(dict(record)), allow_nan=False)
-        self._file.write(line + "\n")
+    def __call__(self, record: Record) -> None:
+        """Append a line."""
+        self._file.write(json.dumps(finite_or_none(record), allow_nan=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -149,15 +150,14 @@ class JsonLines:
         self._file.close()
 
 
-class Scalars:
-    """TensorBoard scalars of records such as those of :class:`JsonLines`.
+class TensorBoard:
+    """A tracker that writes every number of a record as a TensorBoard scalar, under its ``kind``.
 
     Parameters
     ----------
     folder : path
-        Where the event files go.
-    step : int
-        Where the run stands; TensorBoard hides what an earlier process wrote beyond it.
+        Where the event files go. TensorBoard hides what an earlier process wrote there from the
+        step of the first record on.
 
     Raises
     ------
@@ -165,25 +165,31 @@ class Scalars:
         If the package ``tensorboard`` is missing.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], step: int) -> None:
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ImportError(
-                "tensorboard=True needs the package tensorboard: pip install tensorboard"
+                "TensorBoard needs the package tensorboard: pip install tensorboard"
             ) from error
-        self._writer = SummaryWriter(os.fspath(folder), purge_step=step + 1)
+        self._folder = os.fspath(folder)
+        self._writers = SummaryWriter
+        self._writer: SummaryWriter | None = None
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Write every number of ``record`` at its ``step``, under its ``kind``."""
-        kind = record.get("kind", "epoch")
+    def __call__(self, record: Record) -> None:
+        """Write a record."""
+        if self._writer is None:
+            self._writer = self._writers(self._folder, purge_step=record["step"])
         for name, value in record.items():
             if name != "step" and isinstance(value, (int, float)) and not isinstance(value, bool):
-                self._writer.add_scalar(f"{kind}/{name}", value, record["step"])
+                self._writer.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+        self._writer.flush()
 
     def close(self) -> None:
-        """Write what is left and close the event file."""
-        self._writer.close()
+        """Close the event file; the next record would begin another."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
 
 class Progress:
@@ -219,79 +225,72 @@ class Progress:
         now = time.monotonic()
         if now >= self._due:
             self._due = now + self._interval
-            self._show(stage, meter)
+            losses = {n: v for n, v in meter.means().items() if n.endswith(self._SHOWN)}
+            shown = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
+            self._bar.set_description_str(stage, refresh=False)
+            self._bar.set_postfix_str(shown, refresh=False)
         self._bar.update()
 
     def close(self) -> None:
         """Leave the bar as it stands."""
         self._bar.close()
 
-    def _show(self, stage: str, meter: LossMeter) -> None:
-        losses = {n: v for n, v in meter.means().items() if n.endswith(self._SHOWN)}
-        self._bar.set_description_str(stage, refresh=False)
-        self._bar.set_postfix_str(
-            ", ".join(f"{name} {value:.3f}" for name, value in losses.items()), refresh=False
-        )
 
-
-class RunLog:
-    """Everything a run writes for people: ``metrics.jsonl``, TensorBoard events, the bar.
+class RunLog(ExitStack):
+    """Everything a run writes: ``metrics.jsonl``, the tracker, the bar. Leaving it closes them.
 
     Parameters
     ----------
-    output
-        Folder for ``metrics.jsonl`` and ``tensorboard/``; None writes no file.
+    meter
+        Takes the terms of the steps.
     total_steps, done_steps
         Length of the run and where it stands.
-    tensorboard, progress
-        Whether to write scalars, whether to show the bar.
+    every
+        Write a record every so many steps.
+    output
+        Folder for ``metrics.jsonl``; None writes no file.
+    tracker
+        Gets every record.
+    progress
+        Whether to show the bar.
     """
 
     def __init__(
         self,
-        output: Path | None,
+        meter: LossMeter,
         total_steps: int,
         done_steps: int,
+        every: int | None = None,
         *,
-        tensorboard: bool,
-        progress: bool,
+        output: Path | None = None,
+        tracker: Tracker | None = None,
+        progress: bool = False,
     ) -> None:
-        if tensorboard and output is None:
-            raise ValueError("tensorboard=True needs output, the folder to write to")
-        self._sinks: list[JsonLines | Scalars] = []
+        super().__init__()
+        self._meter = meter
+        self._every = every
+        self._trackers = [] if tracker is None else [tracker]
+        if output is not None:
+            lines = JsonLines(output / "metrics.jsonl", done_steps)
+            self._trackers.insert(0, self.enter_context(closing(lines)))
         self._bar = None
-        try:
-            if output is not None:
-                self._sinks.append(JsonLines(output / "metrics.jsonl", done_steps))
-            if tensorboard and output is not None:
-                self._sinks.append(Scalars(output / "tensorboard", done_steps))
-            if progress:
-                self._bar = Progress(total_steps, done_steps)
-        except BaseException:
-            self.close()
-            raise
+        if progress:
+            self._bar = self.enter_context(closing(Progress(total_steps, done_steps)))
+
+    def add(self, record: Record, batch: str, terms: Mapping[str, Term]) -> None:
+        """Take a step's terms, and write its record if one is due; `batch` names it in errors."""
+        where = f"stage {record['stage']}, epoch {record['epoch']}, step {record['step']} ({batch})"
+        self._meter.add(where, terms)
+        due = self._every is not None and record["step"] % self._every == 0
+        on_cpu = all(term.total.device.type == "cpu" for term in terms.values())
+        if due or on_cpu or len(self._meter) >= _FLUSH:
+            self._meter.flush()
+        if due:
+            self.write(record | self._meter.last)
+        if self._bar is not None:
+            self._bar.update(record["stage"], self._meter)
 
     def write(self, record: Record) -> None:
-        """Write a record to every file."""
-        for sink in self._sinks:
-            sink.write(record)
-
-    def advance(self, stage: str, meter: LossMeter) -> None:
-        """Move the bar by one step."""
-        if self._bar is not None:
-            self._bar.update(stage, meter)
-
-    def close(self) -> None:
-        """Close the files and leave the bar."""
-        for sink in self._sinks:
-            sink.close()
-        if self._bar is not None:
-            self._bar.close()
-
-    def __enter__(self) -> RunLog:
-        """Return itself."""
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Close."""
-        self.close()
+        """Give a record to the file and the tracker."""
+        for tracker in self._trackers:
+            tracker(record)

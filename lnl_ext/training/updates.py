@@ -7,46 +7,67 @@ the entropy of an adversary is the sum over its heads, as everywhere in this pac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
-from lnl_ext.adversary.reweighting import weigh_samples
-from lnl_ext.functional import bias_loss
-from lnl_ext.gradient_reversal import grad_reverse
-from lnl_ext.ops.arguments import MEAN, NONE
-from lnl_ext.ops.checks import loss_arguments
-from lnl_ext.ops.types import BiasLoss
-from lnl_ext.training.batch_counts import Shares
-from lnl_ext.training.stepper import Stepper
+from lnl_ext.training.batches import Batch
+from lnl_ext.training.config import TrainerConfig
+from lnl_ext.training.denominators import Counter, Denominators, Term
+from lnl_ext.training.distributed import replicate
 
 Terms = dict[str, Tensor]
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
-Compute = Callable[..., tuple[Tensor, Terms]]
-"""An `Objective`, by itself or as a part of a module that was wrapped."""
+Pass = Literal["joint", "detached", "fool", "predict"]
+"""What a forward and backward pass is for; see `Objective`."""
+
+_COEFFICIENTS = ("reversal", "entropy_weight", "confusion_weight")
 
 
 class Objective(nn.Module):
-    """The losses of a batch from images, as a module that can be compiled or wrapped.
+    """The losses of a batch from images, as one module that can be compiled or wrapped.
+
+    ======== ==================================================================================
+    pass     loss
+    ======== ==================================================================================
+    joint    Task loss plus every adversary's loss, from one forward of f, g and the heads. Its
+             backward gives the gradients of the method's table: g gets dLc, f gets
+             ``dLc - reversal * dCE - entropy_weight * dH``, the heads get dCE (paper, eq. 9).
+    detached The same with heads cut from the features: the features see the task loss only.
+    fool     Step 1 of the authors' procedure: the task loss minus the weighted entropies.
+    predict  Step 2: CE of heads that see the features through a reversal.
+    ======== ==================================================================================
 
     Parameters
     ----------
     features : nn.Module
-        f: images (N, ...) to the tap.
+        f: images (N, ...) to features.
     classifier : nn.Module
-        g: tap to class logits (N, C).
+        g: features to class logits (N, C).
     adversaries : mapping of str to BiasAdversary
-        Heads on the tap.
+        Heads on the features.
     task_loss : callable
         ``task_loss(logits, labels)``, a mean over the batch.
-    sample_weights : mapping of str to str
+    sample_weights : mapping of str to str, optional
         For the adversaries whose samples do not all weigh alike: under which name their weights
         stand among the bias targets.
     logit_adjustment : str, optional
         Under which name the bias targets have what is added to the class logits in the task loss.
+    two_step : bool
+        Whether to train by the authors' procedure; without adversaries it is the joint update.
+
+    Raises
+    ------
+    ValueError
+        If an adversary cannot be trained so; the message names it.
     """
 
     def __init__(
@@ -57,55 +78,100 @@ class Objective(nn.Module):
         task_loss: TaskLoss,
         sample_weights: Mapping[str, str] | None = None,
         logit_adjustment: str | None = None,
+        two_step: bool = False,
     ) -> None:
         super().__init__()
-        sample_weights = {} if sample_weights is None else sample_weights
-        for name in sample_weights:
-            if adversaries[name].reduction != "sum":
-                raise ValueError(
-                    f"adversary {name!r} has sample weights and "
-                    f'reduction="{adversaries[name].reduction}", expected "sum"'
-                )
         self.features = features
         self.classifier = classifier
-        for name, adversary in adversaries.items():
-            if adversary.reduction == "none":
-                raise ValueError(
-                    f'adversary {name!r} has reduction="none", expected "mean" or "sum": a step '
-                    "needs one number"
-                )
-        # A list: names come from a user's table, and ModuleDict refuses names such as "a.b".
-        self.adversaries = nn.ModuleList(adversaries.values())
-        self.names = list(adversaries)
         self.task_loss = task_loss
-        self.sample_weights = dict(sample_weights)
+        self.sample_weights = dict(sample_weights or {})
         self.logit_adjustment = logit_adjustment
+        if "label" in adversaries:
+            raise ValueError("an adversary is called 'label', as the task is: use another name")
+        if unknown := self.sample_weights.keys() - adversaries.keys():
+            raise ValueError(f"sample_weights: there is no adversary {sorted(unknown)[0]!r}")
+        for name, adversary in adversaries.items():
+            has = f'reduction="{adversary.reduction}"'
+            if name in self.sample_weights and adversary.reduction != "sum":
+                raise ValueError(f'adversary {name!r} has sample weights and {has}, expected "sum"')
+            if adversary.reduction == "none":  # a step needs one number
+                raise ValueError(f'adversary {name!r} has {has}, expected "mean" or "sum"')
+            if two_step and not adversary.known_zero("confusion_weight"):
+                raise ValueError(
+                    f"adversary {name!r} has a confusion_weight, which the authors' procedure does "
+                    'not have: use update="joint"'
+                )
+        # Lists: names come from a user's table, and ModuleDict refuses names such as "a.b".
+        self.names = list(adversaries)
+        self.adversaries = nn.ModuleList(adversaries.values())
+        self.fool, self.predict = nn.ModuleList(), nn.ModuleList()
+        self.two_step = two_step and bool(self.names)
+        if two_step:
+            self.fool.extend(_without(a, "reversal") for a in adversaries.values())
+            self.predict.extend(_without(a, "entropy_weight") for a in adversaries.values())
 
-    def named_adversaries(self) -> Iterator[tuple[str, BiasAdversary]]:
-        """Pairs of name and adversary."""
-        for name, adversary in zip(self.names, self.adversaries, strict=True):
-            assert isinstance(adversary, BiasAdversary)
-            yield name, adversary
+    @property
+    def device(self) -> torch.device:
+        """Where the features are."""
+        return next((p.device for p in self.features.parameters()), torch.device("cpu"))
 
-    def _reduction(
-        self, name: str, bias: Mapping[str, Tensor], shares: Shares | None
-    ) -> dict[str, Tensor | None]:
-        """Return the denominators or the sample weights for the adversary called `name`."""
-        given = None if shares is None else shares.denominators.get(name)
-        if name not in self.sample_weights:
-            return {"denominators": given}
-        weight = bias[self.sample_weights[name]]
-        # Of a sum all denominators are the same number.
-        return {"sample_weight": weight if given is None else weight / given[0, 0]}
+    @property
+    def taken(self) -> dict[str, Any]:
+        """What it takes from the batches, beside the targets of the adversaries."""
+        return {"logit_adjustment": self.logit_adjustment, "sample_weights": self.sample_weights}
+
+    @property
+    def bias_names(self) -> list[str]:
+        """The names of the bias targets it takes."""
+        adjustment = [] if self.logit_adjustment is None else [self.logit_adjustment]
+        return [*self.names, *self.sample_weights.values(), *adjustment]
+
+    def forward(
+        self,
+        which: Pass,
+        images: Tensor,
+        labels: Tensor,
+        bias: Mapping[str, Tensor],
+        denominators: Denominators,
+    ) -> tuple[Tensor, Terms]:
+        """Return the loss to back-propagate, and the detached terms.
+
+        Where all targets of a head are ignored its terms are NaN, as means over nothing are, and
+        their gradients 0. So the value of the loss may be NaN: nobody reads it.
+        """
+        hidden = self.features(images)
+        # In "predict" the authors run the whole network, too, and do not use its prediction: batch
+        # norm statistics of g move and dropout draws, which their procedure includes.
+        logits = self.classifier(hidden)
+        total, terms = hidden.new_zeros((), dtype=torch.float32), Terms()
+        if which != "predict":
+            total, terms = self._task(logits, labels, bias, denominators)
+        seen = hidden.detach() if which == "detached" else hidden
+        of_pass = {"fool": self.fool, "predict": self.predict}.get(which, self.adversaries)
+        for name, adversary in zip(self.names, of_pass, strict=True):
+            reduction = self._reduction(name, bias, denominators)
+            result = adversary(seen, bias[name], return_terms=True, **reduction)
+            total = total + result.loss
+            if which != "fool":
+                terms[f"{name}_cross_entropy"] = result.cross_entropy
+            if which != "predict":
+                terms[f"{name}_entropy"] = result.entropy
+            if which in ("joint", "detached"):
+                terms[f"{name}_loss"] = result.loss.detach()
+        return total, terms
+
+    def named_adversaries(self) -> dict[str, BiasAdversary]:
+        """Return the adversaries by name."""
+        pairs = zip(self.names, self.adversaries, strict=True)
+        return {name: cast(BiasAdversary, adversary) for name, adversary in pairs}
 
     def _task(
         self,
-        tap: Tensor,
+        logits: Tensor,
         labels: Tensor,
         bias: Mapping[str, Tensor],
-        shares: Shares | None,
+        denominators: Denominators,
     ) -> tuple[Tensor, Terms]:
-        logits = self.classifier(tap)
         adjusted = logits
         if self.logit_adjustment is not None:
             added = bias[self.logit_adjustment]
@@ -118,208 +184,200 @@ class Objective(nn.Module):
             adjusted = logits + added
         loss = self.task_loss(adjusted, labels)
         accuracy = (logits.detach().argmax(1) == labels).float().mean()
-        terms = {"label_loss": loss.detach(), "label_accuracy": accuracy}
-        return loss if shares is None else loss * shares.task.to(loss.dtype), terms
+        if denominators.samples is not None:
+            share = (len(labels) / denominators.samples).to(loss.dtype)
+            loss, accuracy = loss * share, accuracy * share
+        return loss, {"label_loss": loss.detach(), "label_accuracy": accuracy}
+
+    def _reduction(
+        self, name: str, bias: Mapping[str, Tensor], denominators: Denominators
+    ) -> dict[str, Tensor | None]:
+        """Return the denominators or the sample weights for the adversary called `name`."""
+        given = denominators.sites.get(name)
+        if name not in self.sample_weights:
+            return {"denominators": given}
+        weight = bias[self.sample_weights[name]]
+        # Of a sum all denominators are the same number.
+        return {"sample_weight": weight if given is None else weight / given[0, 0]}
 
 
-class JointObjective(Objective):
-    """Task loss plus every adversary's loss, from one forward of f, g and the heads.
-
-    Its backward gives the gradients of the method's table: g gets dLc, f gets
-    ``dLc - reversal * dCE - entropy_weight * dH``, the heads get dCE (paper, eq. 9).
-    """
-
-    def forward(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        bias: Mapping[str, Tensor],
-        detached: bool,
-        shares: Shares | None = None,
-    ) -> tuple[Tensor, Terms]:
-        """Return the loss to back-propagate, and the detached terms.
-
-        ``detached`` cuts the heads from the features: the heads still learn, the features see the
-        task loss only.
-
-        Where all targets of a head are ignored its terms are NaN, as means over nothing are, and
-        their gradients 0. So the value of the loss may be NaN: nobody reads it.
-        """
-        tap = self.features(images)
-        total, terms = self._task(tap, labels, bias, shares)
-        seen = tap.detach() if detached else tap
-        for name, adversary in self.named_adversaries():
-            reduction = self._reduction(name, bias, shares)
-            result = adversary(seen, bias[name], return_terms=True, **reduction)
-            total = total + result.loss
-            terms[f"{name}_cross_entropy"] = result.cross_entropy
-            terms[f"{name}_entropy"] = result.entropy
-            terms[f"{name}_loss"] = result.loss.detach()
-        return total, terms
+def _without(adversary: BiasAdversary, name: str) -> BiasAdversary:
+    """Return an adversary of the same head and the same buffers, but for one coefficient: 0."""
+    coefficients: dict[str, Any] = {
+        key: 0.0 if key == name or adversary.known_zero(key) else adversary.get_buffer(key)
+        for key in _COEFFICIENTS
+    }
+    return BiasAdversary(
+        adversary.head,
+        **coefficients,
+        heads=adversary.heads,
+        weight=adversary.weight,
+        ignore_index=adversary.ignore_index,
+        label_smoothing=adversary.label_smoothing,
+        reduction=adversary.reduction,
+        mask_entropy=adversary.mask_entropy,
+    )
 
 
-class FoolObjective(Objective):
-    """Step 1 of the authors' procedure: the task loss minus the weighted entropies.
+class Update:
+    """What moves the weights: a step from the batches that it accumulates.
+
+    Parameters
+    ----------
+    objective
+        The losses. With several processes each must make its update, and the networks of process 0
+        become everybody's.
+    config
+        The configuration of the run.
+
+    Attributes
+    ----------
+    optimizers : dict
+        ``"model"`` for features and classifier, ``"heads"`` if any head learns.
+    averaged : AveragedModel or None
+        The moving average of features and classifier, one after the other, buffers included.
 
     Raises
     ------
     ValueError
-        If an adversary has a confusion_weight.
+        If features and classifier have nothing to learn.
     """
 
-    def __init__(self, *parts: Any) -> None:
-        super().__init__(*parts)
-        for name, adversary in self.named_adversaries():
-            if not adversary.known_zero("confusion_weight"):
-                raise ValueError(
-                    f"adversary {name!r} has a confusion_weight, which the authors' procedure does "
-                    'not have: use update="joint"'
-                )
+    def __init__(self, objective: Objective, config: TrainerConfig) -> None:
+        self._network = nn.Sequential(objective.features, objective.classifier)
+        self._device_type = objective.device.type
+        self._amp = None if config.amp is None else cast(torch.dtype, getattr(torch, config.amp))
+        self._clip_norm = config.clip_norm
+        self._configs = {"model": config.optimizer, "heads": config.head_optimizer}
+        self._parameters = {
+            name: [p for p in module.parameters() if p.requires_grad]
+            for name, module in (("model", self._network), ("heads", objective.adversaries))
+        }
+        if not self._parameters["model"]:
+            raise ValueError("features and classifier have no parameter that requires a gradient")
+        self.optimizers = {
+            name: self._configs[name].build(group)
+            for name, group in self._parameters.items()
+            if group
+        }
+        self._schedulers: dict[str, LRScheduler] = {}
+        self._scaler = torch.amp.GradScaler(self._device_type, enabled=self._amp is torch.float16)
+        self.averaged: AveragedModel | None = None
+        if config.average_decay is not None:
+            average = get_ema_multi_avg_fn(config.average_decay)  # type: ignore[no-untyped-call]
+            self.averaged = AveragedModel(self._network, multi_avg_fn=average, use_buffers=True)
+        self._adversaries = objective.named_adversaries()
+        self._counter = Counter(self._adversaries)
+        self._two_step = objective.two_step
+        if config.compile:
+            objective.compile()
+        # Step 2 of the authors' procedure has no gradient for the classifier, step 1 for the heads.
+        self._objective = replicate(objective, unused=self._two_step)
 
-    def forward(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        bias: Mapping[str, Tensor],
-        shares: Shares | None = None,
-    ) -> tuple[Tensor, Terms]:
-        """Return ``Lc - sum of entropy_weight * H`` (its gradient, at least) and the terms."""
-        tap = self.features(images)
-        total, terms = self._task(tap, labels, bias, shares)
-        for name, adversary in self.named_adversaries():
-            # reversal=0 leaves the entropy as the only part with a gradient.
-            result = _head_loss(
-                adversary,
-                adversary.head(tap),
-                bias[name],
-                {"entropy_weight": adversary.entropy_weight, "reversal": 0.0},
-                **self._reduction(name, bias, shares),
-            )
-            total = total + result.loss
-            terms[f"{name}_entropy"] = result.entropy
-        return total, terms
+    def start(self, train_steps: int, steps_per_epoch: int) -> None:
+        """Begin the learning rate schedules, which need the length of the training stage."""
+        self._schedulers = {
+            name: self._configs[name].build_scheduler(optimizer, train_steps, steps_per_epoch)
+            for name, optimizer in self.optimizers.items()
+        }
+
+    def __call__(self, batches: Sequence[Batch], *, pretraining: bool = False) -> dict[str, Term]:
+        """Train on the batches of a step and return its loss terms.
+
+        The joint update is one forward of f, g and the heads, one backward, one step of both
+        optimisers. The authors' procedure is two forwards, two backwards, f and g stepped twice:
+
+        1. ``Lc - entropy_weight * H``, step f and g only.
+        2. A fresh forward, features through a reversal layer, CE summed over heads; step f, g and
+           the heads. g's gradient is zero there, not None, so that its momentum and weight decay
+           still move it, as they do in the authors' code (their zero_grad filled with zeros).
+
+        In the pretraining stage, which the authors do not have, both are one joint step with heads
+        cut from the features; learning rates and averages stay.
+        """
+        counts = self._counter.count(batches)
+        denominators = self._counter.denominators(counts)
+        two_step = self._two_step and not pretraining
+        self._zero_gradients(set_to_none=not two_step)
+        if two_step:
+            with _frozen(self._parameters["heads"]):  # this step does not move them
+                terms = self._backward("fool", batches, denominators)
+            self._step(["model"])
+            self._zero_gradients(set_to_none=False)
+            terms |= self._backward("predict", batches, denominators)
+        else:
+            which: Pass = "detached" if pretraining else "joint"
+            terms = self._backward(which, batches, denominators)
+        self._step(self.optimizers)
+        if not pretraining:
+            for scheduler in self._schedulers.values():
+                scheduler.step()
+            if self.averaged is not None:
+                self.averaged.update_parameters(self._network)
+        return self._counter.terms(counts, terms)
+
+    def _zero_gradients(self, *, set_to_none: bool) -> None:
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=set_to_none)
+
+    def _backward(self, which: Pass, batches: Sequence[Batch], denominators: Denominators) -> Terms:
+        """Add up the gradients and the terms of the batches."""
+        sums: Terms = {}
+        for number, batch in enumerate(batches, 1):
+            with self._transfer(last=number == len(batches)):
+                with torch.autocast(self._device_type, self._amp, self._amp is not None):
+                    loss, terms = self._objective(which, *batch, denominators)
+                self._scaler.scale(loss).backward()
+            sums = {name: sums[name] + term if sums else term for name, term in terms.items()}
+        return sums
+
+    def _transfer(self, *, last: bool) -> AbstractContextManager[None]:
+        """Average gradients over the processes in the last backward only, which has the sums."""
+        if isinstance(self._objective, DistributedDataParallel) and not last:
+            return self._objective.no_sync()
+        return nullcontext()
+
+    def _step(self, names: Iterable[str]) -> None:
+        for name in names:
+            if self._clip_norm is not None:
+                self._scaler.unscale_(self.optimizers[name])
+                clip_grad_norm_(self._parameters[name], self._clip_norm)
+            self._scaler.step(self.optimizers[name])
+        self._scaler.update()
+
+    def inference_modules(self) -> tuple[nn.Module, nn.Module]:
+        """Return features and classifier, the averaged ones once averaging has begun."""
+        network = self._network
+        if self.averaged is not None and self.averaged.n_averaged > 0:
+            network = cast(nn.Sequential, self.averaged.module)
+        features, classifier = network
+        return features, classifier
+
+    def learning_rates(self) -> dict[str, float]:
+        """Return the current learning rates as fields of a record."""
+        fields = {"model": "learning_rate", "heads": "head_learning_rate"}
+        return {fields[n]: part.param_groups[0]["lr"] for n, part in self.optimizers.items()}
+
+    def parts(self) -> dict[str, Any]:
+        """Return everything that has a state_dict, by its name in a checkpoint."""
+        features, classifier = self._network
+        parts: dict[str, Any] = {"features": features, "classifier": classifier}
+        parts |= {f"adversary:{name}": part for name, part in self._adversaries.items()}
+        parts |= {f"optimizer:{name}": part for name, part in self.optimizers.items()}
+        parts |= {f"scheduler:{name}": part for name, part in self._schedulers.items()}
+        if self.averaged is not None:
+            parts["averaged"] = self.averaged
+        if self._scaler.is_enabled():
+            parts["scaler"] = self._scaler
+        return parts
 
 
-class PredictObjective(Objective):
-    """Step 2 of the authors' procedure: CE of heads that see the features through a reversal."""
-
-    def forward(
-        self, images: Tensor, bias: Mapping[str, Tensor], shares: Shares | None = None
-    ) -> tuple[Tensor, Terms]:
-        """Return the sum of the heads' CE, and the terms."""
-        tap = self.features(images)
-        # The authors run the whole network here and do not use its prediction: batch norm
-        # statistics of g move and dropout draws, which their procedure includes.
-        self.classifier(tap)
-        total = tap.new_zeros((), dtype=torch.float32)
-        terms: Terms = {}
-        for name, adversary in self.named_adversaries():
-            logits = adversary.head(grad_reverse(tap, adversary.reversal))
-            reduction = self._reduction(name, bias, shares)
-            result = _head_loss(adversary, logits, bias[name], None, **reduction)
-            total = total + result.loss
-            terms[f"{name}_cross_entropy"] = result.cross_entropy
-        return total, terms
-
-
-class JointUpdate:
-    """One forward of f, g and the heads, one backward, one step of both optimisers."""
-
-    def __init__(self, objective: Compute, stepper: Stepper) -> None:
-        self.objective = objective
-        self.stepper = stepper
-
-    def __call__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        bias: Mapping[str, Tensor],
-        *,
-        detached: bool,
-        shares: Shares | None = None,
-    ) -> Terms:
-        """Train on a batch and return its detached loss terms."""
-        self.stepper.zero_gradients(set_to_none=True)
-        with self.stepper.autocast():
-            loss, terms = self.objective(images, labels, bias, detached, shares)
-        self.stepper.backward_and_step(loss, self.stepper.optimizers)
-        return terms
-
-
-class TwoStepUpdate:
-    """The authors' procedure: two forwards, two backwards, f and g stepped twice.
-
-    1. ``Lc - entropy_weight * H``, step f and g only; what the heads got is thrown away.
-    2. A fresh forward, features through a reversal layer, CE summed over heads; step f, g and the
-       heads. g's gradient is zero there, not None, so that its momentum and weight decay still
-       move it, as they do in the authors' code (their zero_grad filled with zeros).
-
-    In the pretraining stage, which the authors do not have, it is the joint update.
-    """
-
-    def __init__(
-        self,
-        pretraining: JointUpdate,
-        fool: Compute,
-        predict: Compute,
-        stepper: Stepper,
-    ) -> None:
-        self.pretraining = pretraining
-        self.fool = fool
-        self.predict = predict
-        self.stepper = stepper
-
-    def __call__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        bias: Mapping[str, Tensor],
-        *,
-        detached: bool,
-        shares: Shares | None = None,
-    ) -> Terms:
-        """Train on a batch and return its detached loss terms, CE as of the second step."""
-        if detached:
-            return self.pretraining(images, labels, bias, detached=True, shares=shares)
-        self.stepper.zero_gradients(set_to_none=False)
-        with self.stepper.autocast():
-            loss, terms = self.fool(images, labels, bias, shares)
-        self.stepper.backward_and_step(loss, ["model"])
-        self.stepper.zero_gradients(set_to_none=False)
-        with self.stepper.autocast():
-            loss, predicted = self.predict(images, bias, shares)
-        self.stepper.backward_and_step(loss, self.stepper.optimizers)
-        return terms | predicted
-
-
-def _head_loss(
-    adversary: BiasAdversary,
-    logits: Tensor,
-    target: Tensor,
-    coefficients: Mapping[str, Tensor | float] | None,
-    *,
-    denominators: Tensor | None = None,
-    sample_weight: Tensor | None = None,
-) -> BiasLoss:
-    """Return the loss of an adversary's logits with its options and other coefficients.
-
-    It has the gradient of one term: of CE without `reversal`, of the entropy with ``reversal=0``.
-    """
-    coefficients = {} if coefficients is None else coefficients
-    arguments = loss_arguments(
-        target,
-        adversary.weight,
-        coefficients.get("reversal"),
-        coefficients.get("entropy_weight", 0.0),
-        adversary.ignore_index,
-        adversary.label_smoothing,
-        adversary.reduction,
-        adversary.mask_entropy,
-        adversary.heads,
-    )
-    if denominators is not None:
-        arguments = arguments._replace(denominators=denominators, reduction=MEAN)
-    if sample_weight is None:
-        return bias_loss(logits, arguments)
-    sites = bias_loss(logits, arguments._replace(reduction=NONE))
-    return weigh_samples(sites, sample_weight, adversary.reduction)
+@contextmanager
+def _frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import colored_mnist
 import evidence
 import pytest
+from digits import evidence as parts
+from digits import runs
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace the sets by small ones."""
-    load = colored_mnist.Data.load
+    load = runs.Data.load
 
-    def load_small(*arguments: object) -> colored_mnist.Data:
+    def load_small(*arguments: object) -> runs.Data:
         root, variance, seed, _ = arguments
         data = load(root, variance, seed, 96)  # type: ignore[arg-type]
-        test = colored_mnist.ColoredMNIST(
+        test = runs.ColoredMNIST(
             root,
             split="test",
             variance=variance,
             seed=seed,
             indices=range(200),  # type: ignore[arg-type]
         )
-        return colored_mnist.Data(data.train, test, data.train, test)
+        return runs.Data(data.train, test, data.train, test)
 
-    monkeypatch.setattr(colored_mnist.Data, "load", load_small)
-    monkeypatch.setattr(evidence, "EMBEDDED", 60)
+    monkeypatch.setattr(runs.Data, "load", load_small)
+    monkeypatch.setattr(parts, "EMBEDDED", 60)
 
 
 def test_evidence_writes_the_page(

@@ -7,16 +7,26 @@ from pathlib import Path
 
 import dogs_and_cats
 import imdb_faces
+import photographs.faces
+import photographs.options
+import photographs.pets
+import photographs.runs
 import pytest
 import torch
 from face_data import write_pets, write_utkface
-from photographs import runs as image_runs
-from photographs import table as image_table
 
 from lnl_ext.paper.augmented_batches import AugmentedBatches, normalize_imagenet
+from lnl_ext.paper.image_networks import ARCHITECTURES
+from lnl_ext.training.methods import METHODS
 
 FIELDS = ("benchmark", "method", "recipe", "train_split", "seed", "epoch")
 FIELDS += ("test_accuracy", "leakage", "minutes")
+
+
+def test_names_are_the_packages():
+    assert tuple(ARCHITECTURES) == photographs.options.ARCHITECTURES
+    methods = {*dogs_and_cats.METHODS, *imdb_faces.METHODS}
+    assert methods <= METHODS.keys()
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +67,7 @@ def page(folder: Path, result: dict[str, object]) -> str:
         ("--method", "lnl"),
         ("--method", "gray", "--train-split", "TB2"),
         ("--method", "blindeye", "--heads", "tone"),
-        ("--method", "grl", "--heads", "map", "--arch", "resnet18", "--tap", "layer1"),
+        ("--method", "grl", "--heads", "map", "--arch", "resnet18", "--feature-layer", "layer1"),
     ],
     ids=" ".join,
 )
@@ -77,7 +87,16 @@ def test_dogs_and_cats(pets, tmp_path, capsys, options):
         ("--method", "lnl"),
         ("--method", "baseline", "--label", "age", "--train-split", "EB2"),
         ("--method", "lnl", "--label", "age", "--heads", "global", "by_label"),
-        ("--method", "grl", "--heads", "linear", "--arch", "resnet18", "--tap", "avgpool"),
+        (
+            "--method",
+            "grl",
+            "--heads",
+            "linear",
+            "--arch",
+            "resnet18",
+            "--feature-layer",
+            "avgpool",
+        ),
     ],
     ids=" ".join,
 )
@@ -106,10 +125,10 @@ def test_settings_are_chosen_without_the_sets_a_run_is_judged_by(
         return 0.5
 
     sets = []
-    read = dogs_and_cats.read
-    monkeypatch.setattr(image_runs, "accuracy", accuracy)
-    monkeypatch.setattr(image_runs, "leakage", None)  # would look at the unbiased set
-    monkeypatch.setattr(dogs_and_cats, "read", lambda o: sets.append(read(o)) or sets[0])
+    read = photographs.pets.read
+    monkeypatch.setattr(photographs.runs, "accuracy", accuracy)
+    monkeypatch.setattr(photographs.runs, "leakage", None)  # would look at the unbiased set
+    monkeypatch.setattr(photographs.pets, "read", lambda o: sets.append(read(o)) or sets[0])
     results = tmp_path / "results.jsonl"
     given = ["--data", str(pets), "--results", str(results), "--image-size", "40", "--choose"]
     given += ["--epochs", "1", "--batch-size", "4", "--workers", "0", "--no-progress"]
@@ -134,12 +153,12 @@ def test_settings_are_chosen_without_the_sets_a_run_is_judged_by(
 
 def test_targets_by_label_leave_out_the_other():
     labels, bias = torch.tensor([0, 1, 1]), torch.tensor([3, 4, -100])
-    assert imdb_faces.by_label(bias, labels).tolist() == [[3, -100], [-100, 4], [-100, -100]]
+    assert photographs.faces.by_label(bias, labels).tolist() == [[3, -100], [-100, 4], [-100, -100]]
     images = torch.full((2, 3, 4, 4), 64, dtype=torch.uint8)
-    targets = dogs_and_cats.mean_color_and_label(images, torch.tensor([0, 1]))
+    targets = photographs.pets.mean_color_and_label(images, torch.tensor([0, 1]))
     assert targets.tolist() == [[2] * 6 + [-100] * 3, [2] * 3 + [-100] * 3 + [2] * 3]
     images[:, :, :2] = 0
-    targets = dogs_and_cats.colors_and_label(2, images, torch.tensor([0, 1]))
+    targets = photographs.pets.colors_and_label(2, images, torch.tensor([0, 1]))
     cats, dogs = targets.unbind()
     assert targets.shape == (2, 9, 2, 2)
     assert cats[0].tolist() == cats[5].tolist() == dogs[8].tolist() == [[0, 0], [2, 2]]
@@ -224,7 +243,7 @@ def test_the_table_compares_runs_of_the_same_seed(tmp_path, capsys):
     ]
     results = tmp_path / "results.jsonl"
     results.write_text("".join(json.dumps(shared | run) + "\n" for run in runs))
-    image_table.main([str(results)])
+    dogs_and_cats.main(["--table", f"--results={results}"])
     printed = capsys.readouterr().out.splitlines()
     assert [line for line in printed if line.startswith("*")] == [
         "* small, map, seed 1: +25.0 points on the opposite set, -1.5 on the unbiased one",

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 
 import colored_mnist
-import colored_mnist_trial
-import demo
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from digits import demo, runs
+from digits.protocol import MNIST, PAPER
+from recording import records
 
 from lnl_ext.data import ColoredMNIST
 from lnl_ext.paper.recipes import RECIPES, get_recipe
 from lnl_ext.training.methods import METHODS, get_method
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def test_paper_recipe_is_the_authors():
     recipe = RECIPES["paper"]
     assert recipe.batch_size == 128
     assert recipe.from_baseline
-    assert recipe.pressure is None
+    assert recipe.strength is None
     for config, rate in ((recipe.baseline, 0.01), (recipe.unlearning, 0.001)):
         assert config.epochs == 100
         optimizers = [config.optimizer]
@@ -66,7 +64,7 @@ def test_the_baseline_is_not_trained_for_less(recipe):
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_adversaries_take_the_batches_of_the_data(recipe, name):
-    dataset = ColoredMNIST(colored_mnist.MNIST, split="test", indices=range(4))
+    dataset = ColoredMNIST(MNIST, split="test", indices=range(4))
     _, _, bias = dataset.batch(range(4))
     adversaries = recipe.adversaries(get_method(name))
     assert bool(adversaries) == get_method(name).adversarial
@@ -85,7 +83,7 @@ def test_heads_of_single_digits_count_per_sample_of_the_batch(name):
     recipe = RECIPES[name]
     (adversary,) = recipe.adversaries(get_method("lnl")).values()
     adversary.set_progress(1.0)
-    dataset = ColoredMNIST(colored_mnist.MNIST, split="test", indices=range(recipe.batch_size))
+    dataset = ColoredMNIST(MNIST, split="test", indices=range(recipe.batch_size))
     _, labels, bias = dataset.batch(range(len(dataset)))
     features = torch.rand(len(dataset), 32, 14, 14, requires_grad=True)
     adversary(features, bias["color_and_digit"]).backward()
@@ -103,13 +101,13 @@ def test_heads_of_single_digits_count_per_sample_of_the_batch(name):
 
 
 @pytest.fixture(scope="module")
-def data() -> colored_mnist.Data:
+def data() -> runs.Data:
     """A few hundred digits."""
 
     def digits(split: str, biased: bool) -> ColoredMNIST:
-        return ColoredMNIST(colored_mnist.MNIST, split=split, biased=biased, indices=range(320))
+        return ColoredMNIST(MNIST, split=split, biased=biased, indices=range(320))
 
-    return colored_mnist.Data(
+    return runs.Data(
         digits("train", True),
         digits("test", False),
         digits("train", False),
@@ -128,31 +126,31 @@ def data() -> colored_mnist.Data:
     ],
 )
 def test_a_run_is_measured_and_recorded(tmp_path, data, method, recipe, stages):
-    result = colored_mnist.run(
+    result = runs.measure(
         method, recipe, data, 0, epochs=0.5, output=tmp_path / "run", progress=False
-    )
+    ).run
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(stages)
     assert result.epoch == 0.5 * len(stages)
-    assert result.paper_accuracy == colored_mnist.PAPER.get(method, {}).get(0.02)
+    assert result.paper_accuracy == PAPER.get(method, {}).get(0.02)
     for value in (result.test_accuracy, result.leakage, result.leakage_before):
         assert 0 <= value <= 1
-    colored_mnist.append(tmp_path / "results.jsonl", result)
+    records.append(tmp_path / "results.jsonl", result)
     (line,) = (tmp_path / "results.jsonl").read_text().splitlines()
     assert json.loads(line) == dataclasses.asdict(result)
-    assert f"{result.test_accuracy:.4f}" in colored_mnist.table([result])
+    assert f"{result.test_accuracy:.4f}" in runs.table([result])
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path, data):
-    def run() -> colored_mnist.Run:
-        return colored_mnist.run(
+    def run() -> runs.Run:
+        return runs.measure(
             "lnl", "default", data, 0, epochs=0.5, output=tmp_path, progress=False, before=False
-        )
+        ).run
 
     assert run() == run()
 
 
 def test_the_demo_draws_and_reports_both_methods(tmp_path, data):
-    result = colored_mnist.Run(
+    result = runs.Run(
         benchmark="colored_mnist",
         method="lnl",
         recipe="default",
@@ -169,17 +167,17 @@ def test_the_demo_draws_and_reports_both_methods(tmp_path, data):
         threads=1,
         paper_accuracy=0.8185,
     )
-    runs = [dataclasses.replace(result, method="baseline", test_accuracy=0.25), result]
-    text = demo.table(runs)
+    both = [dataclasses.replace(result, method="baseline", test_accuracy=0.25), result]
+    text = demo.table(both)
     assert "+0.5000" in text
     assert "0.4055" in text
     assert "0.8185" in text
-    demo.draw(runs, data, tmp_path / "folder" / "demo.png")
+    demo.draw(both, data, tmp_path / "folder" / "demo.png")
     assert (tmp_path / "folder" / "demo.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_run_with_an_output_folder_has_a_page(tmp_path, data, monkeypatch, capsys):
-    monkeypatch.setattr(colored_mnist.Data, "load", lambda *arguments: data)
+    monkeypatch.setattr(runs.Data, "load", lambda *arguments: data)
     results = tmp_path / "results.jsonl"
     given = [f"--results={results}", "--epochs=0.5", "--recipe=paper", "--no-progress"]
     colored_mnist.main(given)
@@ -196,45 +194,36 @@ def test_a_run_with_an_output_folder_has_a_page(tmp_path, data, monkeypatch, cap
     assert page.count("<img ") == 7
 
 
-def test_a_trial_trains_on_other_digits_than_it_measures_on(tmp_path, monkeypatch):
-    seen = {}
-
-    def remember(name, recipe, data, *arguments, **options):
-        seen.update(data=data, recipe=recipe)
-        return trained(name, recipe, data, *arguments, **options)
-
-    trained = colored_mnist_trial.train_method
-    monkeypatch.setattr(colored_mnist_trial, "train_method", remember)
-    results = tmp_path / "trials.jsonl"
-    colored_mnist_trial.main(
-        [
-            "--head=color:0.3:1:weighed",
-            "--head=color_within_digit:0.1:0.2",
-            "--samples=64",
-            "--adjust",
-            "--train-samples=64",
-            f"--results={results}",
-        ]
-    )
-    train, held_out = seen["data"].train, seen["data"].test
-    assert (len(train), len(held_out)) == (64, 5000)
-    whole = ColoredMNIST(colored_mnist.MNIST, biased=False)
-    assert held_out.split == "train"
-    assert not held_out.biased
-    torch.testing.assert_close(held_out.labels, whole.labels[55_000:])
-    torch.testing.assert_close(train.labels, whole.labels[:64])
-    assert seen["recipe"].sample_weights(get_method("lnl")) == {"color": "color_weight"}
-    (line,) = map(json.loads, results.read_text().splitlines())
-    assert line["heads"] == [["color", 0.3, 1.0, True], ["color_within_digit", 0.1, 0.2, False]]
-    assert line["adjusted"]
-    assert seen["recipe"].adjustment(get_method("lnl")) == "color_adjustment"
-    assert seen["data"].probe_train.labels.tolist() == train.labels.tolist()
-    assert not seen["data"].probe_train.biased
-    for name in ("held_out_last", "held_out_averaged", "leakage"):
-        assert 0 <= line[name] <= 1
+def test_settings_are_chosen_on_other_digits_than_trained_on(tmp_path):
+    chosen = runs.Data.held_out(MNIST, 0.02, 0)
+    whole = ColoredMNIST(MNIST, biased=False)
+    assert len(chosen.train) == 55_000
+    torch.testing.assert_close(chosen.train.labels, whole.labels[:55_000])
+    torch.testing.assert_close(chosen.test.labels, whole.labels[55_000:])
+    torch.testing.assert_close(chosen.probe_train.labels, whole.labels[:10_000])
+    assert chosen.train.biased
+    for measured in (chosen.test, chosen.probe_train, chosen.probe_test):
+        assert measured.split == "train"
+        assert not measured.biased
 
 
-def test_a_trial_refuses_a_head_that_does_not_exist(capsys):
+def test_choosing_takes_coefficients_and_records_nothing(tmp_path, data, monkeypatch, capsys):
+    seen = []
+
+    def remember(name, recipe, *arguments, **options):
+        seen.append(recipe)
+        return trained(name, recipe, *arguments, **options)
+
+    trained = runs.train_method
+    monkeypatch.setattr(runs, "train_method", remember)
+    monkeypatch.setattr(runs.Data, "held_out", lambda *arguments: data)
+    results = tmp_path / "results.jsonl"
+    given = [f"--results={results}", "--epochs=0.5", "--no-progress", "--entropy-weight=0.02"]
+    colored_mnist.main([*given, "--choose"])
+    (head,) = seen[0].heads
+    assert (head.reversal, head.entropy_weight) == (RECIPES["default"].heads[0].reversal, 0.02)
+    assert not results.exists()
+    assert "held-out digits" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        colored_mnist_trial.parse(["--head=colour:0.3:1"])
-    assert "'colour:0.3:1' is not TARGET:REVERSAL:ENTROPY_WEIGHT" in capsys.readouterr().err
+        colored_mnist.parse(given)
+    assert "need --choose" in capsys.readouterr().err

@@ -8,9 +8,14 @@ from pathlib import Path
 
 import pytest
 import reproduce_table
-from reproduce_table import Cell
+from digits import protocol
+from digits import table as parts
+from digits.table import Cell
 
 from lnl_ext.data import read_mnist_split
+from lnl_ext.paper.colored_mnist import VARIANCES
+from lnl_ext.paper.recipes import RECIPES
+from lnl_ext.training.methods import METHODS
 
 SCRIPT = Path(reproduce_table.__file__)
 
@@ -29,20 +34,26 @@ def line(method="lnl", variance=0.02, seed=0, accuracy=0.5, recipe="default", ep
     )
 
 
+def test_names_are_the_packages():
+    assert tuple(METHODS) == protocol.METHODS
+    assert tuple(RECIPES) == protocol.RECIPES
+    assert protocol.VARIANCES == VARIANCES
+
+
 def test_the_table_has_28_cells_and_more_seeds_where_asked():
-    methods, variances = list(reproduce_table.PAPER), list(reproduce_table.VARIANCES)
-    assert len(reproduce_table.cells(methods, variances, more_seeds=False)) == 28
-    more = reproduce_table.cells(methods, variances, more_seeds=True)
+    methods, variances = list(protocol.PAPER), list(protocol.VARIANCES)
+    assert len(parts.cells(methods, variances, {})) == 28
+    more = parts.cells(methods, variances, reproduce_table.SEEDS)
     assert len(set(more)) == len(more) == 28 + 2 * 2 * 4
     assert all(cell.seed == 0 for cell in more[:28])
 
 
 def test_runs_are_read_back_and_the_last_counts(tmp_path):
     results = tmp_path / "runs.jsonl"
-    assert reproduce_table.finished(results, "default", 5) == {}
+    assert parts.finished(results, "default", 5) == {}
     runs = [line(accuracy=0.1), line(seed=1), line(recipe="paper"), line(accuracy=0.7)]
     results.write_text("\n".join([*runs, line(seed=2, epoch=3.0)]))
-    done = reproduce_table.finished(results, "default", 5)
+    done = parts.finished(results, "default", 5)
     assert done == {Cell("lnl", 0.02, 0): 0.7, Cell("lnl", 0.02, 1): 0.5}
 
 
@@ -50,20 +61,20 @@ def test_a_damaged_results_file_is_refused(tmp_path):
     results = tmp_path / "runs.jsonl"
     results.write_text(line() + "\n" + line()[:20])
     with pytest.raises(ValueError, match=r"line 2 of .* is not a run"):
-        reproduce_table.finished(results, "default", 5)
+        parts.finished(results, "default", 5)
 
 
 def test_the_papers_unlearning_passes_over_the_data_in_two_stages():
-    assert reproduce_table.passes("baseline", "paper", None) == 100
-    assert reproduce_table.passes("lnl", "paper", None) == 200
-    assert reproduce_table.passes("lnl", "paper", 2) == 4
-    assert reproduce_table.passes("lnl", "default", None) == 3
-    assert reproduce_table.passes("lnl", "default", 5) == 5
+    assert parts.passes("baseline", "paper", None) == 100
+    assert parts.passes("lnl", "paper", None) == 200
+    assert parts.passes("lnl", "paper", 2) == 4
+    assert parts.passes("lnl", "default", None) == 3
+    assert parts.passes("lnl", "default", 5) == 5
 
 
 def test_the_table_sets_means_beside_the_papers_figures():
     accuracy = {Cell("lnl", 0.02, 0): 0.8, Cell("lnl", 0.02, 1): 0.9}
-    text = reproduce_table.table(accuracy, ["lnl", "grl"], [0.02, 0.025]).splitlines()
+    text = parts.table(accuracy, ["lnl", "grl"], [0.02, 0.025]).splitlines()
     assert text[0] == "| method | 0.020 | 0.025 |"
     assert text[2] == "| lnl | 0.8500 (2 seeds) | - |"
     assert text[3] == "| the paper's | 0.8185 | 0.8854 |"
@@ -73,7 +84,7 @@ def test_the_table_sets_means_beside_the_papers_figures():
 def test_the_adjustment_has_a_row_where_the_recipe_has_one(capsys):
     assert reproduce_table.parse([]).methods == list(reproduce_table.ROWS)
     for recipe in ("paper", "unadjusted"):
-        assert reproduce_table.parse([f"--recipe={recipe}"]).methods == list(reproduce_table.PAPER)
+        assert reproduce_table.parse([f"--recipe={recipe}"]).methods == list(protocol.PAPER)
         with pytest.raises(SystemExit):
             reproduce_table.parse([f"--recipe={recipe}", "--methods", "lnl", "adjusted"])
         assert "'adjusted' needs a recipe with a logit adjustment" in capsys.readouterr().err
@@ -84,7 +95,7 @@ def few_digits(tmp_path_factory):
     """A folder with the first digits of both of MNIST's splits."""
     folder = tmp_path_factory.mktemp("mnist")
     for split, name in (("train", "train"), ("test", "t10k")):
-        arrays = read_mnist_split(reproduce_table.MNIST, split)
+        arrays = read_mnist_split(protocol.MNIST, split)
         for array, kind in zip(arrays, ("images-idx3", "labels-idx1"), strict=True):
             few = array[:300].astype("u1")
             header = struct.pack(f">HBB{few.ndim}I", 0, 8, few.ndim, *few.shape)

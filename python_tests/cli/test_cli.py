@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,12 +18,15 @@ import torch
 import torchvision
 from cli_data import IMAGES, SIZE, train_flags, write_images
 
+import lnl_ext
 from lnl_ext.cli.arguments import build, command_line, read_toml, write_toml
+from lnl_ext.cli.leakage import audits
 from lnl_ext.cli.main import main, parser
 from lnl_ext.cli.options import TrainOptions
 from lnl_ext.cli.run_options import train_options
 from lnl_ext.data.images import evaluation_transform, load_image
 from lnl_ext.errors import UserError
+from lnl_ext.models.backbones import split_network
 
 pytestmark = pytest.mark.usefixtures("threads_kept")
 
@@ -136,7 +140,7 @@ def test_another_run_is_not_overwritten_or_mixed(
     table: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(train_flags(table, run)) == 2
-    assert "--resume goes on with it" in capsys.readouterr().err
+    assert "--resume continues it" in capsys.readouterr().err
     assert main(["train", f"--output={run}", "--resume", "--epochs=2"]) == 2
     assert "epochs: 1.0, now 2.0" in capsys.readouterr().err
     assert main(["train", f"--output={run}", "--resume", "--threads=2"]) == 2
@@ -284,15 +288,65 @@ def test_probe_reads_runs_state_dicts_and_exported_programs(
     assert of_program["label_only"] == of_weights["label_only"]
     # Red or blue is still plain in the first layer of any network.
     capsys.readouterr()
-    assert main(["probe", *plain, *common, "--tap=conv1"]) == 0
+    assert main(["probe", *plain, *common, "--feature-layer=conv1"]) == 0
     figures = json.loads((tmp_path / "figures.json").read_text())["hospital"]
     assert figures["accuracy"] > figures["label_only"]
     assert "at conv1 (24, 16, 16)" in capsys.readouterr().out
-    assert main(["probe", f"--weights={tmp_path}/model.pt2", *common, "--tap=conv1"]) == 0
+    assert main(["probe", f"--weights={tmp_path}/model.pt2", *common, "--feature-layer=conv1"]) == 0
     again = json.loads((tmp_path / "figures.json").read_text())["hospital"]
     assert again["accuracy"] == pytest.approx(figures["accuracy"], abs=2 / IMAGES)
-    assert main(["probe", f"--weights={tmp_path}/model.pt2", *common, "--tap=conv9"]) == 2
-    assert "tap 'conv9': no such layer. Near it: conv5, conv1" in capsys.readouterr().err
+    assert main(["probe", f"--weights={tmp_path}/model.pt2", *common, "--feature-layer=conv9"]) == 2
+    assert "feature layer 'conv9': no such layer. Near it: conv5, conv1" in capsys.readouterr().err
+
+
+def test_train_probe_and_audit_print_the_same_leakage(
+    table: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the same features and seed: the audit's figure, with its interval."""
+    figures = tmp_path / "figures.json"
+    common = ["--workers=0", "--threads=1", "--batch-size=8", f"--json={figures}"]
+    assert main(["probe", f"{run}", *common]) == 0
+    of_run = json.loads(figures.read_text())
+    report = json.loads((run / "report.json").read_text())
+    assert of_run == report["leakage_after"]  # both are of the validation images
+
+    plain = [f"--weights={run}/model.pt", "--arch=shufflenet_v2_x0_5", f"--image-size={SIZE}"]
+    flags = [f"--csv={table}", "--label-column=disease", "--bias-column=hospital", *common]
+    capsys.readouterr()
+    assert main(["probe", *plain, "--feature-layer=conv1", *flags]) == 0
+    text = capsys.readouterr().out
+    found = json.loads(figures.read_text())["hospital"]
+
+    rows = list(csv.DictReader(table.open()))
+    labels = torch.tensor([row["disease"] == "ill" for row in rows]).long()
+    bias = torch.tensor([row["hospital"] == "south" for row in rows]).long()
+    images = torch.stack(
+        [evaluation_transform(SIZE)(load_image(table.parent / row["path"])) for row in rows]
+    )
+    network = split_network(plain_model(run), "conv1").features
+    audit = lnl_ext.audit(network, labels, {"hospital": bias}, inputs=images.split(8))
+    hospital = audit.biases["hospital"]
+    probe = hospital.leakage
+    assert probe.information > 0.1
+    assert found["accuracy"] == probe.accuracy
+    assert found["information"] == probe.information
+    ends = (found["information_low"], found["information_high"])
+    assert ends == tuple(probe.information_interval)
+    assert (found["label_only"], found["majority"]) == (hospital.label_only, hospital.majority)
+    low, high = probe.information_interval
+    assert f"{probe.information:.3f} ({low:.3f} to {high:.3f})" in text
+    for leakage in (found, *of_run.values()):
+        assert min(leakage.values()) >= 0  # no probe knows less than nothing
+
+
+def test_what_cannot_be_probed_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    labels, features = torch.arange(60) % 2, torch.randn(60, 4)
+    bias = {"site": labels.roll(7), "age": torch.full((60,), -100)}
+    samples: Any = SimpleNamespace(labels=labels, bias=bias)
+    assert list(audits(features, samples, 0)) == ["site"]
+    assert "Leakage of age is not measured: bias['age']" in capsys.readouterr().out
+    assert audits(features * torch.nan, samples, 0) == {}
+    assert "the features are not finite" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------ options
@@ -355,7 +409,7 @@ def _damage(table: Path, count: int) -> Path:
         (["--label-column=illness"], "has no column 'illness'; it has 'path', 'disease'"),
         (["--bias-column=disease"], "column 'disease' is named for two purposes"),
         (["--arch=resnet19"], "such as resnet18"),
-        (["--tap=layer5"], "tap 'layer5': no such layer"),
+        (["--feature-layer=layer5"], "feature layer 'layer5': no such layer"),
         (["--weights=missing.pt"], "no weights at"),
         (["--method=lnl2"], "expected one of baseline"),
         (["--epochs=0"], "epochs is 0.0, expected more than 0"),
@@ -437,7 +491,7 @@ def test_commands_without_a_model_or_data_say_so(
 ) -> None:
     for command, message in [
         (["evaluate"], "expected a model: the folder of a run, or --weights FILE"),
-        (["evaluate", f"{tmp_path}"], "is no folder of a run: it has no model.json"),
+        (["evaluate", f"{tmp_path}"], "is not a run folder: it has no model.json"),
         (["probe", f"--weights={run}/model.pt"], "no data: give --csv FILE"),
         (["predict", f"{run}"], "no output: give --output FILE"),
         (["train"], "no data: give --csv FILE"),

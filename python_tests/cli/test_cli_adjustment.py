@@ -1,4 +1,4 @@
-"""``lnl train`` with a label loss that is told the bias."""
+"""``lnl train`` with a label loss that is adjusted by the bias."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cli_data import train_flags, write_images
 
 from lnl_ext import logit_adjustment
 from lnl_ext.cli.main import main
-from lnl_ext.cli.run_data import RunData, label_adjustment, told_by_the_bias
+from lnl_ext.cli.run_data import RunData, label_adjustment, predicted_by_the_bias
 from lnl_ext.cli.samples import Samples
 from lnl_ext.data.table import Table
 
@@ -34,7 +34,7 @@ def test_the_label_loss_is_told_the_bias(
         ("adjusted", ["--method=adjusted"]),
     ):
         assert main(train_flags(table, tmp_path / name, *short, *more)) == 0
-        said = "the bias would name the label of" in capsys.readouterr().out
+        said = "the bias alone predicts the label of" in capsys.readouterr().out
         assert said == (name in ("told", "adjusted"))
         state = torch.load(tmp_path / name / "model.pt", weights_only=True)
         trained[name] = state["fc.weight"]
@@ -58,12 +58,12 @@ def test_columns_of_the_adjustment_are_one_bias() -> None:
     one, two = data(a=column), data(a=column, b=column)
     torch.testing.assert_close(label_adjustment(one), expected)
     torch.testing.assert_close(label_adjustment(two), expected)
-    assert told_by_the_bias(one, expected) == (
-        "the bias would name the label of 300 of 400 training images, the most frequent label "
+    assert predicted_by_the_bias(one, expected) == (
+        "the bias alone predicts the label of 300 of 400 training images, the most frequent label "
         "that of 200"
     )
     sure = data(a=labels)
-    assert "gives every label away" in told_by_the_bias(sure, label_adjustment(sure))
+    assert "determines every label" in predicted_by_the_bias(sure, label_adjustment(sure))
 
 
 def test_an_adjustment_without_a_bias_is_refused(

@@ -159,7 +159,7 @@ def test_a_bias_class_that_training_lacks_and_empty_groups_are_told(
     more = ["--split-column=fold", "--epochs=0.5", "--pretrain-epochs=0"]
     assert main(train_flags(path, tmp_path / "run", *more)) == 0
     text = capsys.readouterr().out
-    assert "Note: no training image has hospital 'west'; the heads cannot know it" in text
+    assert "Note: no training image has hospital 'west'; the heads cannot learn it" in text
     assert "groups without an image: 3" in text  # west and healthy, and ill in both others
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     groups = {(g["label"], g["bias"]) for g in report["bias"]["hospital"]["groups"]}
@@ -228,6 +228,66 @@ def test_labels_of_any_text_in_folders_of_any_name(
     assert json.loads((run / "model.json").read_text())["classes"] == list(labels)
 
 
+def test_spreadsheets_and_other_spellings_are_read_and_told(
+    table: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = list(csv.DictReader(table.open()))
+    labels = [
+        ("0", "1.0" if n % 4 == 1 else "1")[r["disease"] == "ill"] for n, r in enumerate(rows)
+    ]
+    sites = ["#N/A" if n == 3 else row["hospital"] for n, row in enumerate(rows)]
+    path = changed(table, disease=labels, hospital=sites)
+    path.write_text("sep=;\n" + path.read_text().replace(",", ";"), encoding="utf-8-sig")
+    more = ["--epochs=0.2", "--pretrain-epochs=0"]
+    assert main(train_flags(path, tmp_path / "run", *more)) == 0
+    text = capsys.readouterr().out
+    assert f"Note: {path} is separated by ';'" in text
+    assert f"Note: {path}, column 'disease': '1' and '1.0' are one class, '1'" in text
+    assert f"Note: {path}, column 'hospital': '#N/A' (1) is missing" in text
+    assert "labels: 0 24, 1 24" in text
+    assert "; missing 1\n" in text
+    assert json.loads((tmp_path / "run" / "model.json").read_text())["classes"] == ["0", "1"]
+    # The same labels, all of them with a point.
+    other = changed(table, disease=[f"{float(label)}" for label in labels])
+    assert main(["evaluate", f"{tmp_path}/run", f"--csv={other}", "--workers=0"]) == 0
+    assert "does not know" not in capsys.readouterr().err
+
+
+def test_hidden_files_are_left_out_and_counted_by_every_command(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, output = tmp_path / "images", tmp_path / "run"
+    lines = ["path,hospital"]
+    for row in csv.DictReader(table.open()):
+        target = folder / row["disease"] / row["path"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(table.parent / row["path"], target)
+        lines.append(f"{row['disease']}/{row['path']},{row['hospital']}")
+    for name in (".ipynb_checkpoints/00.jpg", "__MACOSX/ill/._01.jpg", ".Trash-1000/00.jpg"):
+        (folder / name).parent.mkdir(parents=True)
+        shutil.copy(table.parent / "00.jpg", folder / name)
+    for row in csv.DictReader(table.open()):
+        (folder / row["disease"] / f"._{row['path']}").write_bytes(b"Mac OS X")
+    listed = tmp_path / "bias.csv"
+    listed.write_text("\n".join(lines) + "\n")
+    images, one = [f"--images={folder}", "--workers=0"], "--bias-column=hospital"
+    small = ["--arch=small", f"--image-size={SIZE}", "--epochs=0.2", "--pretrain-epochs=0"]
+    train = ["train", *images, f"--csv={listed}", one, f"--output={output}", *small]
+    others = [*images, f"--csv={listed}", "--weights", f"{output}/model.pt", *small[:2], one]
+    for command in (
+        train,
+        ["evaluate", *others],
+        ["probe", *others],
+        ["predict", f"{output}", *images, f"--output={tmp_path}/predictions.csv"],
+    ):
+        assert main(command) == 0
+        text = capsys.readouterr().out
+        assert f"Left out: {IMAGES + 3} hidden files (.Trash-1000, ._00.jpg, " in text
+    assert json.loads((output / "model.json").read_text())["classes"] == ["healthy", "ill"]
+    assert len((output / "split.csv").read_text().splitlines()) == 1 + IMAGES
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 1 + IMAGES
+
+
 # ------------------------------------------------------------------ places and numbers
 
 
@@ -241,13 +301,13 @@ def test_predict_takes_images_of_every_suffix_and_counts_what_it_leaves_out(
     folder.mkdir()
     (folder / "notes.txt").touch()
     assert main(command) == 2
-    assert f"images {folder}: no image in this folder" in capsys.readouterr().err
+    assert f"images {folder}: no image file in this folder" in capsys.readouterr().err
     picture = Image.new("RGB", (SIZE, SIZE), "red")
     picture.save(folder / "moves.GIF", save_all=True, append_images=[picture.rotate(90)])
     picture.save(folder / "still.jpeg")
     Image.new("RGB", (1, 1)).save(folder / "tiny.png")
     assert main(command) == 0
-    assert "Left out: 1 files whose names do not end as images' do" in capsys.readouterr().out
+    assert "Left out: 1 file without an image extension" in capsys.readouterr().out
     names = [row["path"] for row in csv.DictReader(output.open())]
     assert names == ["moves.GIF", "still.jpeg", "tiny.png"]
 
@@ -271,7 +331,7 @@ def test_an_output_that_cannot_be_a_folder_is_one_line(
         ("--learning-rate=nan", "learning-rate is nan, expected more than 0"),
         ("--seed=4294967296", "seed is 4294967296, expected at most 4294967295"),
         ("--method=blindeye --update=two_step", "method blindeye has a confusion loss"),
-        ("--bias-column=label", "bias-column is 'label', which the figures of a run call the task"),
+        ("--bias-column=label", "bias-column is 'label', which is the task's name in the results"),
     ],
 )
 def test_numbers_out_of_range_are_named(
@@ -291,8 +351,8 @@ def test_what_is_no_model_is_named(
     torch.export.save(program, tmp_path / "grey.pt2")
     images = [f"--csv={table}", "--bias-column=hospital"]
     for command, message in [
-        (["evaluate", f"{table}"], f"{table} is no folder of a run"),
-        (["probe", f"--weights={tmp_path}/text.pt2", *images], "is no program of torch.export"),
+        (["evaluate", f"{table}"], f"{table} is not a run folder"),
+        (["probe", f"--weights={tmp_path}/text.pt2", *images], "is not a torch.export program"),
         (
             ["probe", f"--weights={tmp_path}/grey.pt2", *images],
             f"takes inputs of shapes [(2, 1, {SIZE}, {SIZE})], expected (N, 3, H, W)",

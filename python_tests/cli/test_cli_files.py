@@ -10,6 +10,7 @@ import pytest
 import torch
 from cli_data import train_flags, write_images
 from PIL import Image
+from safetensors.torch import save_file
 
 from lnl_ext.cli.main import main
 from lnl_ext.cli.options import ModelOptions, TrainOptions
@@ -37,7 +38,7 @@ def card(**changes: object) -> ModelCard:
         "arch": "squeezenet1_1",
         "classes": ["a", "b"],
         "image_size": 32,
-        "tap": "features",
+        "feature_layer": "features",
         "grey": False,
         "image_column": "path",
         "label_column": None,
@@ -69,7 +70,7 @@ def samples(folder: Path, labels: list[str]) -> Samples:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{}", "it lacks arch, classes, image_size, tap"),
+        ("{}", "it lacks arch, classes, image_size, feature_layer"),
         ("[]", "expected names and values"),
         ("{", "Expecting property name"),
         ({"weight": 1}, "it has unknown weight"),
@@ -98,6 +99,35 @@ def test_a_model_json_says_how_inputs_are_normalised(tmp_path: Path) -> None:
     torch.testing.assert_close(image[:, 0, 0], (seen - means) / deviations)
     (tmp_path / "model.json").write_text(json.dumps(values))  # of a run before they were written
     assert ModelCard.load(tmp_path) == card()
+
+
+# ------------------------------------------------------------------ weights
+
+
+def test_weights_of_a_wrapped_network_predict_the_same(
+    table: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = torch.load(run / "model.pt", weights_only=True)
+    averaged = {f"module._orig_mod.{name}": value for name, value in state.items()}
+    averaged["n_averaged"] = torch.tensor(3)
+    torch.save(averaged, tmp_path / "averaged.pt")
+    save_file(averaged, tmp_path / "averaged.safetensors")
+    torch.save(
+        {f"net.{n}": v for n, v in state.items()} | {"x": state["classifier.1.bias"]},
+        tmp_path / "part.pt",
+    )
+    images = [f"--images={table.parent}", "--workers=0", "--image-size=32"]
+    commands = {"run": [f"{run}"]}
+    for name in ("averaged.pt", "averaged.safetensors", "part.pt"):
+        commands[name] = [f"--weights={tmp_path / name}", "--arch=squeezenet1_1", "--classes=a,b"]
+    tables = []
+    for name, model in commands.items():
+        output = tmp_path / f"{name}.csv"
+        if main(["predict", *model, *images, f"--output={output}"]) == 0:
+            tables.append(output.read_text())
+    assert len(tables) == 3
+    assert tables[0] == tables[1] == tables[2]
+    assert "names of the network begin with 'net.', beside others (x)" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------ names
@@ -202,7 +232,7 @@ def test_resuming_where_there_is_no_run_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", f"--output={tmp_path}/nowhere", "--resume"]) == 2
-    message = f"{tmp_path}/nowhere holds no run to go on with: it has no config.toml"
+    message = f"{tmp_path}/nowhere holds no run to resume: it has no config.toml"
     assert message in capsys.readouterr().err
     assert main(["train", "--resume"]) == 2
     assert "no output: give --output DIR, the folder of the run" in capsys.readouterr().err

@@ -216,7 +216,7 @@ def test_a_signal_ends_the_run_after_the_step(
     output = tmp_path / "run"
     code, text = run(flags(table, output, *more), (name, 7))
     assert code == {"SIGTERM": 143, "SIGINT": 130}[name]
-    assert f"lnl: stopped by {name} at step 7; go on with: lnl train --output {output}" in text
+    assert f"lnl: stopped by {name} at step 7; resume with: lnl train --output {output}" in text
     assert "Traceback" not in text
     resume(run, output, expected)
 

@@ -55,14 +55,14 @@ def test_a_run_that_lost_a_process_goes_on_and_counts_every_image_once(
     (message,) = messages(lost)  # of the other process: it may see the loss, or torchrun's signal
     assert "process 0 of 2 " in message
     assert " lost another one" in message or " stopped by SIGTERM" in message
-    assert "go on from the last checkpoint" in message
+    assert "continue from the last checkpoint" in message
     assert lost.stderr.count("Traceback") == 1  # torchrun's
     assert load_checkpoint(output / "checkpoint.pt")["step"] == 2
     assert not (output / "model.pt").exists()
 
     result = torchrun(*COMMAND, "train", f"--output={output}", "--resume")
     assert result.returncode == 0, result.stderr
-    assert "method lnl, cpu, 2 processes; going on at step 2" in result.stdout
+    assert "method lnl, cpu, 2 processes; resuming at step 2" in result.stdout
     assert result.stdout.count("Wrote ") == 1  # process 0 alone
     steps = [json.loads(line)["step"] for line in (output / "metrics.jsonl").open()]
     assert len(steps) == len(set(steps)) == 2
@@ -99,7 +99,7 @@ def test_a_run_that_lost_a_process_ends_at_the_weights_of_one_that_did_not(
 @pytest.mark.parametrize("launcher", [[sys.executable], TORCHRUN])
 def test_compiled_losses_are_the_same(table: Path, tmp_path: Path, launcher: list[str]) -> None:
     # Weights that stand still, as Adam makes whole steps of the rounding of gradients near zero;
-    # and a network without dropout, which draws other numbers when it is compiled.
+    # and a network without dropout, which uses a different random sequence when it is compiled.
     still = ["--learning-rate=1e-9", "--head-learning-rate=1e-9", "--arch=resnet18"]
     more = [*still, "--augment=none", "--pretrain-epochs=0", "--checkpoint-every=100"]
     records = []

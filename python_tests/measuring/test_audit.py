@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 
@@ -6,8 +7,13 @@ import torch
 from torch import nn
 
 import lnl_ext
-from lnl_ext.measuring.audit_split import stratified_split
-from lnl_ext.measuring.statistics import bootstrap_interval, entropy_of_counts, permutation_test
+from lnl_ext.measuring.audit import _split
+from lnl_ext.measuring.information import (
+    Sampling,
+    bootstrap_intervals,
+    entropy_of_counts,
+    permutation_test,
+)
 
 SAMPLES = 900
 QUICK = {"permutations": 99, "resamples": 200}
@@ -193,29 +199,28 @@ def test_float_bias_is_refused():
         lnl_ext.audit(features, labels, bias.float())
 
 
-def test_every_stratum_is_divided_alike():
-    strata = torch.randint(7, (1003,), generator=torch.Generator().manual_seed(0))
-    split = stratified_split(strata, 0.2, 0.3, seed=0)
+def test_every_label_is_divided_alike():
+    labels = torch.randint(7, (1003,), generator=torch.Generator().manual_seed(0))
+    split = _split(labels, 0.2, 0.3, 0)
     assert torch.cat(split).sort().values.tolist() == list(range(1003))
-    for stratum in range(7):
-        size = (strata == stratum).sum().item()
-        shares = [(strata[part] == stratum).sum().item() / size for part in split]
+    for label in range(7):
+        size = (labels == label).sum().item()
+        shares = [(labels[part] == label).sum().item() / size for part in split]
         assert shares == pytest.approx([0.5, 0.2, 0.3], abs=2.1 / size)
 
 
-def test_bootstrap_interval_of_a_mean():
-    values = torch.randn(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    low, high = bootstrap_interval(
-        lambda times: times @ values / times.sum(1),
+def test_bootstrap_intervals_of_means():
+    values = torch.randn(400, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    means = values.mean(0).tolist()
+    intervals = bootstrap_intervals(
+        lambda times: (times @ values / times.sum(1, keepdim=True)).T,
         400,
-        estimate=values.mean().item(),
-        resamples=4000,
-        confidence=0.9,
-        seed=0,
+        tuple(means),
+        Sampling(1, 4000, 0.9, 0),
     )
-    half = 1.645 * values.std().item() / 20  # of the normal distribution
-    mean = values.mean().item()
-    assert (mean - low, high - mean) == pytest.approx((half, half), rel=0.1)
+    for mean, deviation, (low, high) in zip(means, values.std(0).tolist(), intervals, strict=True):
+        half = 1.645 * deviation / 20  # of the normal distribution
+        assert (mean - low, high - mean) == pytest.approx((half, half), rel=0.1)
 
 
 def test_entropy_is_corrected_for_the_number_of_samples():
@@ -226,14 +231,42 @@ def test_entropy_is_corrected_for_the_number_of_samples():
     assert entropy_of_counts(torch.tensor([5.0, 0.0])).item() == 0
 
 
-def test_permutation_test_is_uniform_when_nothing_is_there():
+@pytest.mark.parametrize("labels", [None, torch.arange(40) % 3])
+def test_permutation_test_is_uniform_when_nothing_is_there(labels):
     generator = torch.Generator().manual_seed(0)
     p_values = []
     for seed in range(200):
-        guess = torch.randn(40, 3, 1, 1, generator=generator).log_softmax(1)
+        guess = torch.randn(40, 3, 1, 1, generator=generator)
         target = torch.randint(3, (40, 1, 1), generator=generator)
-        p_values.append(permutation_test(guess, target, None, permutations=39, seed=seed))
+        if labels is not None:  # both follow the label, and nothing else
+            guess = guess + 3 * nn.functional.one_hot(labels, 3)[:, :, None, None]
+            target = torch.where(target == 0, labels[:, None, None], target)
+        p_values.append(
+            permutation_test(guess.log_softmax(1), target, labels, Sampling(39, 1, 0.9, seed))
+        )
     # Kolmogorov-Smirnov distance of 200 uniform values: above 0.096 once in twenty.
     ordered = torch.tensor(p_values).sort().values
     distance = (ordered - torch.arange(1, 201) / 200).abs().max().item()
     assert distance < 0.096 + 1 / 40
+
+
+def test_p_values_are_those_of_the_definition():
+    """Every exchange of the samples is counted, where there are few."""
+    generator = torch.Generator().manual_seed(2)
+    guess = torch.randn(6, 3, 2, 4, generator=generator).log_softmax(1)
+    target = torch.randint(3, (6, 2, 4), generator=generator)
+    target[0, 0, 1] = target[3, 1] = -100
+    labels = torch.tensor([0, 1, 0, 1, 1, 1])
+
+    def cross_entropy(rows):
+        return nn.functional.nll_loss(guess, target[list(rows)], reduction="sum").item()
+
+    for strata in (None, labels):
+        allowed = [
+            rows
+            for rows in itertools.permutations(range(6))
+            if strata is None or torch.equal(strata[list(rows)], strata)
+        ]
+        as_low = sum(cross_entropy(rows) <= cross_entropy(range(6)) + 1e-6 for rows in allowed)
+        found = permutation_test(guess, target, strata, Sampling(1000, 1, 0.9, 0))
+        assert found == pytest.approx(as_low / len(allowed))

@@ -3,6 +3,7 @@
 import json
 import math
 import resource
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ import torch
 from torch import nn
 
 import lnl_ext
-from lnl_ext.measuring.audit_arguments import as_tensor, predicted_classes
+from lnl_ext.measuring.audit import TooFewSamplesError
+from lnl_ext.measuring.audit import _predicted_classes as predicted_classes
+from lnl_ext.measuring.evaluation import as_tensor
 
 QUICK = {"permutations": 9, "resamples": 20, "probes": "linear"}
 SAMPLES = 200
@@ -111,15 +114,17 @@ def test_the_classes_that_occur_are_counted():
     assert "\n2 classes (255, 2000000), H(b)" in text
 
 
-@pytest.mark.parametrize("known", [12, 20])
-def test_few_known_targets(known):
+def test_few_known_targets():
     features, labels, bias = draw()
-    bias[known:] = -100
+    bias[20:] = -100
     report = lnl_ext.audit(features, labels, bias, **QUICK | {"resamples": 500})
     probe = report.biases["bias"].probes["linear"]
     for interval in (probe.accuracy_interval, probe.information_interval):
         assert all(map(math.isfinite, interval))
     json.dumps(report.to_dict(), allow_nan=False)
+    bias[12:] = -100
+    with pytest.raises(TooFewSamplesError, match="known of one test sample"):
+        lnl_ext.audit(features, labels, bias, **QUICK)
 
 
 def test_heads_with_few_known_targets():
@@ -139,3 +144,10 @@ def test_logits_that_are_nan():
     features, labels, bias = draw()
     with pytest.raises(ValueError, match="head gives logits that are NaN"):
         lnl_ext.audit(features, labels, bias, head=Broken(4, 2), **QUICK)
+
+
+@pytest.mark.parametrize("library", ["scipy", "sklearn"])
+def test_a_missing_library_is_named(monkeypatch, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError, match=rf"needs {library}: pip install 'lnl_ext\[train\]'"):
+        lnl_ext.audit(*draw(), **QUICK)

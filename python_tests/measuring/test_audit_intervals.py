@@ -4,23 +4,9 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
 import lnl_ext
-from lnl_ext.measuring.audit import _measure, _Settings
-from lnl_ext.measuring.audit_probes import Fitted, Task
-
-
-class Known(nn.Module):
-    """A probe that knows how often the class shown is the right one."""
-
-    def __init__(self, right: float, classes: int) -> None:
-        super().__init__()
-        self.right, self.wrong = math.log(right), math.log((1 - right) / (classes - 1))
-
-    def forward(self, features):
-        """Return the log probabilities of the classes, given which one is shown."""
-        return torch.where(features > 0, self.right, self.wrong)
+from lnl_ext.measuring.information import Sampling, measure
 
 
 def measured(samples: int, classes: int, right: float, seed: int):
@@ -29,14 +15,15 @@ def measured(samples: int, classes: int, right: float, seed: int):
     bias = torch.randint(classes, (samples,), generator=generator)
     other = (bias + torch.randint(1, classes, (samples,), generator=generator)) % classes
     wrong = torch.rand(samples, generator=generator) > right
-    shown = nn.functional.one_hot(torch.where(wrong, other, bias), classes).float()
-    task = Task(shown, bias[:, None, None], torch.arange(classes), positional=False)
-    return _measure(
-        Fitted(Known(right, classes), 1, True),
-        task,
-        torch.arange(samples),
+    shown = torch.where(wrong, other, bias)
+    known = torch.full((samples, classes), (1 - right) / (classes - 1)).log()
+    known[torch.arange(samples), shown] = math.log(right)
+    return measure(
+        known[:, :, None, None],
+        bias[:, None, None],
         torch.zeros(samples),
-        _Settings(1, 300, 0.95, 256, seed),
+        classes,
+        Sampling(1, 300, 0.95, seed),
     )
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import lnl_ext
-from lnl_ext.measuring.standardized import Standardized, robust_scale
+from lnl_ext.measuring.scaling import Scaled
 
 QUICK = {"permutations": 99, "resamples": 100, "probes": ["linear"]}
 
@@ -48,7 +48,7 @@ def test_the_leak_is_found(change):
 
 
 def squeezed(values):
-    probe = Standardized(nn.Identity(), values, per_channel=False)
+    probe = Scaled(nn.Identity(), values, per_channel=False)
     return probe(values)
 
 
@@ -68,21 +68,21 @@ def test_sparse_features_count():
     assert (result[0] - result[-1]).min().item() > 1
 
 
-def test_scale_of_normal_sparse_and_constant_columns():
-    values = torch.zeros(4000, 3, dtype=torch.float64)
+def test_a_constant_with_rounding_is_no_feature():
+    values = torch.zeros(4000, 2, dtype=torch.float64)
     values[:, 0] = 5 + 2 * torch.randn(4000, generator=torch.Generator().manual_seed(0))
-    values[:40, 1] = 3
-    values[:, 2] = 0.1
-    values[::2, 2] += 1e-17  # rounding
-    median, scale = robust_scale(values)
-    assert median.tolist() == pytest.approx([5, 0, 0.1], abs=0.1)
-    assert scale.tolist() == pytest.approx([2, 0.3, float("inf")], rel=0.05)
+    values[:, 1] = 1e9
+    values[::2, 1] += 1.2e-7  # one step
+    assert (values[0, 1] != values[1, 1]).item()
+    normal, constant = squeezed(values).unbind(1)
+    assert torch.allclose(normal, ((values[:, 0] - 5) / 2).float(), atol=0.1)
+    assert not constant.any()
 
 
 def test_positions_of_a_channel_share_a_scale():
     features = torch.randn(50, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     features[:, 1] *= 100
-    each = Standardized(nn.Identity(), features, per_channel=True)(features)
+    each = Scaled(nn.Identity(), features, per_channel=True)(features)
     assert each.std((0, 2, 3), correction=0).tolist() == pytest.approx([1, 1, 1], abs=1e-5)
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from lnl_ext.measuring.evaluation import Predictions, evaluating, group_accuracy, predict
+from lnl_ext.measuring.evaluation import Predictions, evaluating, outputs, predict
+from lnl_ext.measuring.groups import GroupAccuracy
 
 LOGITS = torch.tensor([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0], [0.0, 1.0], [5.0, 4.0]])
 LABELS = torch.tensor([0, 1, 1, 0, 0])  # right, right, wrong, wrong, right
@@ -33,6 +34,8 @@ def test_predictions_are_those_of_evaluation_mode_over_all_batches() -> None:
 def test_nothing_to_evaluate_on_is_an_error() -> None:
     with pytest.raises(ValueError, match="batches is empty"):
         predict(nn.Identity(), [])
+    with pytest.raises(ValueError, match="inputs has no batch"):
+        outputs(nn.Identity(), [])
 
 
 def test_every_submodule_returns_to_its_own_mode() -> None:
@@ -50,20 +53,28 @@ def test_accuracy() -> None:
 
 
 def test_accuracy_per_group_and_of_the_worst() -> None:
-    groups = torch.tensor([7, 7, 3, 3, -1])
-    result = group_accuracy(Predictions(LOGITS, LABELS), groups)
-    assert result.accuracy == {3: 0.0, 7: 1.0}
-    assert result.samples == {3: 2, 7: 2}
-    assert result.worst == 0.0
+    predicted, bias = LOGITS.argmax(1), torch.tensor([7, 7, 3, 3, -1])
+    result = GroupAccuracy.of(predicted, LABELS, bias, aligned=bias == 7)
+    assert result.overall == pytest.approx(0.6)
+    assert result.accuracy == {(0, 7): 1, (1, 7): 1, (1, 3): 0, (0, 3): 0}
+    assert result.samples == dict.fromkeys(result.accuracy, 1)
+    assert (result.worst, result.difference) == (0, 1)
+    assert result.worst_group in ((0, 3), (1, 3))
+    assert (result.aligned, result.conflicting) == (1, 0)
+    assert result.of_bias(7) == (1, 2)
+    assert result.of_bias(3) == (0, 2)
+    assert math.isnan(result.of_bias(5)[0])
+    unknown = GroupAccuracy.of(predicted, LABELS, bias)
+    assert unknown.aligned is unknown.conflicting is None
 
 
 @pytest.mark.parametrize(
-    ("groups", "message"),
+    ("bias", "message"),
     [
-        (torch.zeros(4), r"groups has shape \(4,\), expected \(5,\)"),
-        (torch.full((5,), -1), "groups puts no sample in a group"),
+        (torch.zeros(4), r"bias has shape \(4,\), expected \(5,\)"),
+        (torch.full((5,), -1), "bias puts no sample in a group"),
     ],
 )
-def test_groups_that_cannot_be_used_are_refused(groups: torch.Tensor, message: str) -> None:
+def test_groups_that_cannot_be_used_are_refused(bias: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        group_accuracy(Predictions(LOGITS, LABELS), groups)
+        GroupAccuracy.of(LOGITS.argmax(1), LABELS, bias)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import pytest
 import torch
 
 import lnl_ext
+from lnl_ext.ops.types import LossOptions
 
 LOGITS = torch.zeros(8, 5)
 MAP = torch.zeros(8, 6, 3, 2)
@@ -250,3 +252,17 @@ def test_numbers_of_any_kind_are_coefficients(loss):
 
     for value in (1, 0.5, np.float32(0.5), np.float64(0.5), torch.tensor(0.5)):
         assert loss(LOGITS, TARGET, entropy_weight=value, reversal=value).isfinite()
+
+
+def test_numbers_do_not_follow_the_default_device(loss):
+    expected = loss(LOGITS, TARGET, entropy_weight=0.5, reversal=0.1)
+    with torch.device("meta"):
+        assert torch.equal(loss(LOGITS, TARGET, entropy_weight=0.5, reversal=0.1), expected)
+
+
+@pytest.mark.parametrize("name", ["fused_bias_loss", "fused_linear_bias_loss"])
+def test_type_checkers_know_the_keywords_that_the_functions_have(name):
+    signature = inspect.signature(getattr(lnl_ext, name))
+    keywords = {p.name for p in signature.parameters.values() if p.kind == p.KEYWORD_ONLY}
+    assert keywords == LossOptions.__annotations__.keys() | {"return_terms"}
+    assert inspect.signature(getattr(lnl_ext.reference, name)) == signature

@@ -10,7 +10,7 @@ from backends import scalar
 from bias_loss_cases import Case, Results, assert_matches_oracle, cases, make_inputs
 from hypothesis import given, settings
 
-from lnl_ext import BiasLoss, fused_bias_loss, reference
+from lnl_ext import BiasLoss, fused_bias_loss, fused_linear_bias_loss, reference
 
 
 def run_function(inputs, loss=fused_bias_loss) -> Results:
@@ -276,3 +276,22 @@ def test_results_depend_on_neither_run_nor_memory_format():
     channels_last = gradient(z.to(memory_format=torch.channels_last))
     assert channels_last.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(channels_last, first)
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_what_a_saved_tensor_hook_keeps_stays_as_it_was(linear):
+    x, target = torch.randn(6, 4, requires_grad=True), torch.randint(4, (6,))
+    kept: list[torch.Tensor] = []
+
+    def pack(tensor):
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        if linear:
+            loss = fused_linear_bias_loss(x, torch.randn(4, 4), target, entropy_weight=0.1)
+        else:
+            loss = fused_bias_loss(x, target, entropy_weight=0.1)
+    before = [tensor.clone() for tensor in kept]
+    (3.0 * loss).backward()
+    assert all(map(torch.equal, kept, before))

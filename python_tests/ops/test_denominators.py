@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lnl_ext.adversary import loss_gradients
 from lnl_ext.adversary.bias_adversary import BiasAdversary
-from lnl_ext.training.batch_counts import BatchCounter, count_sites
+from lnl_ext.training.denominators import Counter, count_sites
 
 HEADS, CLASSES = 3, 5
 
@@ -112,10 +112,14 @@ def test_denominators_are_checked() -> None:
         adversary(features, target, denominators=torch.ones(3, 2))
 
 
-def test_a_single_process_uses_the_batchs_own_counts() -> None:
-    adversary, _, target = problem(1)
-    counter = BatchCounter({"a": adversary})
-    counts = counter.count(torch.zeros(8), {"a": target, "b": target})
-    assert (counts.samples.item(), counts.mean_samples.item()) == (8, 8)
-    assert list(counts.sites) == ["a"]
-    assert counter.shares(counts) is None
+def test_a_step_of_one_part_divides_by_its_own_numbers() -> None:
+    adversary, features, target = problem(1)
+    counter = Counter({"a": adversary})
+    batch = (features, torch.zeros(8), {"a": target, "b": target})
+    counts = counter.count([batch])
+    assert (counts.samples.item(), counts.parts, list(counts.sites)) == (8, 1, ["a"])
+    assert counter.denominators(counts) == (None, {})
+    counts = counter.count([batch, batch])
+    samples, sites = counter.denominators(counts)
+    assert samples == 16
+    torch.testing.assert_close(sites["a"], 2 * count_sites(adversary, target, torch.float64))

@@ -90,7 +90,7 @@ def test_every_instruction_set(capability: str):
     if capability != "default" and capability not in supported():
         pytest.skip(f"this processor has no {capability}")
     script = (
-        "import sys; sys.path[:0] = ['python_tests' + f for f in ('/support', '/ops', '')]\n"
+        "import sys; sys.path[:0] = ['python_tests', 'python_tests/support', 'python_tests/ops']\n"
         "import conftest, lnl_ext, test_linear_parity as t, torch\n"
         f"assert lnl_ext.build_info()['cpu_capability'].lower() == {capability!r}\n"
         "for shape in t.SHAPES:\n"

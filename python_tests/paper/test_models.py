@@ -29,12 +29,12 @@ class AuthorsNetwork(nn.Module):
         self.fc = nn.Linear(64, 10)
 
     def forward(self, x):
-        """Give (tap, logits)."""
+        """Give (hidden, logits)."""
         pool = nn.functional.max_pool2d
         x = pool(torch.relu(self.conv1(self.bn0(x))), 3, 2, 1)
-        tap = torch.relu(self.conv2(x))
-        x = torch.relu(self.conv4(torch.relu(self.conv3(tap))))
-        return tap, self.fc(nn.functional.avg_pool2d(x, 7, 1).flatten(1))
+        hidden = torch.relu(self.conv2(x))
+        x = torch.relu(self.conv4(torch.relu(self.conv3(hidden))))
+        return hidden, self.fc(nn.functional.avg_pool2d(x, 7, 1).flatten(1))
 
 
 def test_the_split_network_is_the_authors_network():
@@ -43,9 +43,9 @@ def test_the_split_network_is_the_authors_network():
     state = {name.split(".", 1)[1]: value for name, value in network.state_dict().items()}
     whole.load_state_dict(state)
     images = torch.randn(4, 3, 28, 28)
-    tap, logits = whole(images)
-    assert tap.shape == (4, 32, 14, 14)
-    torch.testing.assert_close(network.features(images), tap)
+    hidden, logits = whole(images)
+    assert hidden.shape == (4, 32, 14, 14)
+    torch.testing.assert_close(network.features(images), hidden)
     torch.testing.assert_close(network(images), logits)
 
 
@@ -100,7 +100,7 @@ def test_global_head_gives_bins_per_head():
 def test_networks_keep_channels_last():
     network = DigitNetwork().to(memory_format=torch.channels_last)
     images = torch.randn(2, 3, 28, 28).contiguous(memory_format=torch.channels_last)
-    tap = network.features(images)
-    assert tap.is_contiguous(memory_format=torch.channels_last)
+    hidden = network.features(images)
+    assert hidden.is_contiguous(memory_format=torch.channels_last)
     head = PixelColorHead().to(memory_format=torch.channels_last)
-    assert head(tap).is_contiguous(memory_format=torch.channels_last)
+    assert head(hidden).is_contiguous(memory_format=torch.channels_last)

@@ -93,7 +93,7 @@ def written(tmp_path: Path, made: RunSummary) -> Parsed:
 def test_it_shows_what_it_is_given(tmp_path: Path) -> None:
     found = written(tmp_path, summary())
     assert found.text["h1"] == ["A <title>"]
-    headings = ["Results", "Groups", "Leakage: what a fresh probe tells about the bias"]
+    headings = ["Results", "Groups", "Leakage: how well a fresh probe predicts the bias"]
     headings += ["Training", "Confusion", "Command", "Configuration", "Environment"]
     assert found.text["h2"] == headings
     # What was not measured has no column; what is not there is a dash.

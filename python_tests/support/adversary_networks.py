@@ -53,7 +53,7 @@ def gradients(loss: Tensor, module: nn.Module) -> list[Tensor]:
     return list(torch.autograd.grad(loss, list(module.parameters())))
 
 
-def expected_gradients(f, g, h, images, labels, bias, coefficients, seed):
+def expected_gradients(f, g, h, images, labels, bias, coefficients, seed, heads=HEADS):
     """Three computations, each with its own forward of fresh copies and the same dropout.
 
     Returns the gradients of f, g and h for ``Lc + adversary``.
@@ -71,10 +71,26 @@ def expected_gradients(f, g, h, images, labels, bias, coefficients, seed):
     for_f, for_g = for_f[: len(list(f1.parameters()))], for_f[len(list(f1.parameters())) :]
     # 2. the head alone, on detached features
     f2, _, h2 = networks()
-    for_h = gradients(terms(h2(f2(images).detach()), bias)[0], h2)
+    for_h = gradients(terms(h2(f2(images).detach()), bias, heads)[0], h2)
     # 3. the features alone
     f3, _, h3 = networks()
-    cross_entropy, entropy, confusion = terms(h3(f3(images)), bias)
+    cross_entropy, entropy, confusion = terms(h3(f3(images)), bias, heads)
     unlearn = -reversal * cross_entropy - entropy_weight * entropy + confusion_weight * confusion
     against = gradients(unlearn, f3)
     return [a + b for a, b in zip(for_f, against, strict=True)], list(for_g), for_h
+
+
+def separate_gradients(head, x, bias, leaves, coefficients, heads: int = 1, seed: int = 0):
+    """Two plain computations: the gradient of `x` that fools the head, and dCE of `leaves`.
+
+    `head` is any function of the features, with the same random draws in both.
+    """
+    reversal, entropy_weight, confusion_weight = coefficients
+    torch.manual_seed(seed)
+    cross_entropy, _, _ = terms(head(x.detach().clone()), bias, heads)
+    for_leaves = torch.autograd.grad(cross_entropy, leaves, allow_unused=True)
+    features = x.detach().clone().requires_grad_()
+    torch.manual_seed(seed)
+    cross_entropy, entropy, confusion = terms(head(features * 1), bias, heads)
+    unlearn = -reversal * cross_entropy - entropy_weight * entropy + confusion_weight * confusion
+    return torch.autograd.grad(unlearn, features)[0], for_leaves

@@ -124,12 +124,12 @@ def library() -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(library_path()))
     loaded.lnl_emulated_error.restype = ctypes.c_char_p
     loaded.lnl_emulated_bias_loss.argtypes = (ctypes.POINTER(_Call), ctypes.c_int, ctypes.c_int)
-    loaded.lnl_emulated_linear_launch.argtypes = (
+    loaded.lnl_emulated_kernel.restype = ctypes.c_char_p
+    loaded.lnl_emulated_kernel.argtypes = (ctypes.c_int, *[ctypes.c_int64] * 3)
+    loaded.lnl_emulated_linear_fits.argtypes = (
         ctypes.c_int,
         *[ctypes.c_int64] * 4,
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.POINTER(ctypes.c_int64),
+        *[ctypes.c_int] * 2,
     )
     loaded.lnl_emulated_scale_gradient.argtypes = (
         ctypes.c_void_p,
@@ -140,31 +140,12 @@ def library() -> ctypes.CDLL:
         ctypes.c_int,
     )
     loaded.lnl_emulated_schedule.argtypes = (ctypes.c_int, ctypes.c_uint64)
-    loaded.lnl_emulated_launch.restype = ctypes.c_char_p
-    loaded.lnl_emulated_launch.argtypes = (
-        ctypes.c_int,
-        *[ctypes.c_int64] * 3,
-        ctypes.c_int,
-        ctypes.POINTER(ctypes.c_int),
-        ctypes.POINTER(ctypes.c_int64),
-    )
     return loaded
 
 
 def set_schedule(name: str, seed: int = 1) -> None:
     """Choose the order in which emulated threads and blocks run."""
     library().lnl_emulated_schedule(SCHEDULES[name], seed)
-
-
-def launch(
-    dtype: torch.dtype, rows: int, classes: int, positions: int, dense: bool
-) -> tuple[str, int, int]:
-    """Return the kernel that a call gets, the threads of a block and its shared memory."""
-    threads, shared = ctypes.c_int(), ctypes.c_int64()
-    kernel = library().lnl_emulated_launch(
-        DTYPES[dtype], rows, classes, positions, dense, threads, shared
-    )
-    return kernel.decode(), threads.value, shared.value
 
 
 def _check(code: int) -> None:
@@ -306,26 +287,15 @@ def scale_gradient_(gradient: Tensor, factor: Tensor) -> None:
     )
 
 
-def linear_launch(
-    dtype: torch.dtype,
-    rows: int,
-    heads: int,
-    classes: int,
-    width: int,
-    dense: bool = False,
-    shared_memory: int = SHARED_MEMORY,
-) -> tuple[int, ...] | None:
-    """Return what a linear head on chip is launched with, or None if it does not fit.
-
-    Threads of a block, blocks on a multiprocessor, rows and columns of a tile, shared memory.
-    """
-    facts = (ctypes.c_int64 * 5)()
-    fits = library().lnl_emulated_linear_launch(
-        DTYPES[dtype], rows, heads, classes, width, dense, shared_memory, facts
-    )
-    return tuple(facts) if fits else None
+def kernel(dtype: torch.dtype, rows: int, classes: int, positions: int) -> str:
+    """Return the name of the kernel that logits of this shape with class labels get."""
+    name: bytes = library().lnl_emulated_kernel(DTYPES[dtype], rows, classes, positions)
+    return name.decode()
 
 
 def linear_fits(dtype: torch.dtype, rows: int, heads: int, classes: int, width: int) -> bool:
     """Tell whether a linear head is one kernel's work, whatever its targets and gradients."""
-    return linear_launch(dtype, rows, heads, classes, width, dense=True) is not None
+    fits = library().lnl_emulated_linear_fits(
+        DTYPES[dtype], rows, heads, classes, width, MULTIPROCESSORS, SHARED_MEMORY
+    )
+    return bool(fits)

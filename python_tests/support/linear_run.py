@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
+from lnl_ext.ops.types import IGNORE_INDEX
 from lnl_ext.training.batches import TensorBatches
-from lnl_ext.training.config import TrainerConfig
-from lnl_ext.training.optimizers import OptimizerConfig
+from lnl_ext.training.config import OptimizerConfig, TrainerConfig
 from lnl_ext.training.trainer import Trainer
 
 SAMPLES, BATCH, BINS, HEADS = 20, 4, 5, 3
-IGNORED = -100
 
 
 class Problem:
@@ -28,8 +27,8 @@ class Problem:
         self.labels = torch.randint(3, (SAMPLES,), generator=generator)
         self.one = torch.randint(BINS, (SAMPLES,), generator=generator)
         self.many = torch.randint(BINS, (SAMPLES, HEADS), generator=generator)
-        self.one[torch.rand(SAMPLES, generator=generator) < 0.3] = IGNORED
-        self.one[BATCH : 2 * BATCH] = IGNORED  # the whole second batch
+        self.one[torch.rand(SAMPLES, generator=generator) < 0.3] = IGNORE_INDEX
+        self.one[BATCH : 2 * BATCH] = IGNORE_INDEX  # the whole second batch
         torch.manual_seed(2)
         self.features, self.classifier = nn.Linear(6, 4).double(), nn.Linear(4, 3).double()
         self.heads = {

@@ -37,7 +37,7 @@ def _workers(world_size: int) -> concurrent.futures.ProcessPoolExecutor:
 def forkserver() -> multiprocessing.context.ForkServerContext:
     """What starts processes that have torch loaded already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lnl_ext", "trainer_runs"])
+    context.set_forkserver_preload(["lnl_ext.training.trainer"])
     return context
 
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.training.batches import TensorBatches
-from lnl_ext.training.config import TrainerConfig
-from lnl_ext.training.optimizers import OptimizerConfig
+from lnl_ext.training.config import OptimizerConfig, TrainerConfig
 from lnl_ext.training.trainer import Trainer
 
 SAMPLES, BATCH, CLASSES, BINS = 22, 4, 3, 4

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lnl_ext.measuring.evaluation import predict
-from lnl_ext.training.optimizers import OptimizerConfig
+from lnl_ext.training.config import OptimizerConfig
 from lnl_ext.training.trainer import Trainer
 
 PRETRAIN_STEPS = 3  # of the tiny run: half an epoch
@@ -99,7 +99,7 @@ def evaluate(trainer: Trainer) -> dict[str, float]:
 
 
 def without_dropout(trainer: Trainer) -> Trainer:
-    """Take out what draws other numbers in another layout, precision or compilation."""
+    """Take out what draws differently in another layout, precision or compilation."""
     for module in (trainer.features, *trainer.adversaries.values()):
         for part in module.modules():
             if isinstance(part, nn.Dropout):

@@ -5,17 +5,24 @@ from __future__ import annotations
 import os
 import pickle
 import random
-import subprocess
-import sys
-import textwrap
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import forkserver
+from torch.utils.data import DataLoader
 
-from lnl_ext.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from lnl_ext.training.random_state import capture_random_state, restore_random_state, seed_all
+from lnl_ext.training.batches import BatchStream
+from lnl_ext.training.checkpoint import (
+    CheckpointError,
+    capture_random_state,
+    load_checkpoint,
+    restore_random_state,
+    save_checkpoint,
+)
 
 STATE = {
     "step": 7,
@@ -113,7 +120,7 @@ def test_other_torch_files_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"weights\.pt is a torch file, but no checkpoint"):
         load_checkpoint(path)
     torch.save({"format": 99}, path)
-    with pytest.raises(CheckpointError, match=r"weights\.pt has format 99, this version reads 2"):
+    with pytest.raises(CheckpointError, match=r"weights\.pt has format 99, this version reads 3"):
         load_checkpoint(path)
 
 
@@ -146,45 +153,43 @@ def test_a_failure_at_any_moment_leaves_the_old_checkpoint(
     assert os.listdir(tmp_path) == ["checkpoint.pt"]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="file size limits are POSIX")
-def test_a_full_disk_is_a_clear_error_and_keeps_the_old_checkpoint(tmp_path: Path) -> None:
+def in_a_process(function: Callable[[Path], None], path: Path) -> int | None:
+    process = forkserver().Process(target=function, args=(path,))
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+def save_with_little_room(path: Path) -> None:
+    import resource  # POSIX
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    for limit in (4096, 2000, 100, 0):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        with pytest.raises(CheckpointError, match=f"could not write checkpoint {path}"):
+            save_checkpoint(path, {"step": 8, "weights": torch.zeros(1000)})
+
+
+def save_and_be_killed(path: Path) -> None:
+    real = os.fsync
+
+    def kill_at_fsync(descriptor: int) -> None:
+        os.ftruncate(descriptor, 1500)  # the disk has only a part of it
+        real(descriptor)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    os.fsync = kill_at_fsync
+    save_checkpoint(path, {"step": 8, "weights": torch.zeros(1000)})
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file size limits and SIGKILL are POSIX")
+def test_a_full_disk_or_a_kill_keeps_the_old_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(path, STATE)
-    program = f"""
-        import resource, signal, sys, torch
-        from lnl_ext.training.checkpoint import CheckpointError, save_checkpoint
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        for limit in (4096, 2000, 100, 0):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-            try:
-                save_checkpoint({str(path)!r}, {{"step": 8, "weights": torch.zeros(1000)}})
-            except CheckpointError as error:
-                assert "could not write checkpoint {path}" in str(error), error
-            else:
-                sys.exit(f"no error with room for {{limit}} bytes")
-    """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
+    assert in_a_process(save_with_little_room, path) == 0
     assert same(load_checkpoint(path))
     assert os.listdir(tmp_path) == ["checkpoint.pt"]
-
-
-@pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
-def test_a_kill_while_writing_leaves_the_old_checkpoint(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint.pt"
-    save_checkpoint(path, STATE)
-    program = f"""
-        import os, signal, torch
-        from lnl_ext.training.checkpoint import save_checkpoint
-        real = os.fsync
-        def kill_at_fsync(descriptor):
-            os.ftruncate(descriptor, 1500)  # the disk has only a part of it
-            real(descriptor)
-            os.kill(os.getpid(), signal.SIGKILL)
-        os.fsync = kill_at_fsync
-        save_checkpoint({str(path)!r}, {{"step": 8, "weights": torch.zeros(1000)}})
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=False)
-    assert done.returncode == -9
+    assert in_a_process(save_and_be_killed, path) == -signal.SIGKILL
     assert same(load_checkpoint(path))
     save_checkpoint(path, STATE)  # and what the kill left behind does not get in the way
     assert same(load_checkpoint(path))
@@ -202,12 +207,12 @@ def draws(generator: torch.Generator) -> list[float]:
 
 def test_random_state_comes_back_through_a_file(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(4)
-    seed_all(1)
+    stream = BatchStream(DataLoader(range(3), generator=generator))
+    stream.seed(1)
     draws(generator)  # leaves half a pair of gaussians in Python's and NumPy's generators
     save_checkpoint(tmp_path / "c.pt", {"random": capture_random_state([generator])})
     expected = draws(generator)
-    seed_all(2)
-    generator.manual_seed(0)
+    stream.seed(2)
     restore_random_state(load_checkpoint(tmp_path / "c.pt")["random"], [generator])
     assert draws(generator) == expected
 
@@ -217,10 +222,11 @@ def test_random_state_of_batches_with_and_without_generator_do_not_mix() -> None
         restore_random_state(capture_random_state([torch.Generator()]), [])
 
 
-def test_seed_all_seeds_every_global_generator() -> None:
+def test_a_seed_reaches_every_generator() -> None:
     results = []
     for seed in (3, 3, 4):
-        seed_all(seed)
-        results.append(draws(torch.Generator().manual_seed(0)))
+        loader = DataLoader(range(3), generator=torch.Generator())
+        BatchStream(loader).seed(seed)
+        results.append(draws(loader.generator))
     assert results[0] == results[1]
-    assert all(a != b for a, b in zip(results[0][:-1], results[2][:-1], strict=True))
+    assert all(a != b for a, b in zip(results[0], results[2], strict=True))

@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lnl_ext.measuring.evaluation import Predictions
 from lnl_ext.training import distributed
-from lnl_ext.training.batch_sampler import ShardedBatchSampler
-from lnl_ext.training.batches import BatchStream, TensorBatches
+from lnl_ext.training.batches import BatchStream, ShardedBatchSampler, TensorBatches
 from lnl_ext.training.distributed import Processes
 
 

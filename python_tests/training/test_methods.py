@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from lnl_ext.training.batches import TensorBatches
-from lnl_ext.training.config import TrainerConfig
-from lnl_ext.training.grey import Grey
+from lnl_ext.training.config import OptimizerConfig, TrainerConfig
+from lnl_ext.training.image_transform import Grey
 from lnl_ext.training.methods import METHODS, get_method
-from lnl_ext.training.optimizers import OptimizerConfig
 from lnl_ext.training.trainer import Trainer
 
 # exact in float32, in which an adversary may keep them
@@ -91,11 +90,11 @@ def one_step(method: str) -> tuple[Trainer, list[nn.Module], tuple[Tensor, Tenso
 def test_joint_gradients_are_those_of_three_separate_backwards(method: str) -> None:
     trainer, (f, g, pixel, image), (images, labels, bias) = one_step(method)
     reversal, entropy_weight, confusion_weight = COEFFICIENTS[method]
-    tap = f(images)
-    label_loss = F.cross_entropy(g(tap), labels)
+    hidden = f(images)
+    label_loss = F.cross_entropy(g(hidden), labels)
     terms = {
-        "pixel": bias_terms(pixel(tap), bias["pixel"], 3),
-        "image": bias_terms(image(tap), bias["image"], 1),
+        "pixel": bias_terms(pixel(hidden), bias["pixel"], 3),
+        "image": bias_terms(image(hidden), bias["image"], 1),
     }
     fooling = sum(
         -reversal * ce - entropy_weight * h + confusion_weight * c for ce, h, c in terms.values()

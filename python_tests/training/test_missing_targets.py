@@ -1,4 +1,4 @@
-"""Batches in which a head has no target: no step for that head, nothing in its figures."""
+"""Batches in which a head has no target: it is not updated, and its metrics leave them out."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from linear_run import BATCH, BINS, HEADS, IGNORED, SAMPLES, Problem
+from linear_run import BATCH, BINS, HEADS, SAMPLES, Problem
 from tiny_run import differences
 from torch.nn import functional as F  # noqa: N812
+
+from lnl_ext.ops.types import IGNORE_INDEX
 
 
 @pytest.mark.parametrize("update", ["joint", "two_step"])
@@ -21,7 +23,7 @@ def test_a_head_without_any_target_is_as_if_it_were_not_there(
     results = []
     for with_head in (True, False):
         problem = Problem()
-        problem.one.fill_(IGNORED)
+        problem.one.fill_(IGNORE_INDEX)
         before = {k: v.clone() for k, v in problem.heads["one"].state_dict().items()}
         adversaries = {"many": problem.adversary("many")}
         if with_head:  # else its entropy, which needs no target, still counts
@@ -48,7 +50,7 @@ def test_a_head_beside_others_that_has_no_target_leaves_them_alone(update: str) 
     for missing in (True, False):
         problem = Problem()
         if missing:
-            problem.many[:, 1] = IGNORED
+            problem.many[:, 1] = IGNORE_INDEX
         before = problem.heads["many"].weight.detach().clone()
         adversary = problem.adversary("many", reversal=0.0, entropy_weight=0.0)
         record = problem.fit({"many": adversary}, update=update)
@@ -70,13 +72,13 @@ def test_the_figures_of_an_epoch_are_those_of_its_sites(
     """Whatever the batches are: of 20 samples at once, or of 4, one of them without a target."""
     problem = Problem()
     classes = None if weight is None else torch.tensor(weight).double()
-    tap = problem.features(problem.images)
-    logits = problem.heads["one"](tap)
+    hidden = problem.features(problem.images)
+    logits = problem.heads["one"](hidden)
     expected = F.cross_entropy(logits, problem.one, classes)
     entropy = -(logits.softmax(1) * logits.log_softmax(1)).sum(1)
     if mask_entropy:
-        entropy = entropy[problem.one != IGNORED]
-    label_loss = F.cross_entropy(problem.classifier(tap), problem.labels)
+        entropy = entropy[problem.one != IGNORE_INDEX]
+    label_loss = F.cross_entropy(problem.classifier(hidden), problem.labels)
     adversary = problem.adversary("one", weight=classes, mask_entropy=mask_entropy)
     # The weights hardly move, so that the figures of all batches are those of the same networks.
     record = problem.fit({"one": adversary}, rate=1e-12, batch=batch, update=update)
@@ -101,7 +103,7 @@ def test_a_batch_of_a_class_of_weight_zero_is_no_step_either(update: str) -> Non
 
 def test_an_epoch_without_any_target_is_null_in_the_metrics_file(tmp_path: Path) -> None:
     problem = Problem()
-    problem.one.fill_(IGNORED)
+    problem.one.fill_(IGNORE_INDEX)
     problem.fit({"one": problem.adversary("one")}, output=tmp_path)
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     record = json.loads(line)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from lnl_ext.training.batch_counts import Term
-from lnl_ext.training.run_log import JsonLines, LossMeter, NonFiniteError, Progress, RunLog, Scalars
+from lnl_ext.training.checkpoint import NonFiniteError
+from lnl_ext.training.denominators import Term
+from lnl_ext.training.run_log import JsonLines, LossMeter, Progress, TensorBoard
 
 
 def lines(path: Path) -> list[dict]:
@@ -91,14 +93,14 @@ def test_a_step_without_anything_to_average_counts_nothing() -> None:
 def test_lines_are_there_as_soon_as_they_are_written(tmp_path: Path) -> None:
     path = tmp_path / "new" / "metrics.jsonl"
     log = JsonLines(path, 0)
-    log.write({"step": 1, "loss": 0.5, "stage": "train"})
+    log({"step": 1, "loss": 0.5, "stage": "train"})
     assert lines(path) == [{"step": 1, "loss": 0.5, "stage": "train"}]
     log.close()
 
 
 def test_what_json_cannot_hold_becomes_null(tmp_path: Path) -> None:
     log = JsonLines(tmp_path / "m.jsonl", 0)
-    log.write({"step": 1, "worst_group_accuracy": math.nan, "x": math.inf})
+    log({"step": 1, "worst_group_accuracy": math.nan, "x": math.inf})
     log.close()
     assert lines(tmp_path / "m.jsonl") == [{"step": 1, "worst_group_accuracy": None, "x": None}]
 
@@ -107,10 +109,10 @@ def test_a_resume_drops_the_lines_it_will_write_again(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     first = JsonLines(path, 0)
     for step in (2, 4, 6):
-        first.write({"step": step})
+        first({"step": step})
     first.close()
     resumed = JsonLines(path, 4)
-    resumed.write({"step": 6, "again": True})
+    resumed({"step": 6, "again": True})
     resumed.close()
     assert lines(path) == [{"step": 2}, {"step": 4}, {"step": 6, "again": True}]
 
@@ -119,7 +121,7 @@ def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     path.write_text('{"step": 2}\n{"step": 4, "lo')
     log = JsonLines(path, 8)
-    log.write({"step": 10})
+    log({"step": 10})
     log.close()
     assert lines(path) == [{"step": 2}, {"step": 10}]
 
@@ -140,10 +142,10 @@ def test_scalars_can_be_read_by_tensorboard(tmp_path: Path) -> None:
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is missing"
     )
-    scalars = Scalars(tmp_path, 0)
+    scalars = TensorBoard(tmp_path)
     for step in (5, 10):
-        scalars.write({"kind": "epoch", "stage": "train", "step": step, "label_loss": step / 4})
-    scalars.write({"kind": "step", "step": 3, "label_loss": 9.0})
+        scalars({"kind": "epoch", "stage": "train", "step": step, "label_loss": step / 4})
+    scalars({"kind": "step", "step": 3, "label_loss": 9.0})
     scalars.close()
     events = accumulator.EventAccumulator(str(tmp_path))
     events.Reload()
@@ -156,12 +158,12 @@ def test_a_resume_hides_the_scalars_it_will_write_again(tmp_path: Path) -> None:
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is missing"
     )
-    first = Scalars(tmp_path, 0)
+    first = TensorBoard(tmp_path)
     for step in (2, 4, 6):
-        first.write({"kind": "epoch", "step": step, "loss": 1.0})
+        first({"kind": "epoch", "step": step, "loss": 1.0})
     first.close()
-    resumed = Scalars(tmp_path, 4)
-    resumed.write({"kind": "epoch", "step": 6, "loss": 2.0})
+    resumed = TensorBoard(tmp_path)
+    resumed({"kind": "epoch", "step": 6, "loss": 2.0})
     resumed.close()
     events = accumulator.EventAccumulator(str(tmp_path))
     events.Reload()
@@ -169,23 +171,22 @@ def test_a_resume_hides_the_scalars_it_will_write_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "sink", "message"),
+    ("module", "make", "message"),
     [
-        ("torch.utils.tensorboard", Scalars, "tensorboard=True needs the package tensorboard"),
-        ("tqdm", Progress, "progress=True needs the package tqdm.*progress=False"),
+        (
+            "torch.utils.tensorboard",
+            lambda: TensorBoard("."),
+            "TensorBoard needs the package tensorboard",
+        ),
+        ("tqdm", lambda: Progress(3, 0), "progress=True needs the package tqdm.*progress=False"),
     ],
 )
 def test_a_missing_package_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, sink: type, message: str
+    monkeypatch: pytest.MonkeyPatch, module: str, make: Callable[[], object], message: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=message):
-        sink(tmp_path if sink is Scalars else 3, 0)
-
-
-def test_tensorboard_without_a_folder_is_refused() -> None:
-    with pytest.raises(ValueError, match="tensorboard=True needs output"):
-        RunLog(None, 10, 0, tensorboard=True, progress=False)
+        make()
 
 
 # ---------------------------------------------------------------------- progress bar

@@ -36,8 +36,8 @@ from trainer_runs import (
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.training.batches import TensorBatches
-from lnl_ext.training.config import TrainerConfig
-from lnl_ext.training.optimizers import OptimizerConfig
+from lnl_ext.training.config import OptimizerConfig, TrainerConfig
+from lnl_ext.training.run_log import TensorBoard
 from lnl_ext.training.trainer import Trainer
 
 # ---------------------------------------------------------------------- stages and schedules
@@ -107,8 +107,8 @@ def rates(**optimizer: Any) -> list[float]:
     """Learning rates of the model at the steps of a tiny run."""
     trainer = tiny_trainer(optimizer=OptimizerConfig("sgd", learning_rate=0.1, **optimizer))
     seen = []
-    group = trainer.stepper.optimizers["model"].param_groups[0]
-    trainer.stepper.optimizers["model"].register_step_pre_hook(lambda *_: seen.append(group["lr"]))
+    group = trainer.update.optimizers["model"].param_groups[0]
+    trainer.update.optimizers["model"].register_step_pre_hook(lambda *_: seen.append(group["lr"]))
     trainer.fit(tiny_batches(), progress=False)
     return seen
 
@@ -124,31 +124,6 @@ def test_learning_rates_follow_their_schedule_in_the_training_stage() -> None:
     )
 
 
-def test_the_classifier_has_a_rate_of_its_own() -> None:
-    sgd = OptimizerConfig("sgd", learning_rate=0.1)
-    steps: list[list[Tensor]] = []
-    for factor in (1.0, 5.0):
-        one_step = {"epochs": 1 / 6, "pretrain_epochs": 0}
-        trainer = tiny_trainer(optimizer=sgd, classifier_rate=factor, **one_step)
-        modules = (trainer.features, trainer.classifier)
-        before = [torch.cat([p.detach().flatten() for p in m.parameters()]) for m in modules]
-        trainer.fit(tiny_batches(), progress=False)
-        assert trainer.step == 1
-        after = [torch.cat([p.detach().flatten() for p in m.parameters()]) for m in modules]
-        steps.append([new - old for new, old in zip(after, before, strict=True)])
-    (features, classifier), (same_features, faster_classifier) = steps
-    torch.testing.assert_close(same_features, features)
-    torch.testing.assert_close(faster_classifier, 5 * classifier, rtol=1e-4, atol=1e-6)
-
-
-def test_a_layer_of_features_and_classifier_learns_at_the_rate_of_the_features() -> None:
-    layer = nn.Linear(4, 4)
-    trainer = Trainer(layer, nn.Sequential(layer, nn.Linear(4, 2)), {})
-    features, classifier = trainer.stepper.optimizers["model"].param_groups
-    assert [id(p) for p in features["params"]] == [id(p) for p in layer.parameters()]
-    assert [p.shape for p in classifier["params"]] == [(2, 4), (2,)]
-
-
 def test_averages_are_those_of_the_weights_and_buffers_of_the_training_stage() -> None:
     trainer = tiny_trainer()
     snapshots: list[dict[str, Tensor]] = []
@@ -160,7 +135,7 @@ def test_averages_are_those_of_the_weights_and_buffers_of_the_training_stage() -
     features, classifier = trainer.inference_modules()
     assert features is trainer.features
     assert classifier is trainer.classifier
-    trainer.stepper.optimizers["model"].register_step_post_hook(after_step)
+    trainer.update.optimizers["model"].register_step_post_hook(after_step)
     trainer.fit(tiny_batches(), progress=False)
     features, _ = trainer.inference_modules()
     assert features is not trainer.features
@@ -174,9 +149,9 @@ def test_averages_are_those_of_the_weights_and_buffers_of_the_training_stage() -
 
 
 def test_records_say_what_happened(tmp_path: Path) -> None:
-    history = tiny_trainer().fit(
-        tiny_batches(), output=tmp_path, evaluate=evaluate, log_every=5, progress=False
-    )
+    tracked: list[dict[str, Any]] = []
+    options: dict[str, Any] = {"evaluate": evaluate, "log_every": 5, "tracker": tracked.append}
+    history = tiny_trainer().fit(tiny_batches(), output=tmp_path, progress=False, **options)
     assert [(r["stage"], r["epoch"], r["step"]) for r in history] == [
         ("pretrain", 0, 3),
         ("train", 0, 9),
@@ -190,15 +165,17 @@ def test_records_say_what_happened(tmp_path: Path) -> None:
     assert [(r["kind"], r["step"]) for r in written] == [
         ("epoch", 3), ("step", 5), ("epoch", 9), ("step", 10), ("epoch", 12)
     ]  # fmt: skip
-    assert written[-1]["label_loss"] == history[-1]["label_loss"]
+    assert [{k: v for k, v in r.items() if k != "seconds"} for r in tracked] == written
+    assert [record for record in tracked if record["kind"] == "epoch"] == history
 
 
 def test_tensorboard_gets_the_records(tmp_path: Path) -> None:
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is missing"
     )
-    history = tiny_trainer().fit(tiny_batches(), output=tmp_path, tensorboard=True, progress=False)
-    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    tracker = TensorBoard(tmp_path)
+    history = tiny_trainer().fit(tiny_batches(), tracker=tracker, progress=False)
+    events = accumulator.EventAccumulator(str(tmp_path))
     events.Reload()
     found = [(e.step, e.value) for e in events.Scalars("epoch/label_loss")]
     assert found == [(r["step"], pytest.approx(r["label_loss"])) for r in history]
@@ -254,7 +231,8 @@ def test_mixed_precision_trains(tmp_path: Path, update: str, amp: str) -> None:
         assert first[0][term] == pytest.approx(first[1][term], rel=0.02)  # bfloat16 has 8 bits
 
 
-def test_compiled_losses_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("update", ["joint", "two_step"])
+def test_compiled_losses_are_the_same(monkeypatch: pytest.MonkeyPatch, update: str) -> None:
     """One graph break per adversary is expected; what comes out is not."""
     compiled = []
 
@@ -268,13 +246,10 @@ def test_compiled_losses_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     batches = TensorBatches(images, labels, bias, batch_size=SAMPLES // 2)
     results = []
     for flag in (False, True):
-        trainer = without_dropout(
-            tiny_trainer(compile=flag, pretrain_epochs=0.0, epochs=1.0, optimizer=SGD)
-        )
+        config = {"pretrain_epochs": 0.0, "epochs": 1.0, "optimizer": SGD, "update": update}
+        trainer = without_dropout(tiny_trainer(compile=flag, **config))
         trainer.fit(batches, progress=False)
         results.append([p.detach() for p in trainer.classifier.parameters()])
     assert len(compiled) == 1
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)  # two steps in float32
-    tiny_trainer(compile=True, update="two_step")
-    assert len(compiled) == 1 + 3  # and the two objectives of the two steps

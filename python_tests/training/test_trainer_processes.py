@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from linear_run import IGNORED, SAMPLES, Problem
+from linear_run import SAMPLES, Problem
 from processes import in_processes, needs_gloo
 from tiny_run import SAMPLES as TINY_SAMPLES
 from tiny_run import differences, tiny_batches, tiny_data, tiny_trainer
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.measuring.evaluation import predict
+from lnl_ext.ops.types import IGNORE_INDEX
 from lnl_ext.training import distributed
 from lnl_ext.training.batches import TensorBatches
 from lnl_ext.training.checkpoint import CheckpointError, load_checkpoint
@@ -40,8 +41,8 @@ def linear_run(case: str, update: str, dtype: torch.dtype) -> dict[str, Any]:
     options = dict(CASES[case])
     if "weight" in options:
         options["weight"] = torch.tensor(options["weight"]).to(dtype)
-    problem.many[:7, 1] = IGNORED  # the first batch has nothing for one of three heads
-    problem.many[7:10] = IGNORED
+    problem.many[:7, 1] = IGNORE_INDEX  # the first batch has nothing for one of three heads
+    problem.many[7:10] = IGNORE_INDEX
     problem.images = problem.images.to(dtype)
     networks = {"f": problem.features, "g": problem.classifier, **problem.heads}
     for network in networks.values():
@@ -106,6 +107,7 @@ def tiny_run(folder: str, update: str, stop: int | None) -> dict[str, Any]:
     if stop is None and path.exists():
         trainer.load(path)
     batches = tiny_batches()
+    tracked: list[dict[str, Any]] = []
     if stop is not None:
         real = trainer._train_step
 
@@ -121,6 +123,7 @@ def tiny_run(folder: str, update: str, stop: int | None) -> dict[str, Any]:
             output=folder,
             evaluate=shared_evaluation,
             checkpoint_every=2,
+            tracker=tracked.append,
             progress=distributed.current().rank == 1,
         )
     except KeyboardInterrupt:
@@ -129,6 +132,7 @@ def tiny_run(folder: str, update: str, stop: int | None) -> dict[str, Any]:
         "weights": [p.detach().clone() for p in trainer.features.parameters()],
         "history": [{k: v for k, v in r.items() if k != "seconds"} for r in trainer.history],
         "draw": torch.rand(()).item(),
+        "tracked": [record["step"] for record in tracked],
     }
 
 
@@ -139,11 +143,13 @@ def test_a_run_of_two_processes_resumes_bit_for_bit(tmp_path: Path, update: str)
     assert differences(expected[0]["weights"], expected[1]["weights"]) == []
     assert expected[0]["history"] == expected[1]["history"]
     assert [record["rank"] for record in expected[0]["history"]] == [0.0] * 3
+    assert [process.pop("tracked") for process in expected] == [[3, 9, 12], []]
     assert expected[0]["draw"] != expected[1]["draw"]  # dropout is each process's own
 
     in_processes(tiny_run, str(stopped), update, 7)
     assert load_checkpoint(stopped / CHECKPOINT)["step"] == 6
     found = in_processes(tiny_run, str(stopped), update, None)
+    assert [process.pop("tracked") for process in found] == [[9, 12], []]
     assert differences(expected, found) == []
     assert (
         differences(load_checkpoint(whole / CHECKPOINT), load_checkpoint(stopped / CHECKPOINT))
@@ -152,7 +158,7 @@ def test_a_run_of_two_processes_resumes_bit_for_bit(tmp_path: Path, update: str)
     lines = [len((f / "metrics.jsonl").read_text().splitlines()) for f in (whole, stopped)]
     assert lines == [3, 3]  # by one process
 
-    with pytest.raises(CheckpointError, match="was written by 2 processes, here are 1"):
+    with pytest.raises(CheckpointError, match=r"of another run \(processes: 2, now 1\)"):
         tiny_trainer(update=update).load(whole / CHECKPOINT)
 
 

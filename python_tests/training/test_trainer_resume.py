@@ -26,8 +26,7 @@ from trainer_runs import STEPS, Kill, evaluate, killing, loader, metrics
 from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.training.batches import TensorBatches
 from lnl_ext.training.checkpoint import CheckpointError, load_checkpoint
-from lnl_ext.training.config import TrainerConfig
-from lnl_ext.training.optimizers import OptimizerConfig
+from lnl_ext.training.config import OptimizerConfig, TrainerConfig
 from lnl_ext.training.trainer import CHECKPOINT, Trainer
 
 # ---------------------------------------------------------------------- exact resume
@@ -122,8 +121,13 @@ def test_resume_is_exact_with_any_source_of_batches(
         {"channels_last": True},
         {"amp": "bfloat16"},
         {"average_decay": None},
-        {"classifier_rate": 5.0},
-        {"optimizer": OptimizerConfig("adamw", weight_decay=0.1, schedule="cosine")},
+        {"clip_norm": 0.5},
+        # NumPy's numbers come from np.logspace, for instance.
+        {
+            "optimizer": OptimizerConfig(
+                "adamw", np.float64(1e-3), np.float32(0.1), schedule="cosine"
+            )
+        },
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -237,7 +241,7 @@ def test_other_modules_are_refused_by_name(finished: Path) -> None:
 def test_other_batches_are_refused(finished: Path) -> None:
     trainer = tiny_trainer()
     trainer.load(finished)
-    with pytest.raises(ValueError, match="batches has 11 batches, the run began with 6"):
+    with pytest.raises(ValueError, match="batches gives 11 steps an epoch, the run began with 6"):
         trainer.fit(TensorBatches(*tiny_data(), batch_size=2), progress=False)
 
 

@@ -1,11 +1,13 @@
-"""Grey images in place of coloured ones."""
+"""What is done to images before the network, in training and in use alike."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Callable
 
-__all__ = ["Grey"]
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Grey", "Transformed"]
 
 
 class Grey:
@@ -34,3 +36,23 @@ class Grey:
         luma = images.new_tensor(self._LUMA).reshape(3, 1, 1)
         grey = ((images * std + mean) * luma).sum(1, keepdim=True).expand_as(images)
         return (grey - mean) / std
+
+
+class Transformed(nn.Module):
+    """A network behind a function of its images, such as `Grey`.
+
+    Parameters
+    ----------
+    transform : callable
+    network : nn.Module
+    """
+
+    def __init__(self, transform: Callable[[Tensor], Tensor], network: nn.Module) -> None:
+        super().__init__()
+        self.transform = transform
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return what the network makes of the transformed images."""
+        result: Tensor = self.network(self.transform(images))
+        return result

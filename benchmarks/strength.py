@@ -1,14 +1,13 @@
-"""What the pressure of ``lnl train`` does on real images: leakage and accuracy for some values.
+"""Run `lnl train` on real images at some strengths and print leakage and accuracy.
 
-``python benchmarks/pressure.py faces --data UTKFace`` takes the gender as label, the age and the
-ethnicity as bias, as they come. ``python benchmarks/pressure.py pets --data FOLDER`` takes dogs and
+``python benchmarks/strength.py faces --data UTKFace`` takes the gender as label, the age and the
+ethnicity as bias, as they come. ``python benchmarks/strength.py pets --data FOLDER`` takes dogs and
 cats, nine in ten of the training images bright dogs and dark cats, half of the validation images.
 Runs are kept below ``--output`` and not repeated.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import random
@@ -19,8 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lnl_ext.paper.dogs_and_cats import list_pets
+from recording.options import command
 
+IMAGES = 3600
+SETTINGS = (
+    *("--arch=shufflenet_v2_x0_5", "--image-size=64", "--epochs=10"),
+    *("--split-column=part", "--threads=1", "--workers=0"),
+)
 _UTKFACE = re.compile(r"(\d+)_([01])_([0-4])_\d+.*")
 _GENDERS = ("male", "female")  # of UTKFace's numbers
 _ETHNICITIES = ("white", "black", "asian", "indian", "other")
@@ -54,6 +58,8 @@ def pets(data: Path, images: int) -> tuple[list[str], list[list[str]]]:
 
 
 def _pets(data: Path, split: str) -> list[list[str]]:
+    from lnl_ext.paper.dogs_and_cats import list_pets
+
     files = list_pets(data, split)
     rows = [
         [str(path.absolute()), path.name[:3], _TONES[tone]]
@@ -70,57 +76,57 @@ _SETS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train with every pressure and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    """Train with every strength and print a table."""
+    parser = command(__doc__)
     parser.add_argument("set", choices=list(_SETS))
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--output", type=Path, default=Path("pressure_output"))
-    parser.add_argument("--images", type=int, default=3600)
-    parser.add_argument("--arch", default="shufflenet_v2_x0_5")
-    parser.add_argument("--image-size", type=int, default=64)
-    parser.add_argument("--epochs", type=float, default=10)
+    parser.add_argument("--data", type=Path, required=True, help="folder with the images")
+    parser.add_argument("--output", type=Path, default=Path("strength_output"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--pressures", nargs="*", default=["0.5:0.05", "1:0.1"], metavar="REVERSAL:ENTROPY"
+        "--strengths", nargs="*", default=["0.5:0.05", "1:0.1"], metavar="REVERSAL:ENTROPY"
     )
     chosen = parser.parse_args(arguments)
+    from lnl_ext.reporting.tables import markdown
+
     make, (label, *bias) = _SETS[chosen.set]
     chosen.output.mkdir(parents=True, exist_ok=True)
     table = chosen.output / f"{chosen.set}.csv"
-    header, rows = make(chosen.data, chosen.images)
+    header, rows = make(chosen.data, IMAGES)
     with table.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows([header, *rows])
-    command = [
+    train = [
         *(sys.executable, "-m", "lnl_ext", "train", f"--csv={table}", f"--label-column={label}"),
         *(f"--bias-column={column}" for column in bias),
-        *("--split-column=part", f"--arch={chosen.arch}", f"--image-size={chosen.image_size}"),
-        *(f"--epochs={chosen.epochs}", f"--seed={chosen.seed}", "--threads=1", "--workers=0"),
+        *(*SETTINGS, f"--seed={chosen.seed}"),
     ]
     names = [column.partition(":")[0] for column in bias]
-    print("| reversal | entropy | accuracy | worst group | leakage of " + ", ".join(names) + " |")
-    print("|---|---|---|---|---|")
-    for pressure in ["baseline", *chosen.pressures]:
+    leakage = f"leakage of {', '.join(names)}"
+    found = []
+    for strength in ["baseline", *chosen.strengths]:
         more = ["--method=baseline"]
-        if pressure != "baseline":
-            reversal, entropy = pressure.split(":")
+        if strength != "baseline":
+            reversal, entropy = strength.split(":")
             more = [f"--reversal={reversal}", f"--entropy-weight={entropy}"]
-        output = chosen.output / f"{chosen.set}-{chosen.arch}-{chosen.seed}-{pressure}"
+        output = chosen.output / f"{chosen.set}-{chosen.seed}-{strength}"
         if not (output / "report.json").exists():
-            run = [*command, *more, f"--output={output}", "--resume"]
+            print(f"training: {strength}", file=sys.stderr, flush=True)
+            run = [*train, *more, f"--output={output}", "--resume"]
             subprocess.run(run, check=True, stdout=subprocess.DEVNULL)
         report = json.loads((output / "report.json").read_text(encoding="utf-8"))
-        print(_row(pressure, names, report), flush=True)
+        found.append(_row(strength, names, report))
+    print(markdown(["reversal", "entropy", "accuracy", "worst group", leakage], found))
 
 
-def _row(pressure: str, names: list[str], report: dict[str, Any]) -> str:
+def _row(strength: str, names: list[str], report: dict[str, Any]) -> list[str]:
     before, after = report["leakage_before"], report["leakage_after"]
     cells = [
         (f"{before[name]['accuracy']:.3f} -> " if name in before else "")
         + f"{after[name]['accuracy']:.3f} (label alone {after[name]['label_only']:.3f})"
         for name in names
     ]
-    figures = f"{report['accuracy']:.3f} | {report['worst_group_accuracy']:.3f}"
-    return f"| {pressure.replace(':', ' | ')} | {figures} | {', '.join(cells)} |"
+    reversal, _, entropy = strength.partition(":")
+    accuracies = [f"{report[name]:.3f}" for name in ("accuracy", "worst_group_accuracy")]
+    return [reversal, entropy, *accuracies, ", ".join(cells)]
 
 
 if __name__ == "__main__":

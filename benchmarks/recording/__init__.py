@@ -1,0 +1,1 @@
+"""What all commands that train share: how they record a run, and options of theirs."""
