@@ -31,7 +31,7 @@ namespace {
 template <typename A>
 Plan denominator_plan(const BiasLossCall& loss, const Device& device) {
   Plan plan;
-  plan_workspace<A>(loss, device, plan);
+  plan_denominators<A>(loss, device, plan);
   return plan;
 }
 
@@ -63,7 +63,7 @@ int launch_linear_fold(const BiasLossCall& loss, std::int64_t blocks, CUstream_s
     Plan plan;
     plan.blocks = static_cast<unsigned>(blocks);
     return static_cast<int>(launch_fold<decltype(type)>(
-        loss, plan, static_cast<unsigned char*>(loss.partials), stream));
+        loss, plan, static_cast<unsigned char*>(loss.partials), true, stream));
   });
 }
 
