@@ -69,8 +69,13 @@ __device__ inline void load_staged(const T* stage, int window,
 
 constexpr int kLargeThreads = 512;
 
+// Blocks of rows_large on a multiprocessor that leave its threads registers enough not to spill.
 template <typename T, bool kDense>
-__global__ void __launch_bounds__(kLargeThreads, 1) rows_large(Problem<T> problem) {
+constexpr int kRowsLargeBlocks = sizeof(T) == 4 && !kDense ? 2 : 1;
+
+template <typename T, bool kDense>
+__global__ void __launch_bounds__(kLargeThreads, kRowsLargeBlocks<T, kDense>)
+    rows_large(Problem<T> problem) {
   using A = Accumulation<T>;
   using Online = OnlineSums<A, kDense>;
   constexpr int kBatch = 2;

@@ -270,7 +270,8 @@ __device__ inline void fold(const FoldProblem<A>& problem, A* by_warp) {
     fold_head<0>(problem, head, sums);
     if (problem.denominators != nullptr) {
       count_denominators(problem, sums[kTerms], sums[kTerms + 1], denominators);
-      if (lane < 2) problem.denominators[2 * head + lane] = denominators[lane == 0 ? 0 : 1];
+      if (lane < 2)
+        problem.denominators[2 * head + lane] = lane == 0 ? denominators[0] : denominators[1];
     } else if (problem.given != nullptr) {
       denominators[0] = problem.given[2 * head];
       denominators[1] = problem.given[2 * head + 1];
@@ -339,7 +340,7 @@ __device__ inline bool begin_turn(const Problem<T>& problem, unsigned char* shar
     A counts[2], counted[2];
     fold_head<kTerms>(turns.fold, head, counts);
     count_denominators(turns.fold, counts[0], counts[1], counted);
-    if (lane < 2) own[2 * head + lane] = counted[lane == 0 ? 0 : 1];
+    if (lane < 2) own[2 * head + lane] = lane == 0 ? counted[0] : counted[1];
   }
   __syncthreads();
   denominators = own;
