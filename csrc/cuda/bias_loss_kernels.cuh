@@ -462,8 +462,9 @@ cudaError_t launch_fold(const BiasLossCall& call, const Plan& plan, unsigned cha
   return cudaGetLastError();
 }
 
+// Either variant; a fault's test has one of them only.
 template <typename T>
-cudaError_t launch_main(const Plan& plan, const Problem<T>& problem, cudaStream_t stream) {
+cudaError_t launch_variant(const Plan& plan, const Problem<T>& problem, cudaStream_t stream) {
   return plan.dense ? launch_main<T, true>(plan, problem, stream)
                     : launch_main<T, false>(plan, problem, stream);
 }
@@ -480,7 +481,7 @@ cudaError_t launch_turns(const BiasLossCall& call, const Plan& plan, unsigned ch
   Problem<T> first = problem;
   first.turns.counting = true;
   if (call.weight != nullptr) first.gradient = first.head_gradient = nullptr;
-  const cudaError_t error = launch_main<T>(plan, first, stream);
+  const cudaError_t error = launch_variant<T>(plan, first, stream);
   if (error != cudaSuccess) return error;
   problem.partials = nullptr;
   problem.turns.second = true;
@@ -488,7 +489,7 @@ cudaError_t launch_turns(const BiasLossCall& call, const Plan& plan, unsigned ch
   problem.turns.blocks = static_cast<int>(plan.all_blocks(call.heads));
   problem.turns.denominators = reinterpret_cast<A*>(workspace + plan.denominators);
   problem.turns.fold = make_fold<T>(call, plan, workspace, false);
-  return launch_main<T>(plan, problem, stream);
+  return launch_variant<T>(plan, problem, stream);
 }
 
 template <typename T>
@@ -507,7 +508,7 @@ cudaError_t launch_call(const BiasLossCall& call, const Device& device, void* wo
       problem.count = static_cast<Accumulation<T>>(problem.sites);
     }
     problem.turns.counting = counts_labels(call);
-    error = launch_main<T>(plan, problem, stream);
+    error = launch_variant<T>(plan, problem, stream);
   }
   if (error == cudaSuccess && whole) {
     error = launch_fold<T>(call, plan, bytes, known, stream);
