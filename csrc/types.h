@@ -63,11 +63,11 @@ struct BiasLossCall {
 
   // CUDA: the call is one of several that together make one reduced loss: it writes its sums here,
   // for launch_linear_fold, reads denominators, and leaves loss (which is set), cross_entropy and
-  // entropy alone. [LaunchFacts::blocks, K, 3] of the accumulation dtype.
+  // entropy alone. [LaunchFacts::blocks, K, kPartials] of the accumulation dtype.
   void* partials = nullptr;
 
-  // One of them may be the logits' own memory: no thread reads a logit that another may have
-  // overwritten.
+  // With `denominators_given`, or in a backward call, one of them may be the logits' own memory: no
+  // thread reads a logit that another may have overwritten.
   void* gradient = nullptr;       // dtype and memory order of logits; null: not wanted
   void* head_gradient = nullptr;  // likewise
 

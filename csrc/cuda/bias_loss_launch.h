@@ -17,6 +17,10 @@ struct Device {
   int blocks_per_multiprocessor = 16;  // a grid has no more; its blocks take several turns
 };
 
+// Sums that a block makes for each head: CE, H and the confusion term, and of labels the weights of
+// those that count and the number of those that do not.
+constexpr int kPartials = 5;
+
 // What a call comes to on a device: the main kernel and how it is launched.
 struct LaunchFacts {
   const char* kernel = "";

@@ -52,7 +52,7 @@ inline BiasLossCall call_of_chunk(const BiasLossCall& whole, std::int64_t row, s
     call.entropy = advanced(call.entropy, row);
     call.upstream = advanced(call.upstream, row);
   }
-  call.partials = advanced(partials, blocks * whole.heads * 3);
+  call.partials = advanced(partials, blocks * whole.heads * kPartials);
   return call;
 }
 

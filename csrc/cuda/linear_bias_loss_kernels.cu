@@ -31,7 +31,7 @@ namespace {
 template <typename A>
 Plan denominator_plan(const BiasLossCall& loss, const Device& device) {
   Plan plan;
-  plan_workspace<A>(loss, device, plan);
+  plan_denominators<A>(loss, device, plan);
   return plan;
 }
 
@@ -63,12 +63,13 @@ int launch_linear_fold(const BiasLossCall& loss, std::int64_t blocks, CUstream_s
     Plan plan;
     plan.blocks = static_cast<unsigned>(blocks);
     return static_cast<int>(launch_fold<decltype(type)>(
-        loss, plan, static_cast<unsigned char*>(loss.partials), stream));
+        loss, plan, static_cast<unsigned char*>(loss.partials), true, stream));
   });
 }
 
 int launch_add_row(void* to, const void* row, std::int64_t rows, std::int64_t columns, DType dtype,
                    CUstream_st* stream) {
+  if (rows == 0 || columns == 0) return cudaSuccess;
   return with_dtype(dtype, [&](auto type) {
     using T = decltype(type);
     const auto kernel = add_row<T>;

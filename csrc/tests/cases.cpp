@@ -61,6 +61,12 @@ std::vector<Case> option_sets() {
     c.reduction = Reduction::kNone, c.confusion_weight = 0.4, c.ignored = 0.3;
     c.coefficients_on_device = true, c.separate_backward = true, c.reversal = 0.3;
   });
+  // Without weights: labels of which some blocks, or all, have ignored ones.
+  add([](Case& c) { c.entropy_weight = 0.3, c.reversal = 0.7, c.ignored = 0.02; });
+  add([](Case& c) {
+    c.smoothing = 0.1, c.entropy_weight = 0.2, c.ignored = 0.3, c.mask_entropy = true;
+  });
+  add([](Case& c) { c.entropy_weight = 0.1, c.ignored = 0.3, c.reversal = 0.4; });
   return sets;
 }
 
@@ -358,6 +364,11 @@ std::vector<Case> all_cases() {
   sums.pattern = Pattern::kNormal;
   sums.many_blocks = true;
   add(sums, {33'000, 1, 2, 1}, DType::kFloat32);
+  cases.back().few_blocks = false;
+  // One block in four has an ignored label; all have to make their gradients again.
+  Case turns = options[12];
+  turns.ignored = 0.002, turns.many_blocks = true;
+  add(turns, {33'000, 1, 2, 1}, DType::kFloat32);
   cases.back().few_blocks = false;
   // Labels, plain or smoothed, and probabilities, narrow or wide, in turn.
   for (const Shape& shape : kManyClasses) {

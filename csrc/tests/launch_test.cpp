@@ -51,7 +51,8 @@ bool is(const cuda::LaunchFacts& facts, const char* kernel) {
 std::int64_t unit_of(const tests::Case& c, const cuda::LaunchFacts& facts) {
   const std::int64_t wide = c.dtype == DType::kFloat64 ? 8 : 4;
   if (is(facts, "rows_small")) return facts.threads;
-  if (is(facts, "rows_medium")) return static_cast<std::int64_t>(facts.shared_memory) / (3 * wide);
+  if (is(facts, "rows_medium"))
+    return static_cast<std::int64_t>(facts.shared_memory) / (cuda::kPartials * wide);
   if (is(facts, "rows_large")) return 1;
   if (is(facts, "sites_large")) return 128 / size_of(c.dtype);
   const bool eight = size_of(c.dtype) == 2 && c.positions % 8 == 0;
@@ -89,6 +90,7 @@ void check_launch(const tests::Case& c, const cuda::Device& device) {
                       launch.grid.y == (rows ? 1 : static_cast<unsigned>(c.heads)));
   }
   expect(found, where, "the main kernel is not launched as launch_facts says");
+  expect(launches.size() <= 2, where, std::to_string(launches.size()) + " launches");
   expect(blocks <= needed, where, "blocks without work");
   expect((rows ? blocks : blocks * c.heads) <= resident + c.heads, where,
          "more than a full device");
@@ -97,14 +99,16 @@ void check_launch(const tests::Case& c, const cuda::Device& device) {
     expect(!rows || blocks * unit % c.heads == 0, where, "a turn leads to another head");
   }
   const std::int64_t wide = c.dtype == DType::kFloat64 ? 8 : 4;
-  std::int64_t least = blocks * c.heads * 3 * wide;
+  std::int64_t least = blocks * c.heads * cuda::kPartials * wide;
   if (c.reduction == Reduction::kNone) least = c.heads > 1 ? 3 * sites * c.heads * wide : 0;
   const auto workspace = static_cast<std::int64_t>(facts.workspace);
-  const std::int64_t denominators =
-      c.reduction == Reduction::kMean && c.target == tests::Target::kLabels
-          ? resident * c.heads * 2 * wide + 512
-          : 0;
-  expect(workspace >= least && workspace <= least + 512 + denominators, where,
+  // Flags of two bytes, and denominators of the heads that a block works on.
+  const std::int64_t every = rows ? blocks : blocks * c.heads;
+  const bool one_head = !rows || is(facts, "rows_large");
+  const std::int64_t turns = c.reduction == Reduction::kMean && c.target == tests::Target::kLabels
+                                 ? every * (2 + (one_head ? 1 : c.heads) * 2 * wide) + 512
+                                 : 0;
+  expect(workspace >= least && workspace <= least + 512 + turns, where,
          "a workspace of " + std::to_string(workspace) + " bytes for " + std::to_string(least));
   if (c.reduction == Reduction::kNone && c.heads > 1) {
     const emulator::Launch& sum = launches.back();

@@ -109,6 +109,13 @@ std::vector<LinearCase> all_linear_cases() {
     c.loss.ignored = 1.1, c.loss.mask_entropy = false;
     add(c, {37, 1, 6, 16}, dtype);
   }
+  // Labels that more blocks count than a warp has lanes.
+  LinearCase many = options[1];
+  many.loss.gradient = many.loss.head_gradient = false;
+  many.loss.many_blocks = true;
+  many.loss.reduction = Reduction::kMean;
+  add(many, {33'500, 1, 2, 1}, DType::kFloat32);
+  cases.back().loss.few_blocks = false;
   // Chunks, whose logits the test multiplies; rows of every kernel that reads them.
   for (const DType dtype : {DType::kFloat32, DType::kFloat64}) {
     for (const Shape& shape :

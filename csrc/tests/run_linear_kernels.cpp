@@ -118,7 +118,7 @@ LinearResults run_in_chunks(const LinearCase& c, const LinearInputs& inputs) {
     const std::int64_t chunks = (loss.rows + c.chunk - 1) / c.chunk;
     std::optional<Buffer> partials;
     if (forward && !none) {
-      partials.emplace("partials", chunks * most_blocks * loss.heads * 3 * size,
+      partials.emplace("partials", chunks * most_blocks * loss.heads * cuda::kPartials * size,
                        Access::kReadWrite);
     }
     if (forward && loss.reduction == Reduction::kMean) {
