@@ -15,7 +15,7 @@ CMAKE_BUILD := build/cmake
 CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 BUILD_INPUTS := $(CPP_FILES) $(wildcard build_support/*.py) csrc/sources.txt setup.py pyproject.toml
 
-.PHONY: help install tools demo docs test lint pytest ctest test-long test-install format clean
+.PHONY: help install tools demo docs test lint pytest ctest test-long test-install syntax format clean
 
 help:
 	@echo "make demo          train baseline and lnl on coloured MNIST; table and figure in $(DEMO_OUTPUT)/"
@@ -24,6 +24,7 @@ help:
 	@echo "make test-long     the Python tests on more cases as well"
 	@echo "make test-install  build and install from source, sdist and wheel in new environments (slow)"
 	@echo "make docs          the documentation as a site in build/site/"
+	@echo "make syntax        compile csrc/ as C++17 and C++20 against torch's headers, syntax only"
 	@echo "make format        format the Python and C++ code"
 	@echo "make clean         remove .venv, build folders and the compiled module"
 
@@ -77,10 +78,19 @@ test-long: tools
 test-install: tools
 	$(BIN)/python -m pytest -m slow python_tests/test_installation.py
 
+# TORCH_INCLUDE: the headers to compile against, those of the installed torch unless it says others.
+TORCH_INCLUDE ?= $(shell $(BIN)/python -c "import torch, os; print(os.path.dirname(torch.__file__))")/include
+STABLE_FILES := $(filter-out csrc/emulator/% csrc/tests/% csrc/bindings.cpp,$(filter %.cpp,$(CPP_FILES)))
+
+syntax: tools
+	for standard in 17 20; do for file in $(STABLE_FILES); do \
+	  $(CXX) -std=c++$$standard -fsyntax-only -fvisibility=hidden -Wall -Wextra -Werror -DUSE_CUDA \
+	    -DTORCH_TARGET_VERSION=0x020b000000000000 -isystem $(TORCH_INCLUDE) $$file || exit 1; done; done
+
 format: tools
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP_FILES)
 
 clean:
-	rm -rf $(VENV) build dist lnl_ext.egg-info lnl_ext/_C.*.so lnl_ext/_C.*.json
+	rm -rf $(VENV) build dist lnl_ext.egg-info lnl_ext/_C.*.so lnl_ext/_c*.so

@@ -1,11 +1,7 @@
 """Build lnl_ext; build_support/extension.py says what is compiled, and how."""
 
-from setuptools import Extension, setup
+from setuptools import setup
 
-from build_support.extension import NAME, build_command, sources
+from build_support.extension import BuildParts, extensions
 
-setup(
-    license="MIT",
-    ext_modules=[Extension(NAME, sources("cpu"))],
-    cmdclass={"build_ext": build_command()},
-)
+setup(license="MIT", ext_modules=extensions(), cmdclass={"build_ext": BuildParts})

@@ -34,14 +34,14 @@ __all__ = [
 
 Settings: TypeAlias = "Mapping[str, str | list[str] | None] | None"
 
-MINIMUM_TORCH = (2, 9)
+MINIMUM_TORCH = (2, 11)
 MINIMUM_SETUPTOOLS = (64, 0)  # the first that builds editable wheels
 SETUPTOOLS_WITH_WHEEL = (70, 1)  # older ones need the package wheel for it
 TORCH_REQUIREMENT = "torch>={}.{}".format(*MINIMUM_TORCH)
 
 
 def release(text: str) -> tuple[int, int]:
-    """Return the first two numbers of a version, (2, 9) for "2.9.1+cu130"."""
+    """Return the first two numbers of a version, (2, 11) for "2.11.1+cu130"."""
     major, minor = re.findall(r"\d+", text)[:2]
     return int(major), int(minor)
 

@@ -12,8 +12,6 @@ from pathlib import Path
 from setuptools.errors import PlatformError
 
 MODES = ("auto", "0", "1")
-# Headers that torch/ATen's CUDA headers include and that small toolkits leave out.
-LIBRARY_HEADERS = ("cublas_v2.h", "cusolverDn.h", "cusparse.h")
 
 
 @dataclass(frozen=True)
@@ -120,29 +118,3 @@ def default_architectures(nvcc: str, torch_architectures: list[str]) -> str:
     numbers = sorted(re.sub(r"sm_(\d+)(\d\w?)$", r"\1.\2", name) for name in common)
     numbers.sort(key=lambda number: tuple(map(int, re.findall(r"\d+", number))))
     return ";".join(numbers) + "+PTX"
-
-
-def missing_header_folders(toolkit: Toolkit, torch_package: Path) -> list[str]:
-    """Return folders of torch's CUDA wheels with the library headers that the toolkit lacks.
-
-    Parameters
-    ----------
-    toolkit
-        The toolkit to build with.
-    torch_package
-        The folder of the installed torch; NVIDIA's wheels lie beside it.
-    """
-    wheels = torch_package.parent / "nvidia"
-    folders: list[str] = []
-    for header in LIBRARY_HEADERS:
-        if (toolkit.home / "include" / header).exists():
-            continue
-        found = sorted(wheels.glob(f"*/include/{header}"))
-        if not found:
-            raise PlatformError(
-                f"{header} is neither in {toolkit.home / 'include'} nor in {wheels}/*/include: "
-                f"install the complete CUDA toolkit {toolkit.version}, or set LNL_EXT_CUDA=0"
-            )
-        if str(found[0].parent) not in folders:
-            folders.append(str(found[0].parent))
-    return folders

@@ -1,7 +1,8 @@
-// The module object lnl_ext._C. Importing it registers the operators of bias_loss.cpp; no tensor
-// passes through pybind11.
-#include <ATen/Version.h>
+// The module object lnl_ext._C: the facts of the build, and C++ helpers that know no torch. No
+// tensor passes through pybind11.
 #include <pybind11/pybind11.h>
+
+#include "cpu/capability.h"
 
 #define LNL_STRINGIFY_EXPANDED(...) #__VA_ARGS__
 #define LNL_STRINGIFY(...) LNL_STRINGIFY_EXPANDED(__VA_ARGS__)
@@ -17,9 +18,13 @@
 #endif
 
 PYBIND11_MODULE(_C, module) {
-  module.doc() =
-      "Compiled part of lnl_ext: importing it registers the torch operators of the namespace "
-      "lnl_ext.";
+  module.doc() = "The facts of lnl_ext's build, and which instructions its CPU kernels use.";
+  module.attr("torch") = LNL_STRINGIFY(LNL_TORCH_VERSION);
+  // The toolkit's version, and its architectures, with commas between; empty without CUDA.
+  module.attr("cuda") = LNL_STRINGIFY(LNL_CUDA_VERSION);
+  module.attr("cuda_arch_list") = LNL_STRINGIFY(LNL_CUDA_ARCH_LIST);
   module.attr("compiler") = LNL_COMPILER;
-  module.def("cpu_capability", &at::get_cpu_capability, "Instruction set chosen at run time.");
+  module.def(
+      "cpu_capability", [] { return lnl::cpu::name_of(lnl::cpu::capability()); },
+      "Instruction set of the CPU kernels, chosen at run time.");
 }

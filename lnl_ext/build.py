@@ -1,15 +1,15 @@
-"""What the compiled module was built with, and the check that it fits the installed torch.
+"""What the compiled parts were built with, and the check that they work with the installed torch.
 
-Importing this module loads ``lnl_ext._C``, which registers the operators. A module built for
-another torch is refused before it is loaded, because loading it may crash.
+Importing this module loads the operators: those on CPU tensors always, those on CUDA tensors where
+torch is built with CUDA of the same major version. They use torch's stable interface alone, so that
+what was built for one release works with every later one.
 """
 
 from __future__ import annotations
 
-import json
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from lnl_ext._version import __version__
 
@@ -18,14 +18,11 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError(
         f"lnl_ext needs PyTorch, and Python finds no module named {error.name!r}: "
-        "install torch (pip install 'torch>=2.9')"
+        "install torch (pip install 'torch>=2.11')"
     ) from error
 
 _PACKAGE = Path(__file__).resolve().parent
-_REBUILD = (
-    "rebuild lnl_ext against the installed torch (pip install --no-deps --no-cache-dir "
-    "--force-reinstall, of the same source as before)"
-)
+_MINIMUM_TORCH = (2, 11)
 
 
 class BuildInfo(TypedDict):
@@ -40,60 +37,52 @@ class BuildInfo(TypedDict):
     compiler: str
 
 
-def _compiled_file() -> Path:
+def _check_torch(version: str) -> None:
+    """Raise ImportError for a torch whose interface lacks what the operators use."""
+    major, minor = (int("".join(filter(str.isdigit, part))) for part in version.split(".")[:2])
+    if (major, minor) < _MINIMUM_TORCH:
+        wanted = ".".join(map(str, _MINIMUM_TORCH))
+        raise ImportError(
+            f"lnl_ext needs torch >= {wanted}, but torch {version} is installed: "
+            f"run `pip install 'torch>={wanted}'`"
+        )
+
+
+def _compiled_file(name: str) -> Path | None:
     for suffix in EXTENSION_SUFFIXES:
-        path = _PACKAGE / f"_C{suffix}"
+        path = _PACKAGE / f"{name}{suffix}"
         if path.exists():
             return path
+    return None
+
+
+def _load_operators(name: str) -> None:
+    path = _compiled_file(name)
+    try:
+        if path is None:
+            raise OSError(f"{_PACKAGE / name}{EXTENSION_SUFFIXES[0]} is missing")
+        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
+    except OSError as error:
+        raise ImportError(
+            f"lnl_ext was built for torch {_C.torch} and does not load with the installed torch "
+            f"{torch.__version__}: reinstall lnl_ext ({error})"
+        ) from error
+
+
+_check_torch(torch.__version__)
+if _compiled_file("_C") is None:
     raise ImportError(
         f"lnl_ext in {_PACKAGE} is not compiled for this Python (no _C{EXTENSION_SUFFIXES[0]}): "
         "run `pip install .` in its source folder; if it is installed already, start Python "
         "elsewhere than in that folder, which hides the installed package"
     )
+from lnl_ext import _C  # noqa: E402
 
-
-def _read_facts(module: Path) -> dict[str, Any]:
-    """Read what build_support/extension.py wrote beside the module, which is not loaded."""
-    path = module.with_suffix(".json")
-    try:
-        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ImportError(
-            f"{path} is missing, which says what {module.name} was built with: reinstall lnl_ext"
-        ) from None
-    return facts
-
-
-def _check_torch(facts: dict[str, Any], torch_version: str, torch_cuda: str | None) -> None:
-    """Raise ImportError if a module with these facts cannot work with the installed torch.
-
-    torch keeps its binary interface within a minor version, CUDA within a major one.
-    """
-    built_for = facts["torch"]
-    if built_for.split(".")[:2] != torch_version.split(".")[:2]:
-        raise ImportError(
-            f"lnl_ext was built for torch {built_for}, but torch {torch_version} is installed: "
-            f"{_REBUILD}, or install torch {built_for.partition('+')[0]}"
-        )
-    cuda = facts["cuda"]
-    if cuda and (torch_cuda is None or cuda.split(".")[0] != torch_cuda.split(".")[0]):
-        installed = f"with CUDA {torch_cuda}" if torch_cuda else "without CUDA"
-        raise ImportError(
-            f"lnl_ext was built with CUDA {cuda} for torch {built_for}, but the installed torch "
-            f"{torch_version} is built {installed}: {_REBUILD}, or install torch {built_for}"
-        )
-
-
-_facts = _read_facts(_compiled_file())
-_check_torch(_facts, torch.__version__, torch.version.cuda)
-
-try:
-    from lnl_ext import _C
-except ImportError as error:
-    raise ImportError(
-        f"lnl_ext was built for torch {_facts['torch']} and does not load with the installed torch "
-        f"{torch.__version__}: {_REBUILD} ({error})"
-    ) from error
+# CUDA keeps its binary interface within a major version.
+_has_cuda = bool(_C.cuda) and _C.cuda.split(".")[0] == (torch.version.cuda or "").split(".")[0]
+_load_operators("_cpu")
+if _has_cuda:
+    _load_operators("_cuda")
 
 
 def build_info() -> BuildInfo:
@@ -107,22 +96,23 @@ def build_info() -> BuildInfo:
         torch : str
             Version of the torch that it was compiled against.
         cuda : bool
-            Whether it has CUDA kernels; independent of whether there is a GPU.
+            Whether its CUDA kernels are there and fit the installed torch; independent of whether
+            there is a GPU.
         cuda_version : str or None
             Version of the CUDA toolkit, as in "13.0".
         cuda_arch_list : list of str
             Architectures of the CUDA kernels, as in ["sm_90", "compute_90"]; compute_* is PTX.
         cpu_capability : str
-            Instruction set that torch uses on this processor: "DEFAULT", "AVX2", "AVX512", ...
+            Instruction set of the CPU kernels on this processor: "DEFAULT", "AVX2" or "AVX512".
         compiler : str
             Name and version of the C++ compiler.
     """
     return {
         "version": __version__,
-        "torch": _facts["torch"],
-        "cuda": _facts["cuda"] is not None,
-        "cuda_version": _facts["cuda"],
-        "cuda_arch_list": list(_facts["cuda_arch_list"]),
+        "torch": _C.torch,
+        "cuda": _has_cuda,
+        "cuda_version": _C.cuda if _has_cuda else None,
+        "cuda_arch_list": _C.cuda_arch_list.split(",") if _has_cuda else [],
         "cpu_capability": _C.cpu_capability(),
         "compiler": _C.compiler,
     }

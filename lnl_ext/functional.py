@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lnl_ext import reference
 from lnl_ext.ops import bias_loss as ops
-from lnl_ext.ops.arguments import Coefficient
+from lnl_ext.ops.arguments import Coefficient, LossArguments
 from lnl_ext.ops.checks import check_bias_loss, check_linear_bias_loss, loss_arguments
 from lnl_ext.ops.linear_bias_loss import autocast, linear_bias_loss
 from lnl_ext.ops.types import BiasLoss, bias_loss_function, linear_bias_loss_function
@@ -102,10 +102,15 @@ def fused_bias_loss(
         mask_entropy,
         heads,
     )
+    result = bias_loss(logits, arguments)
+    return result if return_terms else result.loss
+
+
+def bias_loss(logits: Tensor, arguments: LossArguments) -> BiasLoss:
+    """Return the loss of arguments that nobody has checked yet, also of given denominators."""
     check_bias_loss(logits, arguments)
     compute = ops.bias_loss if ops.has_kernel(logits) else reference.bias_loss
-    result = compute(logits, arguments)
-    return BiasLoss(*result) if return_terms else result[0]
+    return BiasLoss(*compute(logits, arguments))
 
 
 @linear_bias_loss_function

@@ -24,7 +24,8 @@ LINEAR_REGISTERS = 128
 """Most of `linear_on_chip`: two blocks of 256 threads, or one of 512, on a multiprocessor."""
 
 SIZES = {"float": 4, "double": 8, "__half": 2, "__nv_bfloat16": 2}
-FLOAT64 = re.compile(r"D(ADD|MUL|FMA|SETP|MNMX)\b|.*\.F64")
+# But for a coefficient that lies on the device as a float64, and is rounded when it is read.
+FLOAT64 = re.compile(r"D(ADD|MUL|FMA|SETP|MNMX)\b|(?!F2F\.F32\.F64\b).*\.F64")
 
 Bounds = dict[str, dict[str, list[int]]]
 """Most registers, least wide loads and least wide stores, by kernel and architecture."""

@@ -4,9 +4,9 @@
 
 #include <cstdint>
 
-namespace lnl::cpu {
+#include "../types.h"
 
-enum class DType { kFloat32, kFloat64, kFloat16, kBFloat16 };
+namespace lnl::cpu {
 
 // Coefficients of the two gradients, already on the host.
 struct Coefficients {
@@ -120,13 +120,16 @@ struct KernelTable {
 };
 
 const KernelTable& kernels_baseline();
+LinearKernel linear_baseline();
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define LNL_CPU_X86 1
 const KernelTable& kernels_avx2();
 const KernelTable& kernels_avx512();
+LinearKernel linear_avx2();
+LinearKernel linear_avx512();
 #endif
 
-// The best the processor and ATEN_CPU_CAPABILITY allow.
+// The best that capability() allows.
 const KernelTable& kernels();
 
 }  // namespace lnl::cpu

@@ -27,11 +27,15 @@ constexpr int kVectorBytes = 32;
 
 }  // namespace
 
+#ifdef LNL_LINEAR_KERNELS
+LinearKernel linear_avx2() { return run_linear; }
+#else
 const KernelTable& kernels_avx2() {
-  static const KernelTable table{"AVX2",     count_units,   run_problem,
-                                 run_linear, count_targets, scale_units};
+  static const KernelTable table{"AVX2",        count_units,   run_problem,
+                                 linear_avx2(), count_targets, scale_units};
   return table;
 }
+#endif
 
 }  // namespace lnl::cpu
 

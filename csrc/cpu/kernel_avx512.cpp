@@ -34,11 +34,15 @@ constexpr int kVectorBytes = 64;
 
 }  // namespace
 
+#ifdef LNL_LINEAR_KERNELS
+LinearKernel linear_avx512() { return run_linear; }
+#else
 const KernelTable& kernels_avx512() {
-  static const KernelTable table{"AVX512",   count_units,   run_problem,
-                                 run_linear, count_targets, scale_units};
+  static const KernelTable table{"AVX512",        count_units,   run_problem,
+                                 linear_avx512(), count_targets, scale_units};
   return table;
 }
+#endif
 
 }  // namespace lnl::cpu
 

@@ -25,10 +25,14 @@ constexpr int kVectorBytes = 0;  // one lane
 
 }  // namespace
 
+#ifdef LNL_LINEAR_KERNELS
+LinearKernel linear_baseline() { return run_linear; }
+#else
 const KernelTable& kernels_baseline() {
-  static const KernelTable table{"baseline", count_units,   run_problem,
-                                 run_linear, count_targets, scale_units};
+  static const KernelTable table{"baseline",        count_units,   run_problem,
+                                 linear_baseline(), count_targets, scale_units};
   return table;
 }
+#endif
 
 }  // namespace lnl::cpu

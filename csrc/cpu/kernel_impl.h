@@ -1,4 +1,4 @@
-// Everything an instruction set's unit is made of, in the order of use.
+// Everything an instruction set's two units are made of, in the order of use.
 // Included like simd.h: inside each instruction set's namespace, after its target pragma.
 
 using std::index_sequence;
@@ -11,9 +11,12 @@ using std::make_index_sequence;
 #include "row_kernel.h"
 #include "units.h"
 #include "site_runner.h"
-#include "row_runner.h"
-#include "dispatch.h"
+#ifdef LNL_LINEAR_KERNELS
 #include "linear_kernel.h"
 #include "linear_runner.h"
+#else
+#include "row_runner.h"
+#include "dispatch.h"
 #include "elementwise.h"
+#endif
 // clang-format on

@@ -1,15 +1,16 @@
-// The operators of linear_bias_loss on CPU tensors.
+// linear_bias_loss on CPU tensors.
 //
 // Few outputs on many rows: the kernels do the products themselves, see linear_runner.h. Otherwise
 // the products are what takes the time, and torch's matrix products do them on chunks of rows.
-#include <ATen/ATen.h>
-#include <ATen/Parallel.h>
-#include <torch/library.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
-#include "../linear_bias_loss.h"
+#include "../backend.h"
 #include "kernel.h"
 #include "problem.h"
 
@@ -35,20 +36,19 @@ struct Plan {
 
 // The features' gradient of the logits and the head's: one where they are equal or not both wanted,
 // and with `multiples` where the first is a multiple of the second.
-Plan make_plan(const LinearBiasLossArguments& arguments, const Coefficients& coefficients,
-               bool multiples) {
+Plan make_plan(const LinearBiasLossCall& call, const Coefficients& coefficients, bool multiples) {
   Plan plan;
   plan.coefficients = coefficients;
-  if (!arguments.loss.reversal.has_value() || !arguments.head_gradient) {
+  if (!call.loss.reversal.present || call.weight_gradient == nullptr) {
     return plan;
   }
   multiples = multiples && coefficients.entropy == 0.0 && coefficients.confusion == 0.0;
-  if (arguments.features_gradient && !multiples) {
+  if (call.features_gradient != nullptr && !multiples) {
     plan.two_gradients = true;
     return plan;
   }
   // In the dtype of the products, where a number too large for it is infinite.
-  plan.features_factor = accumulation_dtype(arguments.features) == at::kDouble
+  plan.features_factor = accumulation_of(call.loss.dtype) == DType::kFloat64
                              ? coefficients.cross_entropy
                              : static_cast<float>(coefficients.cross_entropy);
   plan.coefficients.cross_entropy = 1.0;
@@ -56,42 +56,26 @@ Plan make_plan(const LinearBiasLossArguments& arguments, const Coefficients& coe
   return plan;
 }
 
-struct Gradients {
-  at::Tensor features, weight, bias;  // empty where not wanted
-};
+// A call, its tensors and its problem, whose logits are of the accumulation dtype.
+struct LinearTask {
+  const LinearBiasLossCall& call;
+  backend::LinearTensors& tensors;
+  const TensorFacts& features;
+  Problem& problem;
 
-struct Call {
-  LinearBiasLossArguments arguments;
-  Geometry geometry;
-  Problem problem;  // without logits and gradients
-  std::vector<double> inverse;
-
-  int64_t outputs() const { return geometry.heads * geometry.classes; }
-  int64_t width() const { return arguments.features.size(1); }
-  at::ScalarType accumulate() const { return accumulation_dtype(arguments.features); }
-  bool any_gradient() const { return arguments.features_gradient || arguments.head_gradient; }
-};
-
-Call make_call(LinearBiasLossArguments arguments, at::Tensor& denominators) {
-  Call call;
-  call.arguments = std::move(arguments);
-  call.geometry = prepare(call.arguments);
-  BiasLossArguments& loss = call.arguments.loss;
-  if (call.geometry.probability_target) {
-    loss.target = loss.target.to(call.accumulate());
+  int64_t rows() const { return call.loss.rows; }
+  int64_t outputs() const { return call.loss.heads * call.loss.classes; }
+  int64_t width() const { return call.width; }
+  DType accumulation() const { return accumulation_of(call.loss.dtype); }
+  bool converted() const { return call.loss.dtype != accumulation(); }
+  bool any_gradient() const {
+    return call.features_gradient != nullptr || call.weight_gradient != nullptr;
   }
-  const at::Tensor counted = count_denominators(loss, call.geometry);  // checks the targets, too
-  if (!denominators.defined()) {
-    denominators = counted;
+  Tensor wide(const Tensor& tensor) const {
+    const TensorFacts facts(tensor);
+    return laid_out(tensor, facts, accumulation(), dense_strides(facts.sizes));
   }
-  check_denominators(denominators, call.geometry.heads);
-  call.inverse = inverse_of(denominators, loss.reduction);
-  call.problem = make_problem(loss, call.geometry);
-  call.problem.probabilities_accumulate = true;
-  call.problem.dtype = call.accumulate() == at::kDouble ? DType::kFloat64 : DType::kFloat32;
-  call.problem.inverse_denominators = call.inverse.data();
-  return call;
-}
+};
 
 // ---- few outputs: the kernels' own products
 
@@ -99,8 +83,8 @@ int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-bool uses_kernel(const Call& call) {
-  return call.geometry.classes <= kMostLinearClasses && call.outputs() <= kMostKernelOutputs;
+bool uses_kernel(const LinearTask& task) {
+  return task.call.loss.classes <= kMostLinearClasses && task.outputs() <= kMostKernelOutputs;
 }
 
 // A part is what has a weight's gradient of its own: fixed by the shape, so that results do not
@@ -112,261 +96,196 @@ int64_t part_rows(int64_t rows, int64_t outputs) {
   return round_up((rows + parts - 1) / parts, kPartRows);
 }
 
-Gradients run_kernel(Call& call, const Plan& plan, std::vector<Sums>& total) {
-  const LinearBiasLossArguments& arguments = call.arguments;
-  const int64_t rows = call.geometry.rows, outputs = call.outputs(), width = call.width();
-  const int64_t padded = round_up(width, kWidthMultiple);
-  const auto options = arguments.features.options().dtype(call.accumulate());
-  at::Tensor weight = arguments.head_weight.to(call.accumulate());
-  if (padded != width) {
-    weight = at::constant_pad_nd(weight, {0, padded - width});
+// The parts' [parts, values] sum in the first one, always in the same order.
+template <typename T>
+void sum_parts(T* parts, int64_t count, int64_t values) {
+  torch::stable::parallel_for(0, values, std::max<int64_t>(1, kParallelElements / count),
+                              [&](int64_t begin, int64_t end) {
+                                for (int64_t i = begin; i < end; ++i) {
+                                  double sum = 0.0;
+                                  for (int64_t part = 0; part < count; ++part)
+                                    sum += static_cast<double>(parts[part * values + i]);
+                                  parts[i] = static_cast<T>(sum);
+                                }
+                              });
+}
+
+void sum_parts(const Tensor& parts, DType dtype, int64_t count, int64_t values) {
+  if (dtype == DType::kFloat64) {
+    sum_parts(static_cast<double*>(parts.mutable_data_ptr()), count, values);
+  } else {
+    sum_parts(static_cast<float*>(parts.mutable_data_ptr()), count, values);
   }
-  at::Tensor bias;
+}
+
+void run_kernel(const LinearTask& task, const Plan& plan, std::vector<Sums>& total) {
+  const LinearBiasLossCall& call = task.call;
+  const int64_t rows = task.rows(), outputs = task.outputs(), width = task.width();
+  const int64_t heads = call.loss.heads, padded = round_up(width, kWidthMultiple);
+  const DType wide = task.accumulation();
+  Tensor weight = task.tensors.head_weight;
+  if (padded != width) {
+    weight = empty({outputs, padded}, wide, task.features);
+    zero(weight);
+    copy_to(view(weight, {outputs, width}, {padded, 1}, 0), task.tensors.head_weight);
+  } else {
+    weight = task.wide(weight);
+  }
+  Tensor bias = weight;
   LinearProblem problem;
   problem.head_weight = weight.const_data_ptr();
-  problem.loss = call.problem;
+  problem.loss = task.problem;
   problem.loss.coefficients = plan.coefficients;
-  problem.features = arguments.features.const_data_ptr();
-  if (arguments.head_bias.has_value()) {
-    bias = arguments.head_bias->to(call.accumulate());
+  problem.features = call.features;
+  if (task.tensors.head_bias.has_value()) {
+    bias = task.wide(*task.tensors.head_bias);
     problem.head_bias = bias.const_data_ptr();
   }
   problem.width = width;
   problem.padded_width = padded;
-  problem.dtype = dtype_of(arguments.features);
-  problem.head_gradient = arguments.head_gradient;
+  problem.dtype = call.loss.dtype;
+  problem.features_gradient = call.features_gradient;
+  problem.head_gradient = call.weight_gradient != nullptr;
   problem.two_gradients = plan.two_gradients;
 
-  Gradients gradients;
-  if (arguments.features_gradient) {
-    gradients.features = at::empty({rows, width}, arguments.features.options());
-    problem.features_gradient = gradients.features.data_ptr();
-  }
   const int64_t each = part_rows(rows, outputs);
   const int64_t parts = (rows + each - 1) / each;
-  const int64_t head_parts = arguments.head_gradient ? parts : 0;
-  const at::Tensor weight_parts = at::empty({head_parts, outputs, padded}, options);
-  const at::Tensor bias_parts = at::empty({head_parts, outputs}, options);
-  std::vector<Sums> sums(parts * call.geometry.heads);
+  const int64_t size = size_of(wide);
+  const int64_t head_parts = problem.head_gradient ? parts : 0;
+  const Tensor weight_parts = empty({head_parts, outputs, padded}, wide, task.features);
+  const Tensor bias_parts = empty({head_parts, outputs}, wide, task.features);
+  auto* const weight_data = static_cast<char*>(weight_parts.mutable_data_ptr());
+  auto* const bias_data = static_cast<char*>(bias_parts.mutable_data_ptr());
+  std::vector<Sums> sums(parts * heads);
   const int64_t grain = rows * outputs * width < kParallelProducts ? parts : 1;
-  at::parallel_for(0, parts, grain, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, parts, grain, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
-      void* weight_gradient = nullptr;
-      void* bias_gradient = nullptr;
-      if (arguments.head_gradient) {
-        weight_gradient = weight_parts[part].zero_().data_ptr();
-        bias_gradient = bias_parts[part].zero_().data_ptr();
+      char* weight_gradient = nullptr;
+      char* bias_gradient = nullptr;
+      if (problem.head_gradient) {
+        weight_gradient = weight_data + part * outputs * padded * size;
+        bias_gradient = bias_data + part * outputs * size;
+        std::fill_n(weight_gradient, outputs * padded * size, char{0});
+        std::fill_n(bias_gradient, outputs * size, char{0});
       }
       kernels().run_linear(problem, part * each, std::min(rows, (part + 1) * each),
-                           sums.data() + part * call.geometry.heads, weight_gradient,
-                           bias_gradient);
+                           sums.data() + part * heads, weight_gradient, bias_gradient);
     }
   });
   add(sums, total);
-  if (arguments.head_gradient) {
-    gradients.weight = weight_parts.sum(0).narrow(1, 0, width);
-    gradients.bias = bias_parts.sum(0);
+  if (!problem.head_gradient) return;
+  sum_parts(weight_parts, wide, parts, outputs * padded);
+  copy_to(task.tensors.weight_gradient, view(weight_parts, {outputs, width}, {padded, 1}, 0));
+  if (call.bias_gradient != nullptr) {
+    sum_parts(bias_parts, wide, parts, outputs);
+    copy_to(task.tensors.bias_gradient, view(bias_parts, {outputs}, {1}, 0));
   }
-  return gradients;
 }
 
 // ---- everything else: matrix products on chunks of rows
 
-int64_t chunk_rows(const Call& call, bool two_gradients) {
-  // Of 16-bit features a chunk has a float32 copy beside its logits, and their gradient likewise.
-  const bool converted = call.arguments.features.scalar_type() != call.accumulate();
-  const int64_t elements = call.outputs() * (two_gradients ? 2 : 1) +
-                           (converted ? call.width() * (call.any_gradient() ? 2 : 1) : 0);
-  const auto row = elements * static_cast<int64_t>(c10::elementSize(call.accumulate()));
-  return std::max<int64_t>(1, kChunkBytes / row);
+// out = beta * self + alpha * a b. Called past the dispatcher: neither autograd nor autocast has a
+// say in the operator's own products.
+void add_product(const Tensor& out, const Tensor& self, const Tensor& a, const Tensor& b,
+                 double beta, double alpha) {
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_cpu_addmm_out(out.get(), self.get(), a.get(), b.get(), beta, alpha));
 }
 
-Gradients run_products(Call& call, const Plan& plan, std::vector<Sums>& total) {
-  const LinearBiasLossArguments& arguments = call.arguments;
-  const at::ScalarType accumulate = call.accumulate();
-  const int64_t rows = call.geometry.rows, outputs = call.outputs(), width = call.width();
-  const int64_t chunk = std::min(rows, chunk_rows(call, plan.two_gradients));
-  const bool converted = arguments.features.scalar_type() != accumulate;
-  const auto options = arguments.features.options().dtype(accumulate);
-  const at::Tensor weight = arguments.head_weight.to(accumulate);
-  at::Tensor bias;
-  if (arguments.head_bias.has_value()) {
-    bias = arguments.head_bias->to(accumulate);
-  }
+int64_t chunk_rows(const LinearTask& task, bool two_gradients) {
+  // Of 16-bit features a chunk has a float32 copy beside its logits, and their gradient likewise.
+  const int64_t elements = task.outputs() * (two_gradients ? 2 : 1) +
+                           (task.converted() ? task.width() * (task.any_gradient() ? 2 : 1) : 0);
+  return std::max<int64_t>(1, kChunkBytes / (elements * size_of(task.accumulation())));
+}
+
+void run_products(const LinearTask& task, const Plan& plan, std::vector<Sums>& total) {
+  const LinearBiasLossCall& call = task.call;
+  const DType wide = task.accumulation();
+  const int64_t rows = task.rows(), outputs = task.outputs(), width = task.width();
+  const int64_t chunk = std::min(rows, chunk_rows(task, plan.two_gradients));
+  const int64_t chunks = (rows + chunk - 1) / chunk;
+  const bool to_features = call.features_gradient != nullptr;
+  const bool to_head = call.weight_gradient != nullptr;
+  const bool to_bias = call.bias_gradient != nullptr;
+  const Tensor weight = task.wide(task.tensors.head_weight);
+  const Tensor transposed = transpose_of(weight, outputs, width);
+  OptionalTensor bias;
+  if (task.tensors.head_bias.has_value()) bias = task.wide(*task.tensors.head_bias);
   // The first gradient overwrites the logits.
-  const at::Tensor buffer = at::empty({chunk, outputs}, options);
-  const at::Tensor second = at::empty({plan.two_gradients ? chunk : 0, outputs}, options);
-  Gradients gradients;
-  if (arguments.features_gradient) {
-    gradients.features = at::empty({rows, width}, arguments.features.options());
-  }
-  if (arguments.head_gradient) {
-    gradients.weight = at::empty({outputs, width}, options);
-    gradients.bias = at::zeros({outputs}, options);
-  }
-  Problem problem = call.problem;
+  const Tensor buffer = empty({chunk, outputs}, wide, task.features);
+  const Tensor second = empty({plan.two_gradients ? chunk : 0, outputs}, wide, task.features);
+  const Tensor wide_features =
+      empty({to_features && task.converted() ? chunk : 0, width}, wide, task.features);
+  const Tensor weight_sum = to_head && task.converted()
+                                ? empty({outputs, width}, wide, task.features)
+                                : task.tensors.weight_gradient;
+  const Tensor bias_sums = empty({to_bias ? chunks : 0, outputs}, wide, task.features);
+  Problem problem = task.problem;
   problem.coefficients = plan.coefficients;
   for (int64_t first = 0; first < rows; first += chunk) {
     const int64_t count = std::min(chunk, rows - first);
-    const at::Tensor x = arguments.features.narrow(0, first, count).to(accumulate);
-    at::Tensor logits = buffer.narrow(0, 0, count);
-    if (bias.defined()) {
-      at::addmm_out(logits, bias, x, weight.t());
+    const Tensor x = task.wide(rows_of(task.tensors.features, first, count, width));
+    const Tensor logits = rows_of(buffer, 0, count, outputs);
+    if (bias.has_value()) {
+      add_product(logits, *bias, x, transposed, 1.0, 1.0);
     } else {
-      at::mm_out(logits, x, weight.t());
+      add_product(logits, logits, x, transposed, 0.0, 1.0);
     }
-    place_rows(call.problem, first, count, logits.element_size(), problem);
+    place_rows(task.problem, first, count, size_of(wide), problem);
     problem.logits = logits.const_data_ptr();
-    at::Tensor head_gradient = logits;
-    if (call.any_gradient()) {
-      problem.gradient = logits.data_ptr();
-    }
-    if (plan.two_gradients) {
-      head_gradient = second.narrow(0, 0, count);
-      problem.head_gradient = head_gradient.data_ptr();
-    }
+    if (task.any_gradient()) problem.gradient = logits.mutable_data_ptr();
+    if (plan.two_gradients) problem.head_gradient = second.mutable_data_ptr();
     run(problem, count * outputs, total);
-    if (arguments.features_gradient) {
-      at::Tensor to = gradients.features.narrow(0, first, count);
-      if (converted) {
-        to.copy_(at::mm(logits, weight).mul_(plan.features_factor));
-      } else {
-        at::addmm_out(to, to, logits, weight, 0.0, plan.features_factor);
+    if (to_features) {
+      const Tensor to = rows_of(task.tensors.features_gradient, first, count, width);
+      const Tensor made = task.converted() ? rows_of(wide_features, 0, count, width) : to;
+      add_product(made, made, logits, weight, 0.0, plan.features_factor);
+      if (task.converted()) copy_to(to, made);
+    }
+    if (to_head) {
+      const Tensor gradient = plan.two_gradients ? rows_of(second, 0, count, outputs) : logits;
+      add_product(weight_sum, weight_sum, transpose_of(gradient, count, outputs), x,
+                  first > 0 ? 1.0 : 0.0, 1.0);
+      if (to_bias) {
+        sum_rows(view(bias_sums, {outputs}, {1}, first / chunk * outputs), gradient);
       }
     }
-    if (arguments.head_gradient) {
-      at::addmm_out(gradients.weight, gradients.weight, head_gradient.t(), x,
-                    first > 0 ? 1.0 : 0.0);
-      if (bias.defined()) {
-        gradients.bias.add_(head_gradient.sum(0));
-      }
-    }
   }
-  return gradients;
-}
-
-// ---- the operators
-
-using GradientTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
-
-// Runs the problem; returns the gradients in the dtypes of their tensors.
-GradientTensors run_call(Call& call, std::vector<Sums>& total) {
-  const LinearBiasLossArguments& arguments = call.arguments;
-  const at::Tensor& features = arguments.features;
-  Gradients gradients;
-  if (call.geometry.rows == 0) {
-    gradients.features = at::zeros_like(features);
-    gradients.weight = at::zeros_like(arguments.head_weight);
-    gradients.bias = at::zeros({call.outputs()}, features.options());
-  } else {
-    const bool kernel = uses_kernel(call);
-    const Plan plan = make_plan(arguments, call.problem.coefficients, !kernel);
-    gradients = kernel ? run_kernel(call, plan, total) : run_products(call, plan, total);
+  if (to_head && task.converted()) copy_to(task.tensors.weight_gradient, weight_sum);
+  if (to_bias) {
+    sum_parts(bias_sums, wide, chunks, outputs);
+    copy_to(task.tensors.bias_gradient, view(bias_sums, {outputs}, {1}, 0));
   }
-  const auto result = [&](const at::Tensor& gradient, bool wanted) {
-    return wanted ? gradient.to(features.scalar_type()).contiguous()
-                  : at::empty({0}, features.options());
-  };
-  return {result(gradients.features, arguments.features_gradient),
-          result(gradients.weight, arguments.head_gradient),
-          result(gradients.bias, arguments.head_gradient && arguments.head_bias.has_value())};
-}
-
-LinearBiasLossArguments collect(const at::Tensor& features, const at::Tensor& head_weight,
-                                const std::optional<at::Tensor>& head_bias,
-                                const at::Tensor& target, const std::optional<at::Tensor>& weight,
-                                const std::optional<at::Tensor>& reversal,
-                                const std::optional<at::Tensor>& entropy_weight,
-                                const std::optional<at::Tensor>& confusion_weight,
-                                int64_t ignore_index, double label_smoothing, int64_t reduction,
-                                bool mask_entropy, int64_t heads, bool features_gradient,
-                                bool head_gradient) {
-  return {features,
-          head_weight,
-          head_bias,
-          {{},
-           target,
-           weight,
-           reversal,
-           entropy_weight,
-           confusion_weight,
-           ignore_index,
-           label_smoothing,
-           static_cast<Reduction>(reduction),
-           mask_entropy,
-           heads},
-          features_gradient,
-          head_gradient};
-}
-
-// Matrix products in here are of the operator: neither autograd nor autocast has a say in them.
-struct PlainTensors {
-  at::AutoDispatchBelowADInplaceOrView below_autograd;
-  c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
-};
-
-using ForwardResult =
-    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-
-ForwardResult linear_bias_loss(const at::Tensor& features, const at::Tensor& head_weight,
-                               const std::optional<at::Tensor>& head_bias, const at::Tensor& target,
-                               const std::optional<at::Tensor>& weight,
-                               const std::optional<at::Tensor>& reversal,
-                               const std::optional<at::Tensor>& entropy_weight,
-                               const std::optional<at::Tensor>& confusion_weight,
-                               int64_t ignore_index, double label_smoothing, int64_t reduction,
-                               bool mask_entropy, int64_t heads, bool features_gradient,
-                               bool head_gradient) {
-  const PlainTensors guard;
-  at::Tensor denominators;
-  Call call = make_call(collect(features, head_weight, head_bias, target, weight, reversal,
-                                entropy_weight, confusion_weight, ignore_index, label_smoothing,
-                                reduction, mask_entropy, heads, features_gradient, head_gradient),
-                        denominators);
-  const BiasLossArguments& loss = call.arguments.loss;
-  const Coefficients coefficients = call.problem.coefficients;
-  const auto options = features.options().dtype(call.accumulate()).memory_format(std::nullopt);
-  std::vector<Sums> sums(heads);
-  GradientTensors gradients;
-  Values values;
-  if (loss.reduction == Reduction::kNone) {
-    const SiteValues sites(call.geometry, options, call.problem);
-    gradients = run_call(call, sums);
-    values = sites.values(loss, coefficients);
-  } else {
-    gradients = run_call(call, sums);
-    values = reduced_values(sums, denominators, loss, coefficients, options);
-  }
-  const auto& [for_features, for_weight, for_bias] = gradients;
-  return {values.loss,  values.cross_entropy, values.entropy, denominators.to(call.accumulate()),
-          for_features, for_weight,           for_bias};
-}
-
-GradientTensors linear_bias_loss_backward(
-    const at::Tensor& grad_loss, const at::Tensor& features, const at::Tensor& head_weight,
-    const std::optional<at::Tensor>& head_bias, const at::Tensor& target,
-    const std::optional<at::Tensor>& weight, const at::Tensor& denominators,
-    const std::optional<at::Tensor>& reversal, const std::optional<at::Tensor>& entropy_weight,
-    const std::optional<at::Tensor>& confusion_weight, int64_t ignore_index, double label_smoothing,
-    int64_t reduction, bool mask_entropy, int64_t heads, bool features_gradient,
-    bool head_gradient) {
-  const PlainTensors guard;
-  at::Tensor divisors = denominators;
-  Call call = make_call(collect(features, head_weight, head_bias, target, weight, reversal,
-                                entropy_weight, confusion_weight, ignore_index, label_smoothing,
-                                reduction, mask_entropy, heads, features_gradient, head_gradient),
-                        divisors);
-  const at::Tensor upstream = prepare_upstream(grad_loss, call.arguments.loss);
-  call.problem.upstream = upstream.const_data_ptr();
-  call.problem.upstream_per_site = call.arguments.loss.reduction == Reduction::kNone;
-  std::vector<Sums> sums(heads);
-  return run_call(call, sums);
 }
 
 }  // namespace
+
 }  // namespace lnl::cpu
 
-TORCH_LIBRARY_IMPL(lnl_ext, CPU, m) {
-  m.impl("linear_bias_loss", &lnl::cpu::linear_bias_loss);
-  m.impl("linear_bias_loss_backward", &lnl::cpu::linear_bias_loss_backward);
+namespace lnl::backend {
+
+std::int64_t linear_bias_loss(const LinearBiasLossCall& call, LinearTensors& tensors,
+                              const TensorFacts& features) {
+  cpu::PreparedProblem prepared(call.loss);
+  if (prepared.wrong_label >= 0) return prepared.wrong_label;
+  cpu::Problem& problem = prepared.problem;
+  problem.dtype = accumulation_of(call.loss.dtype);
+  problem.probabilities_accumulate = true;
+  const cpu::Values values(call.loss, problem);
+  std::vector<cpu::Sums> sums(call.loss.heads);
+  if (call.loss.rows > 0) {
+    const cpu::LinearTask task{call, tensors, features, problem};
+    const bool kernel = cpu::uses_kernel(task);
+    const cpu::Plan plan = cpu::make_plan(call, problem.coefficients, !kernel);
+    if (kernel) {
+      cpu::run_kernel(task, plan, sums);
+    } else {
+      cpu::run_products(task, plan, sums);
+    }
+  }
+  values.write(call.loss, prepared, problem.coefficients, sums);
+  return -1;
 }
+
+}  // namespace lnl::backend

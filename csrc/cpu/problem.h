@@ -1,14 +1,11 @@
-// Between the operators on CPU tensors and the kernels: problems, denominators, values. Shared by
-// the operators of both losses.
+// Between the operators' calls and the kernels: problems, denominators, values. Shared by the
+// operators of both losses.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <cstdint>
-#include <optional>
 #include <vector>
 
-#include "../bias_loss.h"
+#include "../types.h"
 #include "kernel.h"
 
 namespace lnl::cpu {
@@ -18,49 +15,37 @@ namespace lnl::cpu {
 constexpr int64_t kChunkElements = 16384;
 constexpr int64_t kParallelElements = 32768;
 
-DType dtype_of(const at::Tensor& tensor);
+// A call's problem, without logits and gradients, and what it points to.
+struct PreparedProblem {
+  Problem problem;
+  // One over what the sums of CE and of everything else are divided by, [heads, 2].
+  std::vector<double> inverse;
+  // The first label that is no class, or -1. Nothing may be computed with it.
+  int64_t wrong_label = -1;
 
-// [heads, 2] in float64: what the sums of CE and H are divided by. Checks the range of class
-// targets.
-at::Tensor count_denominators(const BiasLossArguments& arguments, const Geometry& geometry);
+  // Looks at all labels, and writes the denominators of a forward call.
+  explicit PreparedProblem(const BiasLossCall& call);
+  PreparedProblem(const PreparedProblem&) = delete;
+  PreparedProblem& operator=(const PreparedProblem&) = delete;
+};
 
-// One over the denominators of a mean, [heads, 2]; ones for the other reductions.
-std::vector<double> inverse_of(const at::Tensor& denominators, Reduction reduction);
-
-void check_denominators(const at::Tensor& denominators, int64_t heads);
-
-// What the kernels share between forward and backward, but for the logits; tensors it points into
-// must outlive it.
-Problem make_problem(const BiasLossArguments& arguments, const Geometry& geometry);
-
-// Runs the kernels on the sites from `begin` on, of which there are `elements` logits; adds the
-// sums of every head to `total`, in a fixed order.
+// Runs the kernels on `elements` logits; adds the sums of every head to `total`, in a fixed order.
 void run(const Problem& problem, int64_t elements, std::vector<Sums>& total);
 
 // Adds the parts' sums, [parts, heads], to those of every head, in a fixed order.
 void add(const std::vector<Sums>& parts, std::vector<Sums>& total);
 
-// What a forward operator returns first.
-struct Values {
-  at::Tensor loss;
-  at::Tensor cross_entropy;
-  at::Tensor entropy;
-};
-
-// The tensors that an unreduced loss is written to.
-class SiteValues {
+// The values of a forward call: where an unreduced loss's come from the kernels by head, and the
+// way from there, or from the sums, to the call's outputs.
+class Values {
  public:
-  // `options`: of the values. Points the problem to the tensors.
-  SiteValues(const Geometry& geometry, const at::TensorOptions& options, Problem& problem);
-  Values values(const BiasLossArguments& arguments, const Coefficients& coefficients) const;
+  // Points the problem to memory for the sites' values; does nothing for a backward call.
+  Values(const BiasLossCall& call, Problem& problem);
+  void write(const BiasLossCall& call, const PreparedProblem& prepared,
+             const Coefficients& coefficients, const std::vector<Sums>& sums) const;
 
  private:
-  at::Tensor cross_entropy_, entropy_, confusion_;  // [rows, heads, positions]
+  std::vector<unsigned char> by_head_;  // [3, rows, heads, positions]
 };
-
-// The values of a mean or a sum. `sums` are those of every head.
-Values reduced_values(const std::vector<Sums>& sums, const at::Tensor& denominators,
-                      const BiasLossArguments& arguments, const Coefficients& coefficients,
-                      const at::TensorOptions& options);
 
 }  // namespace lnl::cpu

@@ -20,7 +20,7 @@ inline bool long_rows(const Problem& problem) {
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-int64_t count_units(const Problem& problem) {
+[[maybe_unused]] int64_t count_units(const Problem& problem) {
   const int64_t block =
       problem.dtype == DType::kFloat64 ? block_sites<double>() : block_sites<float>();
   const int64_t sites = problem.rows * problem.heads * problem.positions;

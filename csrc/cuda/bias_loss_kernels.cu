@@ -5,6 +5,15 @@
 
 namespace lnl::cuda {
 
+Device device_facts(int index) {
+  Device device;
+  cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, index);
+  cudaDeviceGetAttribute(&device.shared_memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
+  return device;
+}
+
+const char* error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
+
 LaunchFacts launch_facts(const BiasLossCall& call, const Device& device) {
   return facts_of(
       with_dtype(call.dtype, [&](auto type) { return make_plan<decltype(type)>(call, device); }));
@@ -17,8 +26,8 @@ int launch_bias_loss(const BiasLossCall& call, const Device& device, void* works
   });
 }
 
-int launch_scale_gradient(void* gradient, std::int64_t elements, Dtype dtype, const void* factor,
-                          const Device& device, CUstream_st* stream) {
+int launch_scale_gradient(void* gradient, std::int64_t elements, DType dtype,
+                          const Coefficient& factor, const Device& device, CUstream_st* stream) {
   return with_dtype(dtype, [&](auto type) {
     return static_cast<int>(
         launch_scale<decltype(type)>(gradient, elements, factor, device, stream));

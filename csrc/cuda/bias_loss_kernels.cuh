@@ -34,7 +34,20 @@ struct Plan {
   bool stage = false;
   unsigned denominator_blocks = 0;
   // Byte offsets into the workspace.
-  std::size_t partials = 0, denominator_partials = 0, by_head = 0, total = 0;
+  std::size_t partials = 0, flags = 0, denominators = 0, denominator_partials = 0, by_head = 0,
+              total = 0;
+
+  std::size_t reserve(std::size_t bytes) {
+    const std::size_t begin = total;
+    total += (bytes + 255) / 256 * 256;
+    return begin;
+  }
+  bool for_sites() const { return kernel == Kernel::kSitesSmall || kernel == Kernel::kSitesLarge; }
+  // Whether a block works on one head only.
+  bool one_head() const { return for_sites() || kernel == Kernel::kRowsLarge; }
+  std::size_t all_blocks(std::int64_t heads) const {
+    return std::size_t(blocks) * (for_sites() ? heads : 1);
+  }
 };
 
 inline std::int64_t divide_up(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
@@ -100,7 +113,7 @@ void plan_rows(const BiasLossCall& call, const Device& device, Plan& plan) {
     plan.lanes_per_row = 4;
     while (plan.lanes_per_row * (wide ? 32 : 16) < window) plan.lanes_per_row *= 2;
     const int slots = plan.threads / plan.lanes_per_row;
-    plan.shared = kTotals * slots * sizeof(A);
+    plan.shared = kPartials * slots * sizeof(A);
     plan.blocks = blocks_for_rows(rows, slots, call.heads, device);
   } else {
     plan.kernel = Kernel::kRowsLarge;
@@ -138,7 +151,7 @@ void plan_sites(const BiasLossCall& call, const Device& device, Plan& plan) {
         call.classes * plan.sites * (sizeof(T) + (plan.dense ? sizeof(A) : 0));
     plan.threads = small_threads(bytes);
     plan.shared = bytes * plan.threads;
-    const std::size_t totals = kTotals * plan.threads * sizeof(A);
+    const std::size_t totals = kPartials * plan.threads * sizeof(A);
     if (plan.shared < totals) plan.shared = totals;
     unit = std::int64_t(plan.threads) * plan.sites;
   } else {
@@ -158,28 +171,43 @@ void plan_sites(const BiasLossCall& call, const Device& device, Plan& plan) {
   plan.blocks = static_cast<unsigned>(needed < most ? needed : most);
 }
 
+// Whether a call has to find out what its mean divides by.
+inline bool counts_labels(const BiasLossCall& call) {
+  return call.loss != nullptr && call.partials == nullptr && call.reduction == Reduction::kMean &&
+         call.labels != nullptr && !call.denominators_given;
+}
+
+// Whether it makes gradients as well, which may have to be made again: see Turns.
+inline bool has_two_turns(const BiasLossCall& call) {
+  return counts_labels(call) && (call.gradient != nullptr || call.head_gradient != nullptr);
+}
+
 // The call's place in the workspace.
 template <typename T>
-void plan_workspace(const BiasLossCall& call, const Device& device, Plan& plan) {
+void plan_workspace(const BiasLossCall& call, Plan& plan) {
   using A = Accumulation<T>;
-  const std::int64_t sites = call.rows * call.positions;
-  const auto reserve = [&plan](std::size_t bytes) {
-    const std::size_t begin = plan.total;
-    plan.total += (bytes + 255) / 256 * 256;
-    return begin;
-  };
   if (call.loss == nullptr || call.partials != nullptr) return;
   if (call.reduction == Reduction::kNone) {
-    if (call.heads > 1) plan.by_head = reserve(3 * sites * call.heads * sizeof(A));
-  } else {
-    plan.partials = reserve(plan.blocks * call.heads * kTotals * sizeof(A));
+    const std::int64_t sites = call.rows * call.positions;
+    if (call.heads > 1) plan.by_head = plan.reserve(3 * sites * call.heads * sizeof(A));
+    return;
   }
-  if (call.reduction == Reduction::kMean && call.labels != nullptr) {
-    const std::int64_t blocks = divide_up(sites, 256 * 4);
-    const std::int64_t most = divide_up(most_blocks(device), 4);
-    plan.denominator_blocks = static_cast<unsigned>(blocks < most ? blocks : most);
-    plan.denominator_partials = reserve(plan.denominator_blocks * call.heads * 2 * sizeof(A));
+  plan.partials = plan.reserve(plan.blocks * call.heads * kPartials * sizeof(A));
+  if (has_two_turns(call)) {
+    const std::size_t blocks = plan.all_blocks(call.heads);
+    plan.flags = plan.reserve(blocks * sizeof(std::uint16_t));
+    plan.denominators = plan.reserve(blocks * (plan.one_head() ? 1 : call.heads) * 2 * sizeof(A));
   }
+}
+
+// That of a linear head's labels, which are counted before its kernels run.
+template <typename A>
+void plan_denominators(const BiasLossCall& call, const Device& device, Plan& plan) {
+  if (!counts_labels(call)) return;
+  const std::int64_t blocks = divide_up(call.rows * call.positions, 256 * 4);
+  const std::int64_t most = divide_up(most_blocks(device), 4);
+  plan.denominator_blocks = static_cast<unsigned>(blocks < most ? blocks : most);
+  plan.denominator_partials = plan.reserve(plan.denominator_blocks * call.heads * 2 * sizeof(A));
 }
 
 // Whether every class has a target, or the confusion term is wanted.
@@ -197,7 +225,7 @@ Plan make_plan(const BiasLossCall& call, const Device& device) {
   } else {
     plan_sites<T>(call, device, plan);
   }
-  plan_workspace<T>(call, device, plan);
+  plan_workspace<T>(call, plan);
   return plan;
 }
 
@@ -218,7 +246,7 @@ inline LaunchFacts facts_of(const Plan& plan) {
 
 template <typename A>
 DeviceCoefficient<A> coefficient(const Coefficient& given) {
-  return {static_cast<const A*>(given.device), static_cast<A>(given.host)};
+  return {given.device, given.dtype, static_cast<A>(given.host)};
 }
 
 template <typename T>
@@ -268,10 +296,11 @@ Problem<T> make_problem(const BiasLossCall& call, const Plan& plan, unsigned cha
   problem.by_heads = Divider(call.heads, all);
   problem.by_positions = Divider(call.positions, sites);
   problem.by_classes = Divider(call.classes, kWarp * call.classes + 256);
+  problem.count = A(1);
   problem.keep = static_cast<A>(1.0 - call.label_smoothing);
   problem.floor = static_cast<A>(call.label_smoothing / static_cast<double>(call.classes));
   problem.wide_labels = aligned(call.labels, 16);
-  if (plan.kernel != Kernel::kSitesLarge && plan.kernel != Kernel::kSitesSmall) {
+  if (!plan.for_sites()) {
     problem.wide_logits = aligned(call.logits, 16);
     problem.wide_targets = call.wide_probabilities
                                ? aligned(call.logits, 16) && aligned(call.probabilities, 16)
@@ -382,9 +411,33 @@ cudaError_t launch_denominators(const BiasLossCall& call, const Plan& plan,
   return cudaGetLastError();
 }
 
+// `known`: the denominators of a mean are there already.
+template <typename T>
+FoldProblem<Accumulation<T>> make_fold(const BiasLossCall& call, const Plan& plan,
+                                       unsigned char* workspace, bool known) {
+  using A = Accumulation<T>;
+  FoldProblem<A> problem{};
+  problem.partials = reinterpret_cast<const A*>(workspace + plan.partials);
+  if (call.reduction == Reduction::kMean) {
+    if (known) problem.given = static_cast<const A*>(call.denominators);
+    if (!known) problem.denominators = static_cast<A*>(call.denominators);
+  }
+  problem.sites = static_cast<A>(call.rows * call.positions);
+  problem.weighted = call.labels != nullptr && call.weight != nullptr;
+  problem.mask_entropy = call.mask_entropy;
+  problem.loss = static_cast<A*>(call.loss);
+  problem.cross_entropy = static_cast<A*>(call.cross_entropy);
+  problem.entropy = static_cast<A*>(call.entropy);
+  problem.entropy_weight = coefficient<A>(call.entropy_weight);
+  problem.confusion_weight = coefficient<A>(call.confusion_weight);
+  problem.blocks = static_cast<int>(plan.blocks);
+  problem.heads = static_cast<int>(call.heads);
+  return problem;
+}
+
 template <typename T>
 cudaError_t launch_fold(const BiasLossCall& call, const Plan& plan, unsigned char* workspace,
-                        cudaStream_t stream) {
+                        bool known, cudaStream_t stream) {
   using A = Accumulation<T>;
   if (call.reduction == Reduction::kNone) {
     const std::int64_t sites = call.rows * call.positions;
@@ -403,21 +456,40 @@ cudaError_t launch_fold(const BiasLossCall& call, const Plan& plan, unsigned cha
                problem);
     return cudaGetLastError();
   }
-  FoldProblem<A> problem{};
-  problem.partials = reinterpret_cast<const A*>(workspace + plan.partials);
-  if (call.reduction == Reduction::kMean) {
-    problem.denominators = static_cast<const A*>(call.denominators);
-  }
-  problem.loss = static_cast<A*>(call.loss);
-  problem.cross_entropy = static_cast<A*>(call.cross_entropy);
-  problem.entropy = static_cast<A*>(call.entropy);
-  problem.entropy_weight = coefficient<A>(call.entropy_weight);
-  problem.confusion_weight = coefficient<A>(call.confusion_weight);
-  problem.blocks = static_cast<int>(plan.blocks);
-  problem.heads = static_cast<int>(call.heads);
   const auto kernel = fold_totals<A>;
-  LNL_LAUNCH(kernel, dim3(1), dim3(256), 8 * kTotals * sizeof(A), stream, problem);
+  LNL_LAUNCH(kernel, dim3(1), dim3(kFoldThreads), kFoldThreads / kWarp * kTerms * sizeof(A), stream,
+             make_fold<T>(call, plan, workspace, known));
   return cudaGetLastError();
+}
+
+// Either variant; a fault's test has one of them only.
+template <typename T>
+cudaError_t launch_variant(const Plan& plan, const Problem<T>& problem, cudaStream_t stream) {
+  return plan.dense ? launch_main<T, true>(plan, problem, stream)
+                    : launch_main<T, false>(plan, problem, stream);
+}
+
+// A forward call whose mean divides by what its labels count.
+template <typename T>
+cudaError_t launch_turns(const BiasLossCall& call, const Plan& plan, unsigned char* workspace,
+                         cudaStream_t stream) {
+  using A = Accumulation<T>;
+  Problem<T> problem = make_problem<T>(call, plan, workspace);
+  problem.denominators = nullptr;
+  problem.count = static_cast<A>(problem.sites);
+  problem.turns.flags = reinterpret_cast<std::uint16_t*>(workspace + plan.flags);
+  Problem<T> first = problem;
+  first.turns.counting = true;
+  if (call.weight != nullptr) first.gradient = first.head_gradient = nullptr;
+  const cudaError_t error = launch_variant<T>(plan, first, stream);
+  if (error != cudaSuccess) return error;
+  problem.partials = nullptr;
+  problem.turns.second = true;
+  problem.turns.always = call.weight != nullptr;
+  problem.turns.blocks = static_cast<int>(plan.all_blocks(call.heads));
+  problem.turns.denominators = reinterpret_cast<A*>(workspace + plan.denominators);
+  problem.turns.fold = make_fold<T>(call, plan, workspace, false);
+  return launch_variant<T>(plan, problem, stream);
 }
 
 template <typename T>
@@ -425,48 +497,53 @@ cudaError_t launch_call(const BiasLossCall& call, const Device& device, void* wo
                         cudaStream_t stream) {
   const Plan plan = make_plan<T>(call, device);
   auto* bytes = static_cast<unsigned char*>(workspace);
+  if (has_two_turns(call) && plan.blocks > 0) return launch_turns<T>(call, plan, bytes, stream);
   const bool whole = call.loss != nullptr && call.partials == nullptr;
+  const bool known = !whole || call.denominators_given;
   cudaError_t error = cudaSuccess;
-  if (whole && call.reduction == Reduction::kMean) {
-    error = launch_denominators<T>(call, plan, bytes, stream);
-  }
-  if (error == cudaSuccess && plan.blocks > 0) {
-    const Problem<T> problem = make_problem<T>(call, plan, bytes);
-    error = plan.dense ? launch_main<T, true>(plan, problem, stream)
-                       : launch_main<T, false>(plan, problem, stream);
+  if (plan.blocks > 0) {
+    Problem<T> problem = make_problem<T>(call, plan, bytes);
+    if (!known) problem.denominators = nullptr;
+    if (!known && call.reduction == Reduction::kMean) {
+      problem.count = static_cast<Accumulation<T>>(problem.sites);
+    }
+    problem.turns.counting = counts_labels(call);
+    error = launch_variant<T>(plan, problem, stream);
   }
   if (error == cudaSuccess && whole) {
-    error = launch_fold<T>(call, plan, bytes, stream);
+    error = launch_fold<T>(call, plan, bytes, known, stream);
   }
   return error;
 }
 
 // function(T()) for the type T of a dtype.
 template <typename Function>
-auto with_dtype(Dtype dtype, Function function) {
+auto with_dtype(DType dtype, Function function) {
   switch (dtype) {
-    case Dtype::kFloat64:
+    case DType::kFloat64:
       return function(double());
-    case Dtype::kFloat16:
+    case DType::kFloat16:
       return function(__half());
-    case Dtype::kBFloat16:
+    case DType::kBFloat16:
       return function(__nv_bfloat16());
-    case Dtype::kFloat32:
+    case DType::kFloat32:
       break;
   }
   return function(float());
 }
 
 template <typename T>
-cudaError_t launch_scale(void* gradient, std::int64_t elements, const void* factor,
+cudaError_t launch_scale(void* gradient, std::int64_t elements, const Coefficient& factor,
                          const Device& device, cudaStream_t stream) {
-  if (elements == 0) return cudaSuccess;
+  using A = Accumulation<T>;
+  const bool unscaled = factor.device == nullptr && factor.host == 1.0;
+  if (elements == 0 || unscaled) return cudaSuccess;
   const std::int64_t needed = divide_up(elements, std::int64_t(256) * kWide<T>);
   const std::int64_t most = divide_up(most_blocks(device), 2);
   const auto kernel = scale_gradient<T>;
   LNL_LAUNCH(kernel, dim3(static_cast<unsigned>(needed < most ? needed : most)), dim3(256), 0,
-             stream, static_cast<T*>(gradient), elements,
-             static_cast<const Accumulation<T>*>(factor), aligned(gradient, 16));
+             stream, static_cast<T*>(gradient), elements, coefficient<A>(factor),
+             aligned(gradient, 16));
   return cudaGetLastError();
 }
 

@@ -69,8 +69,13 @@ __device__ inline void load_staged(const T* stage, int window,
 
 constexpr int kLargeThreads = 512;
 
+// Blocks of rows_large on a multiprocessor that leave its threads registers enough not to spill.
 template <typename T, bool kDense>
-__global__ void __launch_bounds__(kLargeThreads, 1) rows_large(Problem<T> problem) {
+constexpr int kRowsLargeBlocks = sizeof(T) == 4 && !kDense ? 2 : 1;
+
+template <typename T, bool kDense>
+__global__ void __launch_bounds__(kLargeThreads, kRowsLargeBlocks<T, kDense>)
+    rows_large(Problem<T> problem) {
   using A = Accumulation<T>;
   using Online = OnlineSums<A, kDense>;
   constexpr int kBatch = 2;
@@ -80,9 +85,13 @@ __global__ void __launch_bounds__(kLargeThreads, 1) rows_large(Problem<T> proble
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
   const int threads = blockDim.x;
   const std::int64_t rows = problem.sites * problem.heads;
-  const auto scales = head_scales(problem, static_cast<int>(blockIdx.x % problem.heads));
+  const int head = static_cast<int>(blockIdx.x % problem.heads);
+  const A* denominators;
+  if (!begin_turn(problem, shared, head, 1, denominators)) return;
+  const auto scales = head_scales(problem, denominators, head);
   const bool one_hot = problem.labels != nullptr && problem.floor == A(0);
   Totals<A> totals;
+  LabelCounts<A> counts;
   for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     const std::int64_t begin = row * problem.classes;
     const T* logits = problem.logits + begin;
@@ -137,6 +146,7 @@ __global__ void __launch_bounds__(kLargeThreads, 1) rows_large(Problem<T> proble
         finish_site(problem, scales, label, place.output, online.sums, online.maximum, label_logit);
     if (threadIdx.x == 0) {
       totals.add(site);
+      counts.add(problem, label);
       write_site(problem, scales, place.target, site);
     }
     if (problem.wants_gradient()) {
@@ -171,8 +181,8 @@ __global__ void __launch_bounds__(kLargeThreads, 1) rows_large(Problem<T> proble
     }
     __syncthreads();  // the next row overwrites by_warp and the stage
   }
-  write_partials(problem.partials, reinterpret_cast<A*>(shared), 1, 0, threadIdx.x == 0,
-                 std::int64_t(blockIdx.x), problem.heads, problem.heads, 0, totals);
+  write_partials(problem, reinterpret_cast<A*>(shared), 1, 0, threadIdx.x == 0,
+                 std::int64_t(blockIdx.x), problem.heads, 0, totals, counts);
 }
 
 // Sites of a tile: a 128-byte line of each class.
@@ -266,10 +276,13 @@ __global__ void __launch_bounds__(256, kSitesLargeBlocks<kDense, kSites>)
   int* labels = reinterpret_cast<int*>(factors + kCount * kTile);  // [kTile]
   T* stage = reinterpret_cast<T*>(shared + large_scratch<T, kDense>(warps));
   const int head = blockIdx.y;
-  const auto scales = head_scales(problem, head);
+  const A* denominators;
+  if (!begin_turn(problem, shared, head, 1, denominators)) return;
+  const auto scales = head_scales(problem, denominators, head);
   const bool one_hot = problem.labels != nullptr && problem.floor == A(0);
   const std::int64_t stride = problem.positions;
   Totals<A> totals;
+  LabelCounts<A> counts;
   for (std::int64_t first = std::int64_t(blockIdx.x) * kTile; first < problem.sites;
        first += std::int64_t(gridDim.x) * kTile) {
     const ThreadSites<T, kSites, kVector, kLanes> sites(problem, first, head);
@@ -351,6 +364,7 @@ __global__ void __launch_bounds__(256, kSitesLargeBlocks<kDense, kSites>)
         const auto site =
             finish_site(problem, scales, own_label, output, sums, maximum, label_logit);
         totals.add(site);
+        counts.add(problem, own_label);
         write_site(problem, scales, row * stride + position, site);
         values = Factors(site, maximum);
         labels[own] = own_label.value;
@@ -411,8 +425,8 @@ __global__ void __launch_bounds__(256, kSitesLargeBlocks<kDense, kSites>)
       }
     }
   }
-  write_partials(problem.partials, reinterpret_cast<A*>(shared), kTile, threadIdx.x,
-                 threadIdx.x < kTile, std::int64_t(0), 1, problem.heads, head, totals);
+  write_partials(problem, reinterpret_cast<A*>(shared), kTile, threadIdx.x, threadIdx.x < kTile,
+                 std::int64_t(0), 1, head, totals, counts);
 }
 
 }  // namespace lnl::cuda

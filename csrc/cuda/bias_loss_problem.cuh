@@ -6,15 +6,60 @@
 
 namespace lnl::cuda {
 
-// Values whose block sums a forward call collects: CE, H and the confusion term.
-constexpr int kTotals = 3;
+constexpr int kTerms = 3;  // of the sums that a forward call collects: CE, H, the confusion term
 
 template <typename A>
 struct DeviceCoefficient {
-  const A* device = nullptr;
+  const void* device = nullptr;
+  DType dtype = DType::kFloat64;  // of the number on the device
   A host = 0;
 
-  __device__ A read() const { return device != nullptr ? *device : host; }
+  __device__ A read() const {
+    if (device == nullptr) return host;
+    switch (dtype) {
+      case DType::kFloat64:
+        return A(*static_cast<const double*>(device));
+      case DType::kFloat16:
+        return A(widen(*static_cast<const __half*>(device)));
+      case DType::kBFloat16:
+        return A(widen(*static_cast<const __nv_bfloat16*>(device)));
+      case DType::kFloat32:
+        break;
+    }
+    return A(*static_cast<const float*>(device));
+  }
+};
+
+// The last stage of a reduced loss: the blocks' sums, divided for a mean, and their sum over heads.
+template <typename A>
+struct FoldProblem {
+  const A* partials;  // [blocks, K, kPartials]
+  const A* given;     // denominators [K, 2], or null
+  A* denominators;    // [K, 2] to be written, or null: the sums are divided by `given`, if at all
+  A sites;            // N * S
+  bool weighted;      // labels count with weights
+  bool mask_entropy;
+  A* loss;
+  A* cross_entropy;
+  A* entropy;
+  DeviceCoefficient<A> entropy_weight, confusion_weight;
+  int blocks;
+  int heads;
+};
+
+// A mean over labels divides by what is known only when all labels have been seen. The first turn
+// of a forward call takes it that every label counts 1, and notes which blocks have seen another.
+// The second turn of the same kernel folds the sums, and makes the gradients again where there is
+// such a block; with weights it is the only one that makes them.
+template <typename A>
+struct Turns {
+  bool counting;         // labels are to be counted; there may be no second turn
+  std::uint16_t* flags;  // [blocks], or null without a second turn
+  A* denominators;       // [blocks, heads of a block, 2], every block's own, in the second turn
+  int blocks;
+  bool second;
+  bool always;  // the second turn need not look at flags
+  FoldProblem<A> fold;
 };
 
 // BiasLossCall for one dtype. "Target index" is a site's place in labels, [N, K, S]; "output index"
@@ -27,11 +72,11 @@ struct Problem {
   const std::int64_t* labels;
   const void* probabilities;  // T, or A with wide_probabilities
   const A* weight;            // [C] or null
-  const A* denominators;      // [K, 2], or null: the sums are not divided
+  const A* denominators;      // [K, 2], or null: the sums are divided by `count`
   const A* upstream;          // one number, or by output index; null: 1
   T* gradient;
   T* head_gradient;
-  A* partials;            // [blocks, K, kTotals], or null
+  A* partials;            // [blocks, K, kPartials], or null
   A* site_loss;           // by target index, or null
   A* site_cross_entropy;  // likewise
   A* site_entropy;        // likewise
@@ -45,6 +90,8 @@ struct Problem {
   int lanes_per_row;  // rows of the register kernel
   int pitch;          // rows of the shared memory kernel: accumulators from row to row
   Divider by_heads, by_positions, by_classes;
+  Turns<A> turns;
+  A count;  // 1, or of a mean's first turn N * S
   A keep;   // 1 - label_smoothing
   A floor;  // label_smoothing / C
   bool reversed;
@@ -96,16 +143,16 @@ struct HeadScales {
 };
 
 template <typename T>
-__device__ HeadScales<Accumulation<T>> head_scales(const Problem<T>& problem, int head) {
+__device__ HeadScales<Accumulation<T>> head_scales(const Problem<T>& problem,
+                                                   const Accumulation<T>* denominators, int head) {
   using A = Accumulation<T>;
   HeadScales<A> scales;
   if (problem.reversed) scales.direction = -problem.reversal.read();
   scales.entropy_weight = problem.entropy_weight.read();
   scales.confusion_weight = problem.confusion_weight.read();
-  if (problem.denominators != nullptr) {
-    scales.cross_entropy = A(1) / problem.denominators[2 * head];
-    scales.entropy = A(1) / problem.denominators[2 * head + 1];
-  }
+  const bool known = denominators != nullptr;
+  scales.cross_entropy = A(1) / (known ? denominators[2 * head] : problem.count);
+  scales.entropy = A(1) / (known ? denominators[2 * head + 1] : problem.count);
   if (problem.upstream != nullptr && !problem.upstream_per_site)
     scales.upstream = *problem.upstream;
   return scales;

@@ -59,7 +59,7 @@ struct RunningSum {
 
 template <typename A>
 struct Totals {
-  RunningSum<A> values[kTotals];
+  RunningSum<A> values[kTerms];
 
   template <bool kDense>
   __device__ void add(const Site<A, kDense>& site) {
@@ -81,6 +81,23 @@ struct Totals {
   }
 };
 
+// What a thread has seen of the labels, where the denominators of a mean are not known yet.
+template <typename A>
+struct LabelCounts {
+  RunningSum<A> weight;  // of those that count; without weights nobody asks
+  int ignored = 0;
+
+  template <typename T>
+  __device__ void add(const Problem<T>& problem, const Label& label) {
+    if (!problem.turns.counting) return;
+    if (!label.counted()) {
+      ++ignored;
+    } else if (problem.weight != nullptr) {
+      weight.add(label.is_class() ? problem.weight[label.value] : A(1));
+    }
+  }
+};
+
 // Writes the site's own values where an unreduced loss is wanted, by target index.
 template <typename T, bool kDense>
 __device__ void write_site(const Problem<T>& problem, const HeadScales<Accumulation<T>>& scales,
@@ -97,31 +114,46 @@ __device__ void write_site(const Problem<T>& problem, const HeadScales<Accumulat
   problem.site_entropy[target] = site.entropy;
 }
 
+__device__ inline int block_of_grid() { return blockIdx.y * gridDim.x + blockIdx.x; }
+
 // Adds the totals of a block's `slots` (one per row that it works on at a time) and writes the sums
 // per head. Slot q holds sites of head (first_head + q) % heads only. `scratch` has room for
-// kTotals * slots values; all threads of the block call this.
-template <typename A>
-__device__ void write_partials(A* partials, A* scratch, int slots, int slot, bool owner,
-                               std::int64_t first_row, int heads, int heads_apart, int head_offset,
-                               const Totals<A>& totals) {
-  if (partials == nullptr) return;
+// kPartials * slots values; all threads of the block call this.
+template <typename T>
+__device__ void write_partials(const Problem<T>& problem, Accumulation<T>* scratch, int slots,
+                               int slot, bool owner, std::int64_t first_row, int heads,
+                               int head_offset, const Totals<Accumulation<T>>& totals,
+                               const LabelCounts<Accumulation<T>>& counts) {
+  using A = Accumulation<T>;
+  if (problem.partials == nullptr) return;
   __syncthreads();
   if (owner) {
-    for (int i = 0; i < kTotals; ++i) scratch[i * slots + slot] = totals.values[i].value;
+    for (int i = 0; i < kTerms; ++i) scratch[i * slots + slot] = totals.values[i].value;
+    scratch[kTerms * slots + slot] = counts.weight.value;
+    scratch[(kTerms + 1) * slots + slot] = A(counts.ignored);
   }
   __syncthreads();
   const int lane = threadIdx.x % kWarp;
   const int first_head = static_cast<int>(first_row % heads);
+  if (problem.turns.flags != nullptr && threadIdx.x < kWarp) {
+    const A* ignored = scratch + (kTerms + 1) * slots;
+    A any = 0;
+    for (int q = lane; q < slots; q += kWarp) any += ignored[q];
+    any = sum_of_lanes(any, kWarp);
+    if (lane == 0) problem.turns.flags[block_of_grid()] = any > A(0);
+  }
   for (int head = threadIdx.x / kWarp; head < heads; head += blockDim.x / kWarp) {
     const int first_slot = (head + heads - first_head) % heads;
-    for (int i = 0; i < kTotals; ++i) {
+    for (int i = 0; i < kPartials; ++i) {
       A sum = 0;
       for (int q = first_slot + lane * heads; q < slots; q += kWarp * heads) {
         sum += scratch[i * slots + q];
       }
       sum = sum_of_lanes(sum, kWarp);
       if (lane == 0) {
-        partials[(std::int64_t(blockIdx.x) * heads_apart + head_offset + head) * kTotals + i] = sum;
+        const std::int64_t place =
+            (std::int64_t(blockIdx.x) * problem.heads + head_offset + head) * kPartials;
+        problem.partials[place + i] = sum;
       }
     }
   }
@@ -204,49 +236,61 @@ __global__ void __launch_bounds__(32) fold_denominators(DenominatorProblem<A> pr
   }
 }
 
-// The last stage of a reduced loss, one block: the heads' sums, divided for a mean, and their sum.
-template <typename A>
-struct FoldProblem {
-  const A* partials;      // [blocks, K, kTotals]
-  const A* denominators;  // [K, 2] or null
-  A* loss;
-  A* cross_entropy;
-  A* entropy;
-  DeviceCoefficient<A> entropy_weight, confusion_weight;
-  int blocks;
-  int heads;
-};
-
-template <typename A>
-__global__ void __launch_bounds__(256) fold_totals(FoldProblem<A> problem) {
-  LNL_SHARED(shared);
-  A* scratch = reinterpret_cast<A*>(shared);
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
-  A cross_entropy = 0, entropy = 0, confusion = 0;
-  for (int head = 0; head < problem.heads; ++head) {
-    A sums[kTotals];
-    for (int i = 0; i < kTotals; ++i) {
-      RunningSum<A> sum;
-      for (int block = threadIdx.x; block < problem.blocks; block += blockDim.x) {
-        sum.add(problem.partials[(std::int64_t(block) * problem.heads + head) * kTotals + i]);
-      }
-      sums[i] = sum_of_lanes(sum.value, kWarp);
-      if (lane == 0) scratch[i * warps + warp] = sums[i];
-    }
-    __syncthreads();
-    for (int i = 0; i < kTotals; ++i) {
-      sums[i] = 0;
-      for (int w = 0; w < warps; ++w) sums[i] += scratch[i * warps + w];
-    }
-    __syncthreads();
-    const bool divided = problem.denominators != nullptr;
-    const A per_weight = divided ? problem.denominators[2 * head] : A(1);
-    const A per_site = divided ? problem.denominators[2 * head + 1] : A(1);
-    cross_entropy += sums[0] / per_weight;
-    entropy += sums[1] / per_site;
-    confusion += sums[2] / per_site;
+// The sums of all blocks for a head, by a warp: every lane adds the blocks that lie kWarp apart,
+// always in the same order. Of kPartials sums those from `kFirst` on.
+template <int kFirst, typename A>
+__device__ inline void fold_head(const FoldProblem<A>& problem, int head,
+                                 A (&totals)[kPartials - kFirst]) {
+  RunningSum<A> sums[kPartials - kFirst];
+  for (int part = threadIdx.x % kWarp; part < problem.blocks; part += kWarp) {
+    const A* partial =
+        problem.partials + (std::int64_t(part) * problem.heads + head) * kPartials + kFirst;
+#pragma unroll
+    for (int i = 0; i < kPartials - kFirst; ++i) sums[i].add(partial[i]);
   }
+#pragma unroll
+  for (int i = 0; i < kPartials - kFirst; ++i) totals[i] = sum_of_lanes(sums[i].value, kWarp);
+}
+
+// What a head's sums of CE and of everything else are divided by, out of its labels' counts.
+template <typename A>
+__device__ inline void count_denominators(const FoldProblem<A>& problem, A weight, A ignored,
+                                          A (&denominators)[2]) {
+  denominators[0] = problem.weighted ? weight : problem.sites - ignored;
+  denominators[1] = problem.mask_entropy ? problem.sites - ignored : problem.sites;
+}
+
+// By one block, a warp a head. `by_warp` has room for kTerms values a warp.
+template <typename A>
+__device__ inline void fold(const FoldProblem<A>& problem, A* by_warp) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+  A terms[kTerms] = {};
+  for (int head = warp; head < problem.heads; head += warps) {
+    A sums[kPartials], denominators[2] = {A(1), A(1)};
+    fold_head<0>(problem, head, sums);
+    if (problem.denominators != nullptr) {
+      count_denominators(problem, sums[kTerms], sums[kTerms + 1], denominators);
+      if (lane < 2)
+        problem.denominators[2 * head + lane] = lane == 0 ? denominators[0] : denominators[1];
+    } else if (problem.given != nullptr) {
+      denominators[0] = problem.given[2 * head];
+      denominators[1] = problem.given[2 * head + 1];
+    }
+#pragma unroll
+    for (int i = 0; i < kTerms; ++i) terms[i] += sums[i] / denominators[i > 0];
+  }
+  if (lane == 0) {
+#pragma unroll
+    for (int i = 0; i < kTerms; ++i) by_warp[warp * kTerms + i] = terms[i];
+  }
+  __syncthreads();
   if (threadIdx.x == 0) {
+    A cross_entropy = 0, entropy = 0, confusion = 0;
+    for (int w = 0; w < warps; ++w) {
+      cross_entropy += by_warp[w * kTerms];
+      entropy += by_warp[w * kTerms + 1];
+      confusion += by_warp[w * kTerms + 2];
+    }
     A loss = cross_entropy;
     const A entropy_weight = problem.entropy_weight.read();
     const A confusion_weight = problem.confusion_weight.read();
@@ -256,6 +300,51 @@ __global__ void __launch_bounds__(256) fold_totals(FoldProblem<A> problem) {
     *problem.cross_entropy = cross_entropy;
     *problem.entropy = entropy;
   }
+}
+
+constexpr int kFoldThreads = 512;
+
+template <typename A>
+__global__ void __launch_bounds__(kFoldThreads) fold_totals(FoldProblem<A> problem) {
+  LNL_SHARED(shared);
+  fold(problem, reinterpret_cast<A*>(shared));
+}
+
+// Whether the block has anything to do in this turn, and the denominators for its heads
+// [first_head, first_head + heads): see Turns. `shared` has room for kTerms values a warp.
+template <typename T>
+__device__ inline bool begin_turn(const Problem<T>& problem, unsigned char* shared, int first_head,
+                                  int heads, const Accumulation<T>*& denominators) {
+  using A = Accumulation<T>;
+  denominators = problem.denominators;
+  const Turns<A>& turns = problem.turns;
+  if (!turns.second) return true;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+  int* found = reinterpret_cast<int*>(shared);
+  int any = turns.always;
+  if (!turns.always) {
+    for (int block = threadIdx.x; block < turns.blocks; block += blockDim.x) {
+      any += turns.flags[block];
+    }
+    any = sum_of_lanes(any, kWarp);
+    if (lane == 0) found[warp] = any;
+    __syncthreads();
+    any = 0;
+    for (int w = 0; w < warps; ++w) any += found[w];
+    __syncthreads();
+  }
+  if (block_of_grid() == 0) fold(turns.fold, reinterpret_cast<A*>(shared));
+  if (any == 0) return false;
+  A* own = turns.denominators + (std::int64_t(block_of_grid()) * heads - first_head) * 2;
+  for (int head = first_head + warp; head < first_head + heads; head += warps) {
+    A counts[2], counted[2];
+    fold_head<kTerms>(turns.fold, head, counts);
+    count_denominators(turns.fold, counts[0], counts[1], counted);
+    if (lane < 2) own[2 * head + lane] = lane == 0 ? counted[0] : counted[1];
+  }
+  __syncthreads();
+  denominators = own;
+  return true;
 }
 
 // Sums an unreduced loss over heads: [3, N, K, S] to three [N, S].
@@ -284,13 +373,14 @@ __global__ void __launch_bounds__(256) sum_heads(SumHeadsProblem<A> problem) {
   }
 }
 
-// gradient *= *factor. Every block ends at once where the factor is 1, so that the usual backward
+// gradient *= factor. Every block ends at once where the factor is 1, so that the usual backward
 // call costs a launch and no memory traffic, and nobody waits to look at the factor.
 template <typename T>
 __global__ void __launch_bounds__(256)
-    scale_gradient(T* gradient, std::int64_t elements, const Accumulation<T>* factor, bool wide) {
+    scale_gradient(T* gradient, std::int64_t elements, DeviceCoefficient<Accumulation<T>> factor,
+                   bool wide) {
   using A = Accumulation<T>;
-  const A scale = *factor;
+  const A scale = factor.read();
   if (scale == A(1)) return;
   const std::int64_t windows = (elements + kWide<T> - 1) / kWide<T>;
   for (std::int64_t window = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x; window < windows;

@@ -120,7 +120,8 @@ template <typename T, bool kDense>
 __device__ inline void work_on_row(const Problem<T>& problem,
                                    const HeadScales<Accumulation<T>>& scales, std::int64_t row,
                                    Accumulation<T>* distances, Accumulation<T>* powers,
-                                   Accumulation<T>* targets, Totals<Accumulation<T>>& totals) {
+                                   Accumulation<T>* targets, Totals<Accumulation<T>>& totals,
+                                   LabelCounts<Accumulation<T>>& counts) {
   using A = Accumulation<T>;
   const SitePlace place = place_of_row(problem, row);
   const Label label = read_label(problem, place.target);
@@ -165,6 +166,7 @@ __device__ inline void work_on_row(const Problem<T>& problem,
   }
   const auto site = finish_site(problem, scales, label, place.output, sums, maximum, label_logit);
   totals.add(site);
+  counts.add(problem, label);
   write_site(problem, scales, place.target, site);
   if (!problem.wants_gradient()) return;
 #pragma unroll 1
@@ -200,7 +202,8 @@ template <typename T, bool kDense>
 __device__ inline void work_on_tile(const Problem<T>& problem,
                                     const HeadScales<Accumulation<T>>& scales, std::int64_t first,
                                     int rows, Accumulation<T>* distances, Accumulation<T>* powers,
-                                    Accumulation<T>* targets, Totals<Accumulation<T>>& totals) {
+                                    Accumulation<T>* targets, Totals<Accumulation<T>>& totals,
+                                    LabelCounts<Accumulation<T>>& counts) {
   using A = Accumulation<T>;
   const int lane = threadIdx.x % kWarp;
   const int count = rows * problem.classes;
@@ -219,7 +222,7 @@ __device__ inline void work_on_tile(const Problem<T>& problem,
   if (lane < rows) {
     const int own = lane * problem.pitch;
     work_on_row<T, kDense>(problem, scales, first + lane, distances + own, powers + own,
-                           targets + own, totals);
+                           targets + own, totals, counts);
   }
   __syncwarp();
   if (problem.gradient != nullptr) {
@@ -243,17 +246,21 @@ __global__ void __launch_bounds__(128, 4) rows_small(Problem<T> problem) {
   A* targets = powers + tile;
   const std::int64_t first_row = std::int64_t(blockIdx.x) * blockDim.x;
   const std::int64_t rows = problem.sites * problem.heads;
+  const A* denominators;
+  if (!begin_turn(problem, shared, 0, problem.heads, denominators)) return;
   // The launcher makes the grid's stride a multiple of the heads: a thread stays with one.
-  const auto scales =
-      head_scales(problem, static_cast<int>((first_row + threadIdx.x) % problem.heads));
+  const auto scales = head_scales(problem, denominators,
+                                  static_cast<int>((first_row + threadIdx.x) % problem.heads));
   Totals<A> totals;
+  LabelCounts<A> counts;
   for (std::int64_t first = first_row + warp * kWarp; first < rows;
        first += std::int64_t(gridDim.x) * blockDim.x) {
     const int here = static_cast<int>(rows - first < kWarp ? rows - first : kWarp);
-    work_on_tile<T, kDense>(problem, scales, first, here, distances, powers, targets, totals);
+    work_on_tile<T, kDense>(problem, scales, first, here, distances, powers, targets, totals,
+                            counts);
   }
-  write_partials(problem.partials, reinterpret_cast<A*>(shared), blockDim.x, threadIdx.x, true,
-                 first_row, problem.heads, problem.heads, 0, totals);
+  write_partials(problem, reinterpret_cast<A*>(shared), blockDim.x, threadIdx.x, true, first_row,
+                 problem.heads, 0, totals, counts);
 }
 
 // Blocks of rows_medium on a multiprocessor that leave its threads registers enough not to spill.
@@ -277,9 +284,13 @@ __global__ void __launch_bounds__(128, kMediumBlocks<T, kDense, kElements>)
   const int lane = threadIdx.x % lanes;
   const std::int64_t first_row = std::int64_t(blockIdx.x) * slots;
   const std::int64_t rows = problem.sites * problem.heads;
-  const auto scales = head_scales(problem, static_cast<int>((first_row + slot) % problem.heads));
+  const A* denominators;
+  if (!begin_turn(problem, shared, 0, problem.heads, denominators)) return;
+  const auto scales =
+      head_scales(problem, denominators, static_cast<int>((first_row + slot) % problem.heads));
   const bool one_hot = problem.labels != nullptr && problem.floor == A(0);
   Totals<A> totals;
+  LabelCounts<A> counts;
   for (std::int64_t first = first_row; first < rows; first += std::int64_t(gridDim.x) * slots) {
     const std::int64_t row = first + slot;
     const bool here = row < rows;
@@ -339,6 +350,7 @@ __global__ void __launch_bounds__(128, kMediumBlocks<T, kDense, kElements>)
     const auto site = finish_site(problem, scales, label, place.output, sums, maximum, label_logit);
     if (lane == 0) {
       totals.add(site);
+      counts.add(problem, label);
       write_site(problem, scales, place.target, site);
     }
     if (!problem.wants_gradient()) continue;
@@ -377,8 +389,8 @@ __global__ void __launch_bounds__(128, kMediumBlocks<T, kDense, kElements>)
       }
     }
   }
-  write_partials(problem.partials, reinterpret_cast<A*>(shared), slots, slot, lane == 0, first_row,
-                 problem.heads, problem.heads, 0, totals);
+  write_partials(problem, reinterpret_cast<A*>(shared), slots, slot, lane == 0, first_row,
+                 problem.heads, 0, totals, counts);
 }
 
 }  // namespace lnl::cuda

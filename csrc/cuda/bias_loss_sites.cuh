@@ -153,9 +153,12 @@ __global__ void __launch_bounds__(128, kSmallBlocks<T, kDense, kSites>)
   A* const targets =
       reinterpret_cast<A*>(shared + problem.classes * step * sizeof(T)) + threadIdx.x * kSites;
   const int head = blockIdx.y;
-  const auto scales = head_scales(problem, head);
+  const A* denominators;
+  if (!begin_turn(problem, shared, head, 1, denominators)) return;
+  const auto scales = head_scales(problem, denominators, head);
   const bool one_hot = problem.labels != nullptr && problem.floor == A(0);
   Totals<A> totals;
+  LabelCounts<A> counts;
   const std::int64_t warp_sites = kWarp * kSites;
   for (std::int64_t first = std::int64_t(blockIdx.x) * step + threadIdx.x / kWarp * warp_sites;
        first < problem.sites; first += std::int64_t(gridDim.x) * step) {
@@ -218,6 +221,7 @@ __global__ void __launch_bounds__(128, kSmallBlocks<T, kDense, kSites>)
       if (!kDense && label[v].is_class()) label_logit = widen(stage[label[v].value * step + v]);
       site[v] = finish_site(problem, scales, label[v], sites.output_of(v), sums[v], maximum[v],
                             label_logit);
+      counts.add(problem, label[v]);
       write_site(problem, scales, sites.target_of(v), site[v]);
     }
     totals.add(site);
@@ -254,8 +258,8 @@ __global__ void __launch_bounds__(128, kSmallBlocks<T, kDense, kSites>)
       target_column += step;
     }
   }
-  write_partials(problem.partials, reinterpret_cast<A*>(shared), blockDim.x, threadIdx.x, true,
-                 std::int64_t(0), 1, problem.heads, head, totals);
+  write_partials(problem, reinterpret_cast<A*>(shared), blockDim.x, threadIdx.x, true,
+                 std::int64_t(0), 1, head, totals, counts);
 }
 
 }  // namespace lnl::cuda

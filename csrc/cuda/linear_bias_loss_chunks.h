@@ -35,7 +35,7 @@ inline std::int64_t chunk_rows(std::int64_t rows, std::int64_t row_bytes) {
 // backward call, are those of all chunks, of which earlier ones have filled `blocks`.
 inline BiasLossCall call_of_chunk(const BiasLossCall& whole, std::int64_t row, std::int64_t rows,
                                   void* partials, std::int64_t blocks) {
-  const std::int64_t size = whole.dtype == Dtype::kFloat64 ? 8 : 4;
+  const std::int64_t size = whole.dtype == DType::kFloat64 ? 8 : 4;
   const auto advanced = [size](auto* pointer, std::int64_t elements) -> decltype(pointer) {
     if (pointer == nullptr) return nullptr;
     using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(pointer)>>,
@@ -52,7 +52,7 @@ inline BiasLossCall call_of_chunk(const BiasLossCall& whole, std::int64_t row, s
     call.entropy = advanced(call.entropy, row);
     call.upstream = advanced(call.upstream, row);
   }
-  call.partials = advanced(partials, blocks * whole.heads * 3);
+  call.partials = advanced(partials, blocks * whole.heads * kPartials);
   return call;
 }
 

@@ -31,15 +31,15 @@ namespace {
 template <typename A>
 Plan denominator_plan(const BiasLossCall& loss, const Device& device) {
   Plan plan;
-  plan_workspace<A>(loss, device, plan);
+  plan_denominators<A>(loss, device, plan);
   return plan;
 }
 
 // function(A()) for the accumulation type A of a dtype; the kernels around the main one need no
 // other.
 template <typename Function>
-auto with_accumulation(Dtype dtype, Function function) {
-  return dtype == Dtype::kFloat64 ? function(double()) : function(float());
+auto with_accumulation(DType dtype, Function function) {
+  return dtype == DType::kFloat64 ? function(double()) : function(float());
 }
 
 }  // namespace
@@ -63,7 +63,21 @@ int launch_linear_fold(const BiasLossCall& loss, std::int64_t blocks, CUstream_s
     Plan plan;
     plan.blocks = static_cast<unsigned>(blocks);
     return static_cast<int>(launch_fold<decltype(type)>(
-        loss, plan, static_cast<unsigned char*>(loss.partials), stream));
+        loss, plan, static_cast<unsigned char*>(loss.partials), true, stream));
+  });
+}
+
+int launch_add_row(void* to, const void* row, std::int64_t rows, std::int64_t columns, DType dtype,
+                   CUstream_st* stream) {
+  if (rows == 0 || columns == 0) return cudaSuccess;
+  return with_dtype(dtype, [&](auto type) {
+    using T = decltype(type);
+    const auto kernel = add_row<T>;
+    const auto blocks = static_cast<unsigned>(divide_up(columns, 256));
+    const auto turns = static_cast<unsigned>(rows < 1024 ? rows : 1024);
+    LNL_LAUNCH(kernel, dim3(blocks, turns), dim3(256), 0, stream, static_cast<Accumulation<T>*>(to),
+               static_cast<const T*>(row), rows, columns);
+    return static_cast<int>(cudaGetLastError());
   });
 }
 

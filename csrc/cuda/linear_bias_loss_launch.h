@@ -6,23 +6,6 @@
 
 namespace lnl::cuda {
 
-// One call of fused_linear_bias_loss. The logits, features times the transposed head_weight plus
-// head_bias, exist only on chip.
-struct LinearBiasLossCall {
-  // Everything about targets, terms and values; one position. Its logits and gradients are unused.
-  BiasLossCall loss;
-  std::int64_t width = 0;             // D
-  const void* features = nullptr;     // [N, D] of loss.dtype
-  const void* head_weight = nullptr;  // [K * C, D], likewise
-  const void* head_bias = nullptr;    // [K * C], likewise, or null
-
-  // Null where not wanted; of loss.dtype. With loss.reversal the head's two are those of CE alone,
-  // without it all three are those of the value.
-  void* features_gradient = nullptr;  // [N, D]
-  void* weight_gradient = nullptr;    // [K * C, D]
-  void* bias_gradient = nullptr;      // [K * C], only together with weight_gradient
-};
-
 struct LinearLaunchFacts {
   // False: head_weight and the sums of its gradient do not fit on chip, or there are more than 64
   // columns. launch_linear_bias_loss refuses such a call; see launch_linear_denominators.
@@ -51,5 +34,10 @@ std::size_t linear_denominators_workspace(const BiasLossCall& loss, const Device
 int launch_linear_denominators(const BiasLossCall& loss, const Device& device, void* workspace,
                                CUstream_st* stream);
 int launch_linear_fold(const BiasLossCall& loss, std::int64_t blocks, CUstream_st* stream);
+
+// to += row, for every one of `rows` rows [columns] of `to`, which is of the accumulation dtype of
+// the row's.
+int launch_add_row(void* to, const void* row, std::int64_t rows, std::int64_t columns, DType dtype,
+                   CUstream_st* stream);
 
 }  // namespace lnl::cuda

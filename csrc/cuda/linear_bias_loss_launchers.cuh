@@ -91,7 +91,8 @@ LinearPlan make_linear_plan(const LinearBiasLossCall& call, const Device& device
   const std::int64_t most = std::int64_t(device.multiprocessors) * resident;
   const std::int64_t needed = divide_up(call.loss.rows, plan.rows);
   plan.loss.blocks = static_cast<unsigned>(needed < most ? needed : most);
-  plan_workspace<T>(call.loss, device, plan.loss);
+  plan_workspace<T>(call.loss, plan.loss);
+  plan_denominators<Accumulation<T>>(call.loss, device, plan.loss);
   plan.head_partials = plan.loss.total;
   plan.workspace = plan.head_partials;
   if (call.weight_gradient != nullptr) {
@@ -181,14 +182,15 @@ cudaError_t launch_linear(const LinearBiasLossCall& call, const Device& device, 
   if (!plan.on_chip) return cudaErrorInvalidValue;
   auto* bytes = static_cast<unsigned char*>(workspace);
   cudaError_t error = cudaSuccess;
-  if (call.loss.loss != nullptr && call.loss.reduction == Reduction::kMean) {
+  if (call.loss.loss != nullptr && call.loss.reduction == Reduction::kMean &&
+      !call.loss.denominators_given) {
     error = launch_denominators<T>(call.loss, plan.loss, bytes, stream);
   }
   if (error == cudaSuccess && plan.loss.blocks > 0) {
     error = launch_on_chip<T>(plan, make_linear_problem<T>(call, plan, bytes), stream);
   }
   if (error == cudaSuccess && call.loss.loss != nullptr) {
-    error = launch_fold<T>(call.loss, plan.loss, bytes, stream);
+    error = launch_fold<T>(call.loss, plan.loss, bytes, true, stream);
   }
   if (error == cudaSuccess && call.weight_gradient != nullptr) {
     error = launch_head_fold<T>(call, plan, bytes, stream);

@@ -13,8 +13,8 @@ namespace {
 
 thread_local std::string error;
 
-lnl::cuda::Coefficient coefficient(const double* value) {
-  lnl::cuda::Coefficient result;
+lnl::Coefficient coefficient(const double* value) {
+  lnl::Coefficient result;
   result.present = value != nullptr;
   if (value != nullptr) result.host = *value;
   return result;
@@ -57,6 +57,7 @@ struct LnlEmulatedCall {
   void* cross_entropy;
   void* entropy;
   void* denominators;
+  int denominators_given;
   const void* upstream;
   void* gradient;
   void* head_gradient;
@@ -66,10 +67,11 @@ struct LnlEmulatedCall {
 
 namespace {
 
-lnl::cuda::BiasLossCall call_of(const LnlEmulatedCall& given) {
+lnl::BiasLossCall call_of(const LnlEmulatedCall& given) {
+  using namespace lnl;
   using namespace lnl::cuda;
   BiasLossCall call;
-  call.dtype = static_cast<Dtype>(given.dtype);
+  call.dtype = static_cast<DType>(given.dtype);
   call.rows = given.rows;
   call.heads = given.heads;
   call.classes = given.classes;
@@ -91,6 +93,7 @@ lnl::cuda::BiasLossCall call_of(const LnlEmulatedCall& given) {
   call.cross_entropy = given.cross_entropy;
   call.entropy = given.entropy;
   call.denominators = given.denominators;
+  call.denominators_given = given.denominators_given != 0;
   call.upstream = given.upstream;
   call.gradient = given.gradient;
   call.head_gradient = given.head_gradient;
@@ -109,6 +112,7 @@ void lnl_emulated_schedule(int schedule, std::uint64_t seed) {
 }
 
 int lnl_emulated_bias_loss(const LnlEmulatedCall* given, int multiprocessors, int shared_memory) {
+  using namespace lnl;
   using namespace lnl::cuda;
   const BiasLossCall call = call_of(*given);
   const Device device{multiprocessors, shared_memory};
@@ -121,10 +125,15 @@ int lnl_emulated_bias_loss(const LnlEmulatedCall* given, int multiprocessors, in
 }
 
 int lnl_emulated_scale_gradient(void* gradient, std::int64_t elements, int dtype,
-                                const void* factor, int multiprocessors) {
+                                const void* factor, int factor_dtype, int multiprocessors) {
+  using namespace lnl;
   using namespace lnl::cuda;
+  Coefficient coefficient;
+  coefficient.present = true;
+  coefficient.device = factor;
+  coefficient.dtype = static_cast<DType>(factor_dtype);
   return guarded([&] {
-    return launch_scale_gradient(gradient, elements, static_cast<Dtype>(dtype), factor,
+    return launch_scale_gradient(gradient, elements, static_cast<DType>(dtype), coefficient,
                                  Device{multiprocessors, 48 * 1024}, nullptr);
   });
 }
@@ -132,9 +141,10 @@ int lnl_emulated_scale_gradient(void* gradient, std::int64_t elements, int dtype
 // The kernel that logits of this shape with class labels get.
 const char* lnl_emulated_kernel(int dtype, std::int64_t rows, std::int64_t classes,
                                 std::int64_t positions) {
+  using namespace lnl;
   using namespace lnl::cuda;
   BiasLossCall call;
-  call.dtype = static_cast<Dtype>(dtype);
+  call.dtype = static_cast<DType>(dtype);
   call.rows = rows;
   call.classes = classes;
   call.positions = positions;
@@ -146,9 +156,10 @@ const char* lnl_emulated_kernel(int dtype, std::int64_t rows, std::int64_t class
 // Whether a linear head with gradients for all is one kernel's work, whatever its targets.
 int lnl_emulated_linear_fits(int dtype, std::int64_t rows, std::int64_t heads, std::int64_t classes,
                              std::int64_t width, int multiprocessors, int shared_memory) {
+  using namespace lnl;
   using namespace lnl::cuda;
   LinearBiasLossCall call;
-  call.loss.dtype = static_cast<Dtype>(dtype);
+  call.loss.dtype = static_cast<DType>(dtype);
   call.loss.rows = rows;
   call.loss.heads = heads;
   call.loss.classes = classes;

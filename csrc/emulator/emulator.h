@@ -30,7 +30,8 @@ struct Launch {
 struct Settings {
   Schedule schedule = Schedule::kForward;
   std::uint64_t seed = 1;
-  bool noise = false;              // perturb approximate functions within their documented error
+  bool noise = false;  // perturb approximate functions within their documented error
+  int multiprocessors = 2;
   int shared_memory = 227 * 1024;  // most that a block may opt in to
   // Blocks to run, all without it: for launches too large to be run whole.
   std::function<bool(Dim3 block, Dim3 grid)> only;

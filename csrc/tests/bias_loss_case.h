@@ -26,7 +26,7 @@ enum class Pattern {
 };
 
 struct Case {
-  cuda::Dtype dtype = cuda::Dtype::kFloat32;
+  DType dtype = DType::kFloat32;
   std::int64_t rows = 1, heads = 1, classes = 2, positions = 1;
   bool channels_last = false;
   Target target = Target::kLabels;
@@ -35,7 +35,7 @@ struct Case {
   double smoothing = 0.0;
   double ignored = 0.0;       // share of sites
   bool out_of_range = false;  // one label is
-  cuda::Reduction reduction = cuda::Reduction::kMean;
+  Reduction reduction = Reduction::kMean;
   bool mask_entropy = false;
   // Absent below 0; coefficients_on_device chooses how they are passed.
   double reversal = -1.0, entropy_weight = -1.0, confusion_weight = -1.0;
@@ -90,8 +90,9 @@ Results oracle(const Case& c, const Inputs& inputs);
 // The kernels, on the emulator.
 Results run_kernels(const Case& c, const Inputs& inputs);
 
-// Differences beyond what the dtype explains, one a line; empty when there are none.
-std::string compare(const Case& c, const Results& wanted, const Results& got);
+// Differences beyond what the dtype explains, one a line; empty when there are none. `roundings`:
+// by how much longer the chains of float32 sums are than those of a warp's lanes.
+std::string compare(const Case& c, const Results& wanted, const Results& got, double roundings = 1);
 
 // One comparison: |wanted - got| <= relative * |wanted| + absolute, element by element. NaN and
 // infinite numbers must be the same.
@@ -103,7 +104,7 @@ std::string differences(const char* what, const std::vector<double>& wanted,
 double largest(const std::vector<double>& values);
 
 // A number rounded to a dtype.
-double rounded(cuda::Dtype dtype, double value);
+double rounded(DType dtype, double value);
 
 std::vector<Case> all_cases();
 

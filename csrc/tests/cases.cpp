@@ -11,9 +11,6 @@ namespace lnl::tests {
 
 namespace {
 
-using cuda::Dtype;
-using cuda::Reduction;
-
 struct Shape {
   std::int64_t rows, heads, classes, positions;
 };
@@ -64,6 +61,12 @@ std::vector<Case> option_sets() {
     c.reduction = Reduction::kNone, c.confusion_weight = 0.4, c.ignored = 0.3;
     c.coefficients_on_device = true, c.separate_backward = true, c.reversal = 0.3;
   });
+  // Without weights: labels of which some blocks, or all, have ignored ones.
+  add([](Case& c) { c.entropy_weight = 0.3, c.reversal = 0.7, c.ignored = 0.02; });
+  add([](Case& c) {
+    c.smoothing = 0.1, c.entropy_weight = 0.2, c.ignored = 0.3, c.mask_entropy = true;
+  });
+  add([](Case& c) { c.entropy_weight = 0.1, c.ignored = 0.3, c.reversal = 0.4; });
   return sets;
 }
 
@@ -156,8 +159,8 @@ Inputs make_inputs(const Case& c) {
   std::mt19937_64 random(c.seed);
   std::normal_distribution<double> normal;
   std::uniform_real_distribution<double> uniform;
-  const bool narrow = c.dtype == Dtype::kFloat16 || c.dtype == Dtype::kBFloat16;
-  const Dtype wide = c.dtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32;
+  const bool narrow = c.dtype == DType::kFloat16 || c.dtype == DType::kBFloat16;
+  const DType wide = c.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
   inputs.logits.resize(c.elements());
   inputs.labels.resize(c.rows * c.heads * c.positions);
   for (auto& label : inputs.labels) {
@@ -218,7 +221,7 @@ Inputs make_inputs(const Case& c) {
   }
   if (c.target != Target::kLabels) {
     inputs.probabilities.resize(c.elements());
-    const Dtype dtype = c.target == Target::kWideProbabilities ? wide : c.dtype;
+    const DType dtype = c.target == Target::kWideProbabilities ? wide : c.dtype;
     for (auto& q : inputs.probabilities) q = rounded(dtype, uniform(random) / c.classes);
   }
   if (c.weighted) {
@@ -236,9 +239,9 @@ Inputs make_inputs(const Case& c) {
 std::vector<Case> all_cases() {
   std::vector<Case> cases;
   const std::vector<Case> options = option_sets();
-  const Dtype dtypes[] = {Dtype::kFloat32, Dtype::kFloat64, Dtype::kFloat16, Dtype::kBFloat16};
+  const DType dtypes[] = {DType::kFloat32, DType::kFloat64, DType::kFloat16, DType::kBFloat16};
   std::size_t turn = 0;
-  const auto add = [&](Case c, const Shape& shape, Dtype dtype) {
+  const auto add = [&](Case c, const Shape& shape, DType dtype) {
     c.rows = shape.rows, c.heads = shape.heads, c.classes = shape.classes;
     c.positions = shape.positions;
     c.dtype = dtype;
@@ -248,7 +251,7 @@ std::vector<Case> all_cases() {
   };
   // Every shape, dtype and layout with a third of the option sets, other ones each time.
   for (const Shape& shape : kShapes) {
-    for (const Dtype dtype : dtypes) {
+    for (const DType dtype : dtypes) {
       for (int layout = 0; layout < (shape.positions > 1 ? 2 : 1); ++layout) {
         for (std::size_t i = turn++ % 3; i < options.size(); i += 3) {
           Case c = options[i];
@@ -263,13 +266,13 @@ std::vector<Case> all_cases() {
                              {2, 1, 6, 36},  {2, 1, 6, 40}, {2, 1, 7, 15},  {1, 1, 40, 36},
                              {1, 2, 40, 48}, {2, 1, 40, 15}};
   for (const Shape& shape : by_kernel) {
-    for (const Dtype dtype : dtypes) {
+    for (const DType dtype : dtypes) {
       for (int pattern = 1; pattern <= static_cast<int>(Pattern::kPlusInfinity); ++pattern) {
         Case c = options[1 + (turn++ & 1)];
         c.pattern = static_cast<Pattern>(pattern);
         const bool many = shape.classes == 1500;
         c.shared_memory = (many && pattern % 2 == 1 ? 2 : 227) * 1024;
-        if (dtype == Dtype::kFloat64 && shape.classes == 700) continue;
+        if (dtype == DType::kFloat64 && shape.classes == 700) continue;
         add(c, shape, dtype);
         if (pattern <= static_cast<int>(Pattern::kInfinite)) {
           c = options[5 + turn % 2];
@@ -335,7 +338,7 @@ std::vector<Case> all_cases() {
       }
     }
   }
-  for (const Dtype dtype : dtypes) {
+  for (const DType dtype : dtypes) {
     // Rows and columns too long for the chip.
     for (const std::size_t i : {1u, 6u, 11u}) {
       Case c = options[i];
@@ -356,15 +359,20 @@ std::vector<Case> all_cases() {
   Case sums = options[1];
   sums.gradient = sums.head_gradient = false;
   sums.pattern = Pattern::kEqual;
-  add(sums, {100'000, 1, 3, 1}, Dtype::kFloat32);
+  add(sums, {100'000, 1, 3, 1}, DType::kFloat32);
   cases.back().few_blocks = true;
   sums.pattern = Pattern::kNormal;
   sums.many_blocks = true;
-  add(sums, {33'000, 1, 2, 1}, Dtype::kFloat32);
+  add(sums, {33'000, 1, 2, 1}, DType::kFloat32);
+  cases.back().few_blocks = false;
+  // One block in four has an ignored label; all have to make their gradients again.
+  Case turns = options[12];
+  turns.ignored = 0.002, turns.many_blocks = true;
+  add(turns, {33'000, 1, 2, 1}, DType::kFloat32);
   cases.back().few_blocks = false;
   // Labels, plain or smoothed, and probabilities, narrow or wide, in turn.
   for (const Shape& shape : kManyClasses) {
-    for (const Dtype dtype : dtypes) {
+    for (const DType dtype : dtypes) {
       for (const std::size_t i : {turn % 2 == 0 ? 1u : 5u, turn % 2 == 0 ? 6u : 7u}) {
         add(options[i], shape, dtype);
       }

@@ -1,7 +1,7 @@
 #include <cmath>
 #include <sstream>
 
-#include "bias_loss_case.h"
+#include "device_inputs.h"
 
 namespace lnl::tests {
 
@@ -9,20 +9,20 @@ namespace {
 
 // Relative error of one value: sums of float32 terms, and exp without its last two corrections for
 // 16-bit logits.
-double value_tolerance(cuda::Dtype dtype) {
-  return dtype == cuda::Dtype::kFloat64 ? 1e-13 : dtype == cuda::Dtype::kFloat32 ? 1e-6 : 4e-6;
+double value_tolerance(DType dtype) {
+  return dtype == DType::kFloat64 ? 1e-13 : dtype == DType::kFloat32 ? 1e-6 : 4e-6;
 }
 
 // Relative error of one gradient: the above and one rounding to the dtype.
-double gradient_tolerance(cuda::Dtype dtype) {
+double gradient_tolerance(DType dtype) {
   switch (dtype) {
-    case cuda::Dtype::kFloat64:
+    case DType::kFloat64:
       return 1e-12;
-    case cuda::Dtype::kFloat32:
+    case DType::kFloat32:
       return 4e-6;
-    case cuda::Dtype::kFloat16:
+    case DType::kFloat16:
       return 6e-4;
-    case cuda::Dtype::kBFloat16:
+    case DType::kBFloat16:
       return 4.5e-3;
   }
   return 0;
@@ -64,21 +64,27 @@ double largest(const std::vector<double>& values) {
   return result;
 }
 
-std::string compare(const Case& c, const Results& wanted, const Results& got) {
+double rounded(DType dtype, double value) {
+  unsigned char bytes[8];
+  encode(dtype, value, bytes);
+  return decode(dtype, bytes);
+}
+
+std::string compare(const Case& c, const Results& wanted, const Results& got, double roundings) {
   std::ostringstream out;
-  const double value = value_tolerance(c.dtype);
+  const double value = roundings * value_tolerance(c.dtype);
   // H - weight * CE and the like cancel: the terms bound the error of their difference.
   const double scale = largest(wanted.cross_entropy) + largest(wanted.entropy);
   compare_numbers(out, "loss", wanted.loss, got.loss, value, value * scale);
   compare_numbers(out, "cross_entropy", wanted.cross_entropy, got.cross_entropy, value, 1e-37);
   compare_numbers(out, "entropy", wanted.entropy, got.entropy, value, 1e-37);
-  if (c.reduction == cuda::Reduction::kMean) {
+  if (c.reduction == Reduction::kMean) {
     compare_numbers(out, "denominators", wanted.denominators, got.denominators, value, 0);
   }
   // dCE and dH cancel within one gradient, and p * sum(y) and y where every class has a target;
   // what float16 cannot hold is rounded to its multiples of 2^-24.
   const double relative = gradient_tolerance(c.dtype);
-  const double smallest = c.dtype == cuda::Dtype::kFloat16 ? 3.1e-8 : 1e-37;
+  const double smallest = c.dtype == DType::kFloat16 ? 3.1e-8 : 1e-37;
   const bool dense = c.target != Target::kLabels || c.smoothing > 0 || c.confusion_weight >= 0;
   const double absolute = smallest + (dense ? value * wanted.largest_term : 0);
   compare_numbers(out, "gradient", wanted.gradient, got.gradient, relative,

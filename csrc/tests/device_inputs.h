@@ -17,29 +17,21 @@ namespace lnl::tests {
 using emulator::Access;
 using emulator::Buffer;
 
-inline std::size_t size_of(cuda::Dtype dtype) {
-  return dtype == cuda::Dtype::kFloat64 ? 8 : dtype == cuda::Dtype::kFloat32 ? 4 : 2;
-}
-
-inline cuda::Dtype accumulation(cuda::Dtype dtype) {
-  return dtype == cuda::Dtype::kFloat64 ? dtype : cuda::Dtype::kFloat32;
-}
-
-inline void encode(cuda::Dtype dtype, double value, unsigned char* to) {
+inline void encode(DType dtype, double value, unsigned char* to) {
   const float single = static_cast<float>(value);
   switch (dtype) {
-    case cuda::Dtype::kFloat64:
+    case DType::kFloat64:
       std::memcpy(to, &value, 8);
       return;
-    case cuda::Dtype::kFloat32:
+    case DType::kFloat32:
       std::memcpy(to, &single, 4);
       return;
-    case cuda::Dtype::kFloat16: {
+    case DType::kFloat16: {
       const __half half = __float2half_rn(single);
       std::memcpy(to, &half, 2);
       return;
     }
-    case cuda::Dtype::kBFloat16: {
+    case DType::kBFloat16: {
       const __nv_bfloat16 half = __float2bfloat16_rn(single);
       std::memcpy(to, &half, 2);
       return;
@@ -47,24 +39,24 @@ inline void encode(cuda::Dtype dtype, double value, unsigned char* to) {
   }
 }
 
-inline double decode(cuda::Dtype dtype, const unsigned char* from) {
+inline double decode(DType dtype, const unsigned char* from) {
   switch (dtype) {
-    case cuda::Dtype::kFloat64: {
+    case DType::kFloat64: {
       double value;
       std::memcpy(&value, from, 8);
       return value;
     }
-    case cuda::Dtype::kFloat32: {
+    case DType::kFloat32: {
       float value;
       std::memcpy(&value, from, 4);
       return value;
     }
-    case cuda::Dtype::kFloat16: {
+    case DType::kFloat16: {
       __half value;
       std::memcpy(&value, from, 2);
       return __half2float(value);
     }
-    case cuda::Dtype::kBFloat16: {
+    case DType::kBFloat16: {
       __nv_bfloat16 value;
       std::memcpy(&value, from, 2);
       return __bfloat162float(value);
@@ -76,7 +68,7 @@ inline double decode(cuda::Dtype dtype, const unsigned char* from) {
 // Device memory of numbers of a dtype, `before` of them ahead of the first.
 class Numbers {
  public:
-  Numbers(const std::string& name, cuda::Dtype dtype, const std::vector<double>& values,
+  Numbers(const std::string& name, DType dtype, const std::vector<double>& values,
           std::int64_t before = 0, Access access = Access::kReadOnly)
       : dtype_(dtype), count_(values.size()), before_(before) {
     const std::size_t size = size_of(dtype);
@@ -84,7 +76,7 @@ class Numbers {
     for (std::size_t i = 0; i < count_; ++i) encode(dtype, values[i], &bytes[(i + before) * size]);
     buffer_.emplace(name, bytes.size(), access, bytes.data());
   }
-  Numbers(const std::string& name, cuda::Dtype dtype, std::size_t count, std::int64_t before = 0)
+  Numbers(const std::string& name, DType dtype, std::size_t count, std::int64_t before = 0)
       : dtype_(dtype), count_(count), before_(before) {
     buffer_.emplace(name, (count + before) * size_of(dtype), Access::kReadWrite);
   }
@@ -102,7 +94,7 @@ class Numbers {
   }
 
  private:
-  cuda::Dtype dtype_;
+  DType dtype_;
   std::size_t count_;
   std::int64_t before_ = 0;
   std::optional<Buffer> buffer_;
@@ -116,7 +108,7 @@ inline void check(int error) {
 // no logits yet.
 class DeviceInputs {
  public:
-  DeviceInputs(const Case& c, const Inputs& inputs) : wide_(accumulation(c.dtype)) {
+  DeviceInputs(const Case& c, const Inputs& inputs) : wide_(accumulation_of(c.dtype)) {
     call.dtype = c.dtype;
     call.rows = c.rows;
     call.heads = c.heads;
@@ -149,24 +141,25 @@ class DeviceInputs {
   DeviceInputs(const DeviceInputs&) = delete;
   DeviceInputs& operator=(const DeviceInputs&) = delete;
 
-  cuda::BiasLossCall call;
+  BiasLossCall call;
 
  private:
-  cuda::Coefficient coefficient(const Case& c, double value) {
-    cuda::Coefficient result;
+  Coefficient coefficient(const Case& c, double value) {
+    Coefficient result;
     result.present = value >= 0;
     if (!result.present) return result;
     if (c.coefficients_on_device) {
       coefficients_.push_back(
           std::make_unique<Numbers>("coefficient", wide_, std::vector<double>{value}));
       result.device = coefficients_.back()->data();
+      result.dtype = wide_;
     } else {
       result.host = value;
     }
     return result;
   }
 
-  cuda::Dtype wide_;
+  DType wide_;
   std::optional<Buffer> labels_;
   std::optional<Numbers> probabilities_, weight_;
   std::vector<std::unique_ptr<Numbers>> coefficients_;

@@ -13,7 +13,7 @@ int main() {
     for (tests::Case c : tests::all_cases()) {
       const bool dense =
           c.target != tests::Target::kLabels || c.smoothing > 0 || c.confusion_weight >= 0;
-      if (c.dtype != cuda::Dtype::kFloat32 || dense) continue;
+      if (c.dtype != DType::kFloat32 || dense) continue;
       c.few_blocks = !c.many_blocks;  // shared memory is used again
       try {
         const tests::Inputs inputs = tests::make_inputs(c);

@@ -129,10 +129,31 @@ lnl_fault(sum_without_compensation bias_loss_reduce.cuh
   ""
   " equal .*entropy\\[")
 lnl_fault(fold_of_one_turn_of_values bias_loss_reduce.cuh
-  "block < problem.blocks; block += blockDim.x"
-  "block < problem.blocks; block += problem.blocks"
+  "part < problem.blocks; part += kWarp"
+  "part < problem.blocks; part += problem.blocks"
   "many-blocks.*loss\\[")
-lnl_fault(fold_of_one_turn_of_denominators bias_loss_reduce.cuh
+lnl_fault(second_turn_of_no_block bias_loss_reduce.cuh
+  "any += turns.flags[block];"
+  ""
+  "ignored=.*gradient\\[")
+lnl_fault(second_turn_of_flagged_blocks_alone bias_loss_reduce.cuh
+  "block < turns.blocks; block += blockDim.x"
+  "block == block_of_grid(); block = turns.blocks"
+  "ignored=.*gradient\\[")
+lnl_fault(ignored_labels_not_counted bias_loss_reduce.cuh
+  "++ignored;"
+  ""
+  "ignored=.*denominators\\[")
+lnl_fault(weights_not_counted bias_loss_reduce.cuh
+  "weight.add(label.is_class() ? problem.weight[label.value] : A(1));"
+  "weight.add(A(1));"
+  "weight.*denominators\\[")
+lnl_fault(missing_syncthreads_before_own_denominators bias_loss_reduce.cuh
+  "__syncthreads();
+  denominators = own;"
+  "denominators = own;"
+  "race: |never written")
+lnl_linear_fault(linear_fold_of_one_turn_of_denominators bias_loss_reduce.cuh
   "block < problem.blocks; block += kWarp"
   "block < problem.blocks; block += problem.blocks"
   "many-blocks.*denominators\\[")
@@ -156,8 +177,8 @@ lnl_fault(unwritten_output bias_loss_rows.cuh
   "if (element + kWide<T> < count) store_window(to, element, count, wide, values);"
   "unwritten output")
 lnl_fault(write_race_across_blocks bias_loss_reduce.cuh
-  "(std::int64_t(blockIdx.x) * heads_apart + head_offset + head)"
-  "(head_offset + head)"
+  "(std::int64_t(blockIdx.x) * problem.heads + head_offset + head) * kPartials"
+  "(head_offset + head) * kPartials"
   "race across blocks")
 lnl_large_fault(offset_of_32_bits bias_loss_large.cuh
   "sites.store(problem.gradient, c * stride, gradient);"

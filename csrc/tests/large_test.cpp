@@ -19,11 +19,11 @@ int failures = 0;
 
 // The last `tail` rows (one position) or positions of the last row carry numbers, the others zeros.
 // With little shared memory the logits of many classes are read twice.
-void check(cuda::Dtype dtype, const char* kernel, std::int64_t rows, std::int64_t classes,
+void check(DType dtype, const char* kernel, std::int64_t rows, std::int64_t classes,
            std::int64_t positions, std::int64_t tail, int shared_memory = 227 * 1024) {
   tests::Case small;
   small.dtype = dtype;
-  small.reduction = cuda::Reduction::kSum;
+  small.reduction = Reduction::kSum;
   small.entropy_weight = 0.3;
   small.classes = classes;
   (positions == 1 ? small.rows : small.positions) = tail;
@@ -31,7 +31,7 @@ void check(cuda::Dtype dtype, const char* kernel, std::int64_t rows, std::int64_
   const tests::Results wanted = tests::oracle(small, inputs);
 
   const std::int64_t elements = rows * classes * positions;
-  const auto size = static_cast<std::int64_t>(tests::size_of(dtype));
+  const auto size = static_cast<std::int64_t>(size_of(dtype));
   const Reserved logits(elements * size), gradient(elements * size), head_gradient(elements * size);
   const Reserved labels(rows * positions * 8);
   const std::int64_t first = rows * positions - tail;
@@ -46,14 +46,14 @@ void check(cuda::Dtype dtype, const char* kernel, std::int64_t rows, std::int64_
       tests::encode(dtype, inputs.logits[from], logits.as<unsigned char>() + place(site, c) * size);
     }
   }
-  cuda::BiasLossCall call;
+  BiasLossCall call;
   call.dtype = small.dtype;
   call.rows = rows;
   call.classes = classes;
   call.positions = positions;
   call.logits = logits.as<void>();
   call.labels = labels.as<std::int64_t>();
-  call.entropy_weight = {true, nullptr, small.entropy_weight};
+  call.entropy_weight = Coefficient::of(small.entropy_weight);
   call.reduction = small.reduction;
   call.gradient = gradient.as<void>();
   call.head_gradient = head_gradient.as<void>();
@@ -92,7 +92,7 @@ void check(cuda::Dtype dtype, const char* kernel, std::int64_t rows, std::int64_
 
 int main(int argc, char** argv) {
   constexpr std::int64_t one = 1;
-  constexpr auto narrow = cuda::Dtype::kBFloat16, wide = cuda::Dtype::kFloat32;
+  constexpr auto narrow = DType::kBFloat16, wide = DType::kFloat32;
   // One site's classes are more than 2^31 elements apart.
   check(wide, "sites_large", 2, 96, one << 25, 4);
   check(wide, "sites_large", 2, 96, one << 25, 4, 8 * 1024);

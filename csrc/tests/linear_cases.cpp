@@ -6,9 +6,6 @@ namespace lnl::tests {
 
 namespace {
 
-using cuda::Dtype;
-using cuda::Reduction;
-
 struct Shape {
   std::int64_t rows, heads, classes, width;
 };
@@ -70,9 +67,9 @@ const Shape kShapes[] = {
 std::vector<LinearCase> all_linear_cases() {
   std::vector<LinearCase> cases;
   const std::vector<LinearCase> options = option_sets();
-  const Dtype dtypes[] = {Dtype::kFloat32, Dtype::kFloat64, Dtype::kFloat16, Dtype::kBFloat16};
+  const DType dtypes[] = {DType::kFloat32, DType::kFloat64, DType::kFloat16, DType::kBFloat16};
   std::size_t turn = 0;
-  const auto add = [&](LinearCase c, const Shape& shape, Dtype dtype) {
+  const auto add = [&](LinearCase c, const Shape& shape, DType dtype) {
     c.loss.rows = shape.rows, c.loss.heads = shape.heads, c.loss.classes = shape.classes;
     c.width = shape.width;
     c.loss.dtype = dtype;
@@ -81,18 +78,18 @@ std::vector<LinearCase> all_linear_cases() {
     cases.push_back(c);
   };
   for (const Shape& shape : kShapes) {
-    for (const Dtype dtype : dtypes) {
+    for (const DType dtype : dtypes) {
       for (std::size_t i = turn++ % 3; i < options.size(); i += 3) add(options[i], shape, dtype);
     }
   }
-  for (const Dtype dtype : dtypes) {
+  for (const DType dtype : dtypes) {
     // Every option once on one shape of several tiles.
     for (const LinearCase& c : options) add(c, {75, 1, 12, 24}, dtype);
     // Little shared memory: 16, 8 and 4 rows a tile, with several warps for a group of rows.
     for (const int shared : {62, 54, 48, 42, 38, 34, 31}) {
       LinearCase c = options[turn++ % options.size()];
       c.loss.shared_memory = shared * 1024;
-      const std::int64_t narrow = dtype == Dtype::kFloat64 ? 2 : 1;
+      const std::int64_t narrow = dtype == DType::kFloat64 ? 2 : 1;
       add(c, {21, 1, 12, 140 / narrow}, dtype);
       c.loss.few_blocks = true;
       add(c, {21, 2, 3, 200 / narrow}, dtype);
@@ -112,8 +109,15 @@ std::vector<LinearCase> all_linear_cases() {
     c.loss.ignored = 1.1, c.loss.mask_entropy = false;
     add(c, {37, 1, 6, 16}, dtype);
   }
+  // Labels that more blocks count than a warp has lanes.
+  LinearCase many = options[1];
+  many.loss.gradient = many.loss.head_gradient = false;
+  many.loss.many_blocks = true;
+  many.loss.reduction = Reduction::kMean;
+  add(many, {33'500, 1, 2, 1}, DType::kFloat32);
+  cases.back().loss.few_blocks = false;
   // Chunks, whose logits the test multiplies; rows of every kernel that reads them.
-  for (const Dtype dtype : {Dtype::kFloat32, Dtype::kFloat64}) {
+  for (const DType dtype : {DType::kFloat32, DType::kFloat64}) {
     for (const Shape& shape :
          {Shape{21, 1, 12, 16}, {21, 3, 5, 8}, {13, 1, 100, 8}, {7, 1, 1100, 4}, {0, 1, 70, 4}}) {
       for (std::size_t i = turn++ % 2; i < options.size(); i += 2) {

@@ -11,7 +11,7 @@ int main() {
   for (const Schedule schedule : {Schedule::kForward, Schedule::kReverse, Schedule::kPriority}) {
     emulator::settings().schedule = schedule;
     for (tests::LinearCase c : tests::all_linear_cases()) {
-      if (c.loss.dtype != cuda::Dtype::kFloat32 || c.chunk > 0) continue;
+      if (c.loss.dtype != DType::kFloat32 || c.chunk > 0) continue;
       for (const bool few_blocks : {true, false}) {
         c.loss.few_blocks = few_blocks;
         try {

@@ -20,8 +20,8 @@ __nv_bfloat16 narrow(double value) { return __float2bfloat16_rn(static_cast<floa
 int check(std::int64_t rows, std::int64_t heads, std::int64_t classes, std::int64_t width,
           std::int64_t tail) {
   tests::LinearCase c;
-  c.loss.dtype = cuda::Dtype::kBFloat16;
-  c.loss.reduction = cuda::Reduction::kSum;
+  c.loss.dtype = DType::kBFloat16;
+  c.loss.reduction = Reduction::kSum;
   c.loss.entropy_weight = 0.3;
   c.loss.reversal = 0.5;
   c.loss.rows = tail;
@@ -46,14 +46,14 @@ int check(std::int64_t rows, std::int64_t heads, std::int64_t classes, std::int6
   }
   for (std::int64_t i = 0; i < columns; ++i) bias.as<__nv_bfloat16>()[i] = narrow(inputs.bias[i]);
 
-  cuda::LinearBiasLossCall call;
+  LinearBiasLossCall call;
   call.loss.dtype = c.loss.dtype;
   call.loss.rows = rows;
   call.loss.heads = heads;
   call.loss.classes = classes;
   call.loss.labels = labels.as<std::int64_t>();
-  call.loss.entropy_weight = {true, nullptr, c.loss.entropy_weight};
-  call.loss.reversal = {true, nullptr, c.loss.reversal};
+  call.loss.entropy_weight = Coefficient::of(c.loss.entropy_weight);
+  call.loss.reversal = Coefficient::of(c.loss.reversal);
   call.loss.reduction = c.loss.reduction;
   float values[3];
   call.loss.loss = &values[0];

@@ -11,21 +11,20 @@ namespace lnl::tests {
 
 namespace {
 
-using cuda::Dtype;
 using Real = long double;
 
 // Rounding errors of sums of float32 products, relative to the sums of their magnitudes.
-double product_tolerance(Dtype dtype) { return dtype == Dtype::kFloat64 ? 1e-12 : 5e-6; }
+double product_tolerance(DType dtype) { return dtype == DType::kFloat64 ? 1e-12 : 5e-6; }
 
-double rounding(Dtype dtype) {
+double rounding(DType dtype) {
   switch (dtype) {
-    case Dtype::kFloat64:
+    case DType::kFloat64:
       return 1e-12;
-    case Dtype::kFloat32:
+    case DType::kFloat32:
       return 5e-6;
-    case Dtype::kFloat16:
+    case DType::kFloat16:
       return 1e-3;
-    case Dtype::kBFloat16:
+    case DType::kBFloat16:
       return 8e-3;
   }
   return 0;
@@ -48,7 +47,7 @@ LinearInputs make_linear_inputs(const LinearCase& c) {
   inputs.loss = make_inputs(c.loss);
   std::mt19937_64 random(c.loss.seed + 1000);
   std::normal_distribution<double> normal;
-  const Dtype dtype = c.loss.dtype;
+  const DType dtype = c.loss.dtype;
   const double scale = 1.5 / std::sqrt(static_cast<double>(c.width));
   for (std::int64_t i = 0; i < c.loss.rows * c.width; ++i) {
     inputs.features.push_back(rounded(dtype, normal(random)));
@@ -141,7 +140,7 @@ std::string compare_linear(const LinearCase& c, const LinearResults& wanted,
   std::string out;
   const double products = product_tolerance(c.loss.dtype);
   const double relative = rounding(c.loss.dtype);
-  const double smallest = c.loss.dtype == Dtype::kFloat16 ? 3.1e-8 : 1e-37;
+  const double smallest = c.loss.dtype == DType::kFloat16 ? 3.1e-8 : 1e-37;
   const auto check = [&](const char* what, const std::vector<double>& a,
                          const std::vector<double>& b, double factor, double scale) {
     out += differences(what, a, b, factor, std::vector<double>(a.size(), factor * scale));
@@ -151,7 +150,7 @@ std::string compare_linear(const LinearCase& c, const LinearResults& wanted,
   check("loss", wanted.loss.loss, got.loss.loss, products, scale);
   check("cross_entropy", wanted.loss.cross_entropy, got.loss.cross_entropy, products, scale);
   check("entropy", wanted.loss.entropy, got.loss.entropy, products, scale);
-  if (c.loss.reduction == cuda::Reduction::kMean) {
+  if (c.loss.reduction == Reduction::kMean) {
     check("denominators", wanted.loss.denominators, got.loss.denominators, 1e-6, 0);
   }
   const auto check_gradient = [&](const char* what, const std::vector<double>& a,

@@ -12,7 +12,6 @@
 namespace {
 
 using namespace lnl;
-using cuda::Dtype;
 
 constexpr double kMostWaste = 1.05;
 
@@ -30,8 +29,8 @@ void check(const tests::LinearCase& c) {
   tests::run_linear_kernels(c, inputs);
   std::map<std::string, emulator::Traffic> traffic = emulator::stop_counting();
   const double bytes =
-      static_cast<double>(c.loss.rows * c.width) * (c.loss.dtype == Dtype::kFloat32   ? 4
-                                                    : c.loss.dtype == Dtype::kFloat64 ? 8
+      static_cast<double>(c.loss.rows * c.width) * (c.loss.dtype == DType::kFloat32   ? 4
+                                                    : c.loss.dtype == DType::kFloat64 ? 8
                                                                                       : 2);
   const double sectors = bytes / 32;
   const auto& features = traffic["features"];
@@ -63,14 +62,14 @@ int main() {
       {37, 1, 64, 64, 227 * 1024},
       {50, 3, 8, 160, 99 * 1024},
   };
-  for (const Dtype dtype : {Dtype::kFloat32, Dtype::kFloat64, Dtype::kBFloat16, Dtype::kFloat16}) {
+  for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
     for (const Shape& shape : shapes) {
       tests::LinearCase c;
       c.loss.dtype = dtype;
       c.loss.rows = shape.rows;
       c.loss.heads = shape.heads;
       c.loss.classes = shape.classes;
-      c.width = dtype == Dtype::kFloat64 ? shape.width / 2 : shape.width;
+      c.width = dtype == DType::kFloat64 ? shape.width / 2 : shape.width;
       c.loss.shared_memory = shape.shared_memory;
       c.loss.entropy_weight = 0.3;
       c.loss.reversal = 0.5;

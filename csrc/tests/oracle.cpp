@@ -76,8 +76,8 @@ Site solve(const Case& c, const Inputs& inputs, std::int64_t row, std::int64_t h
 
 Results oracle(const Case& c, const Inputs& inputs) {
   Results results;
-  const bool none = c.reduction == cuda::Reduction::kNone;
-  const bool mean = c.reduction == cuda::Reduction::kMean;
+  const bool none = c.reduction == Reduction::kNone;
+  const bool mean = c.reduction == Reduction::kMean;
   const std::size_t outputs = none ? c.sites() : 1;
   std::vector<Real> loss(outputs), cross_entropy(outputs), entropy(outputs);
   if (c.gradient) results.gradient.resize(c.elements());

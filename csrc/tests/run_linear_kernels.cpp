@@ -13,14 +13,14 @@ namespace {
 // Values, denominators and workspace of a call.
 struct Outputs {
   explicit Outputs(const Case& c)
-      : wide(accumulation(c.dtype)),
-        count(c.reduction == cuda::Reduction::kNone ? c.sites() : 1),
+      : wide(accumulation_of(c.dtype)),
+        count(c.reduction == Reduction::kNone ? c.sites() : 1),
         loss("loss", wide, count),
         cross_entropy("cross entropy", wide, count),
         entropy("entropy", wide, count),
         denominators("denominators", wide, static_cast<std::size_t>(2 * c.heads)) {}
 
-  void attach(cuda::BiasLossCall& call) const {
+  void attach(BiasLossCall& call) const {
     call.loss = loss.data();
     call.cross_entropy = cross_entropy.data();
     call.entropy = entropy.data();
@@ -30,12 +30,12 @@ struct Outputs {
     results.loss = loss.values("loss");
     results.cross_entropy = cross_entropy.values("cross_entropy");
     results.entropy = entropy.values("entropy");
-    if (c.reduction == cuda::Reduction::kMean) {
+    if (c.reduction == Reduction::kMean) {
       results.denominators = denominators.values("denominators");
     }
   }
 
-  cuda::Dtype wide;
+  DType wide;
   std::size_t count;
   Numbers loss, cross_entropy, entropy, denominators;
 };
@@ -48,7 +48,7 @@ LinearResults run_on_chip(const LinearCase& c, const LinearInputs& inputs) {
   Numbers weight("head weight", loss.dtype, inputs.weight, before);
   Numbers bias("head bias", loss.dtype, inputs.bias);
   DeviceInputs device_inputs(loss, inputs.loss);
-  cuda::LinearBiasLossCall call;
+  LinearBiasLossCall call;
   call.loss = device_inputs.call;
   call.width = c.width;
   call.features = features.data();
@@ -94,13 +94,13 @@ LinearResults run_on_chip(const LinearCase& c, const LinearInputs& inputs) {
 LinearResults run_in_chunks(const LinearCase& c, const LinearInputs& inputs) {
   const Case& loss = c.loss;
   const cuda::Device device = device_of(loss);
-  const cuda::Dtype wide = accumulation(loss.dtype);
+  const DType wide = accumulation_of(loss.dtype);
   const auto size = static_cast<std::int64_t>(size_of(wide));
-  const bool none = loss.reduction == cuda::Reduction::kNone;
+  const bool none = loss.reduction == Reduction::kNone;
   const bool reversed = loss.reversal >= 0;
   DeviceInputs device_inputs(loss, inputs.loss);
   const Outputs outputs(loss);
-  cuda::BiasLossCall whole = device_inputs.call;
+  BiasLossCall whole = device_inputs.call;
   outputs.attach(whole);
   Numbers upstream("upstream", wide, inputs.loss.upstream);
   std::vector<double> to_features, to_head;
@@ -112,16 +112,16 @@ LinearResults run_in_chunks(const LinearCase& c, const LinearInputs& inputs) {
     }
     const std::int64_t columns = c.columns();
     std::int64_t most_blocks = 0;
-    cuda::BiasLossCall first = whole;
+    BiasLossCall first = whole;
     first.rows = c.chunk < loss.rows ? c.chunk : loss.rows;
     most_blocks = cuda::launch_facts(first, device).blocks;
     const std::int64_t chunks = (loss.rows + c.chunk - 1) / c.chunk;
     std::optional<Buffer> partials;
     if (forward && !none) {
-      partials.emplace("partials", chunks * most_blocks * loss.heads * 3 * size,
+      partials.emplace("partials", chunks * most_blocks * loss.heads * cuda::kPartials * size,
                        Access::kReadWrite);
     }
-    if (forward && loss.reduction == cuda::Reduction::kMean) {
+    if (forward && loss.reduction == Reduction::kMean) {
       Buffer workspace("workspace", cuda::linear_denominators_workspace(whole, device),
                        Access::kReadWrite);
       check(cuda::launch_linear_denominators(whole, device, workspace.data(), nullptr));
@@ -136,7 +136,7 @@ LinearResults run_in_chunks(const LinearCase& c, const LinearInputs& inputs) {
       }
       Buffer logits("logits", bytes.size(), Access::kReadWrite, bytes.data());
       Numbers head("head gradient", wide, gradients && reversed ? rows * columns : 0);
-      cuda::BiasLossCall call =
+      BiasLossCall call =
           cuda::call_of_chunk(whole, row, rows, partials ? partials->data() : nullptr, blocks);
       call.logits = logits.data();
       if (gradients) call.gradient = logits.data();
@@ -154,7 +154,7 @@ LinearResults run_in_chunks(const LinearCase& c, const LinearInputs& inputs) {
       for (const double value : head.values("head gradient")) to_head.push_back(value);
     }
     if (forward && !none) {
-      cuda::BiasLossCall call = whole;
+      BiasLossCall call = whole;
       call.partials = partials->data();
       check(cuda::launch_linear_fold(call, blocks, nullptr));
     }

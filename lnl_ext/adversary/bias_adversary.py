@@ -14,9 +14,15 @@ from lnl_ext.adversary.reweighting import check_sample_weight, weigh_samples
 from lnl_ext.adversary.two_gradients import Boundary, adversary_loss, enter_head, enter_layer
 from lnl_ext.coefficients import ScheduledCoefficients
 from lnl_ext.gradient_reversal import scale_gradient
-from lnl_ext.ops.arguments import REDUCTIONS, Coefficient, LossArguments
-from lnl_ext.ops.checks import check_logits, check_options, check_target, check_weight
-from lnl_ext.ops.given_denominators import check_denominators
+from lnl_ext.ops.arguments import Coefficient, LossArguments
+from lnl_ext.ops.checks import (
+    check_denominators,
+    check_logits,
+    check_options,
+    check_target,
+    check_weight,
+    reduction_number,
+)
 from lnl_ext.ops.types import BiasLoss
 from lnl_ext.schedules import Schedule
 
@@ -86,7 +92,7 @@ class BiasAdversary(ScheduledCoefficients):
     and CUDA; on the CPU in bfloat16 for up to 16 logits, in float16 likewise where the processor
     has arithmetic for it. All other heads run as they are. So does a layer that does more than its
     product (hooks, parametrizations, a subclass, a wrapper, ``layer.compile()``) or whose weight
-    the head uses twice, and several heads with given denominators. With terms beside CE, and
+    the head uses twice. With terms beside CE, and
     layers before the last that may train, the last layer's product is computed twice, because
     these layers and the features need different gradients of its input.
 
@@ -171,8 +177,7 @@ class BiasAdversary(ScheduledCoefficients):
             Shape ``(heads, 2)``: what each head's sums of CE and of H (and of the confusion term)
             are divided by, whatever `reduction` says. For a batch that is computed in parts, in
             several processes or one after the other, whose parts have different numbers of targets
-            that are not ignored (`lnl_ext.training.denominators.count_sites`). The logits are read
-            twice.
+            that are not ignored (`lnl_ext.training.denominators.count_sites`).
         sample_weight
             Shape ``(N,)``, floating point: a factor of each sample's terms, for the head as for the
             features. Not with ``reduction="mean"``, nor with `denominators`. With the weights of
@@ -216,9 +221,7 @@ class BiasAdversary(ScheduledCoefficients):
         sample_weight: Tensor | None,
     ) -> BiasLoss:
         self._check_features(features)
-        # Sums per head, which given denominators need, are not what the linear operator returns.
-        needs_logits = self.heads > 1 and denominators is not None
-        first, linear, boundary = self._run_head(features, needs_logits)
+        first, linear, boundary = self._run_head(features)
         logits = first if linear is None else linear.logits_stand_in(first)
         check_logits(logits, self.heads, "the head's output")
         check_target(target, logits, self.heads, self.ignore_index, "the head's output")
@@ -242,12 +245,13 @@ class BiasAdversary(ScheduledCoefficients):
         arguments = LossArguments(
             target,
             self.weight,
+            denominators,
             self.reversal,
             None if self.known_zero("entropy_weight") else self.entropy_weight,
             None if self.known_zero("confusion_weight") else self.confusion_weight,
             self.ignore_index,
             self.label_smoothing,
-            REDUCTIONS.index(reduction),
+            reduction_number(reduction),
             self.mask_entropy,
             self.heads,
         )
@@ -256,8 +260,7 @@ class BiasAdversary(ScheduledCoefficients):
             for_head=for_first and not direct,
             for_layer=grad and for_layer,
         )
-        boundary = boundary if for_first else None
-        result = adversary_loss(operands, arguments, denominators, wanted, boundary)
+        result = adversary_loss(operands, arguments, wanted, boundary if for_first else None)
         if reduction == "none" and linear is not None:
             result = BiasLoss(*(t.reshape(len(logits), *logits.shape[2:]) for t in result))
         if sample_weight is not None:
@@ -267,9 +270,7 @@ class BiasAdversary(ScheduledCoefficients):
     # Autograd is called by hand in the backward, which torch.compile cannot trace.
     _loss_outside_of_graphs = torch.compiler.disable(_loss)  # type: ignore[no-untyped-call]
 
-    def _run_head(
-        self, features: Tensor, needs_logits: bool
-    ) -> tuple[Tensor, LinearHead | None, Boundary | None]:
+    def _run_head(self, features: Tensor) -> tuple[Tensor, LinearHead | None, Boundary | None]:
         """Run the head to its logits, or to the input of a last layer that is one with the loss.
 
         Return that, the head taken apart in the second case, and the boundary of the features, if
@@ -281,12 +282,12 @@ class BiasAdversary(ScheduledCoefficients):
             return logits, None, boundary
         if linear.only_the_layer_trains:
             hidden = _run(linear.before, _writable(self.head, features))
-            if linear.fits(hidden) and not needs_logits:
+            if linear.fits(hidden):
                 return hidden, linear, None
             logits, boundary = self._enter([linear.layer], hidden)
             return logits, None, boundary
         hidden, boundary = self._enter(linear.before, features)
-        if linear.fits(hidden) and not needs_logits:
+        if linear.fits(hidden):
             return hidden, linear, boundary
         return linear.layer(hidden), None, boundary
 

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from lnl_ext.ops import bias_loss as ops
+from lnl_ext.ops import linear_bias_loss as ops_linear
 from lnl_ext.ops.arguments import NONE, LossArguments
-from lnl_ext.ops.formula import BiasTerms, bias_terms, combine
-from lnl_ext.ops.given_denominators import divide_sums, divide_terms, fold_heads
-from lnl_ext.ops.linear_bias_loss import linear_bias_loss
+from lnl_ext.ops.formula import bias_terms, combine
 
 
 class Operands(NamedTuple):
@@ -30,10 +29,10 @@ class Operands(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Which gradients of the operands are wanted."""
+    """Which gradients of a loss are."""
 
     for_features: bool
-    """The features', of the first operand."""
+    """The features' gradient of the first operand."""
     for_head: bool
     """dCE of the first operand."""
     for_layer: bool
@@ -63,89 +62,53 @@ class Values(NamedTuple):
     """Without the upstream factor; None where `late_gradients` is to make them."""
 
 
-def loss_values(
-    operands: Operands, arguments: LossArguments, denominators: Tensor | None, wanted: Wanted
-) -> Values:
+def loss_values(operands: Operands, arguments: LossArguments, wanted: Wanted) -> Values:
     """Return the values and, from the same read of the logits, the gradients.
 
     Not the gradients where they have to wait for the upstream factor: a mean's in float16 would
     underflow before a loss scaler can save it, and without a reduction there is a factor for every
-    site. Nor with given denominators, which this operator does not take.
-
-    Parameters
-    ----------
-    operands
-        The logits, or a linear layer and its input.
-    arguments
-        Everything else about the loss; the target is that of these logits.
-    denominators
-        ``(heads, 2)``: what the sums of CE and H are divided by; None for the batch's own counts.
-        With a layer for one head only.
-    wanted
-        The gradients to make.
+    site.
     """
     if operands.weight is None and not ops.has_kernel(operands.first):
-        return _plain_values(operands.first, arguments, denominators)
-    early = (
-        operands.first.dtype != torch.float16
-        and arguments.reduction != NONE
-        and denominators is None
-    )
-    if denominators is not None:
-        target = arguments.target
-        if operands.weight is None:
-            folded, target = fold_heads(operands.first, target, arguments.heads)
-            operands = operands._replace(first=folded)
-        arguments = arguments._replace(target=target, reduction=NONE, heads=1)
-    gradients = None
+        return _plain_values(operands, arguments)
+    early = operands.first.dtype != torch.float16 and arguments.reduction != NONE
     if operands.weight is None:
         made = early and wanted.for_features, early and wanted.for_head
         result = ops.bias_loss.values(operands.first, *arguments, *made)
-        if early:
-            gradients = _of_logits(wanted, result[4:])
+        gradients = _of_logits(wanted, result[4:])
     else:
         calls = _linear_calls(arguments, wanted)
         results = [
-            linear_bias_loss.values(*operands, *each, early and of_first, early and of_layer)
-            for each, of_first, of_layer in (calls if early else calls[:1])
+            ops_linear.linear_bias_loss.values(
+                *operands, *of_call, early and of_first, early and of_layer
+            )
+            for of_call, of_first, of_layer in (calls if early else calls[:1])
         ]
         result = results[0]
-        if early:
-            gradients = _of_layer(operands, wanted, [each[4:] for each in results])
-    loss, cross_entropy, entropy, own = result[:4]
-    if denominators is not None:
-        divided = divide_sums(loss, cross_entropy, entropy, denominators)
-        return Values(*divided, denominators, None)
-    return Values(loss, cross_entropy, entropy, own, gradients)
+        gradients = _of_layer(operands, wanted, [each[4:] for each in results])
+    loss, cross_entropy, entropy, denominators = result[:4]
+    return Values(loss, cross_entropy, entropy, denominators, gradients if early else None)
 
 
 def late_gradients(
-    upstream: Tensor,
-    operands: Operands,
-    arguments: LossArguments,
-    denominators: Tensor,
-    wanted: Wanted,
+    upstream: Tensor, operands: Operands, arguments: LossArguments, wanted: Wanted
 ) -> Gradients:
     """Return the gradients, from another read of the logits.
 
     The denominators are those of `loss_values`.
     """
-    if operands.weight is None and not ops.has_kernel(operands.first):
-        return _plain_gradients(upstream, operands.first, arguments, denominators, wanted)
     if operands.weight is None:
+        if not ops.has_kernel(operands.first):
+            return _plain_gradients(upstream, operands, arguments, wanted)
         made = torch.ops.lnl_ext.bias_loss_backward(
-            upstream,
-            operands.first,
-            *arguments.with_denominators(denominators),
-            wanted.for_features,
-            wanted.for_head,
+            upstream, operands.first, *arguments, wanted.for_features, wanted.for_head
         )
         return _of_logits(wanted, made)
     results = [
         torch.ops.lnl_ext.linear_bias_loss_backward(
-            upstream, *operands, *each.with_denominators(denominators), of_first, of_layer
+            upstream, *operands, *of_call, of_first, of_layer
         )
-        for each, of_first, of_layer in _linear_calls(arguments, wanted)
+        for of_call, of_first, of_layer in _linear_calls(arguments, wanted)
     ]
     return _of_layer(operands, wanted, results)
 
@@ -186,37 +149,24 @@ def _of_layer(operands: Operands, wanted: Wanted, made: Sequence[Sequence[Tensor
     )
 
 
-def _plain_terms(
-    logits: Tensor, arguments: LossArguments, denominators: Tensor | None
-) -> BiasTerms:
-    if denominators is None:
-        return bias_terms(logits, arguments)
-    logits, target = fold_heads(logits, arguments.target, arguments.heads)
-    terms = bias_terms(logits, arguments._replace(target=target, reduction=NONE, heads=1))
-    return divide_terms(terms, denominators)
-
-
-def _plain_values(logits: Tensor, arguments: LossArguments, denominators: Tensor | None) -> Values:
-    terms = _plain_terms(logits.detach(), arguments, denominators)
+def _plain_values(operands: Operands, arguments: LossArguments) -> Values:
+    arguments = arguments._replace(reversal=None)
+    terms = bias_terms(operands.first.detach(), arguments)
     # A copy, because an autograd.Function must not return one tensor twice.
-    loss = combine(terms, arguments._replace(reversal=None)).clone()
-    return Values(loss, terms.cross_entropy, terms.entropy, denominators, None)
+    loss = combine(terms, arguments).clone()
+    return Values(loss, terms.cross_entropy, terms.entropy, arguments.denominators, None)
 
 
 def _plain_gradients(
-    upstream: Tensor,
-    logits: Tensor,
-    arguments: LossArguments,
-    denominators: Tensor | None,
-    wanted: Wanted,
+    upstream: Tensor, operands: Operands, arguments: LossArguments, wanted: Wanted
 ) -> Gradients:
     for_features = for_head = None
     with torch.enable_grad():
-        logits = logits.detach().requires_grad_()
+        logits = operands.first.detach().requires_grad_()
         if wanted.for_head:
-            terms = _plain_terms(logits, arguments.cross_entropy_only(), denominators)
+            terms = bias_terms(logits, arguments.cross_entropy_only())
             (for_head,) = torch.autograd.grad(terms.cross_entropy, logits, upstream)
         if wanted.for_features:
-            loss = combine(_plain_terms(logits, arguments, denominators), arguments)
+            loss = combine(bias_terms(logits, arguments), arguments)
             (for_features,) = torch.autograd.grad(loss, logits, upstream)
     return Gradients(for_features, for_head)

@@ -63,7 +63,6 @@ def enter_layer(
 def adversary_loss(
     operands: Operands,
     arguments: LossArguments,
-    denominators: Tensor | None,
     wanted: Wanted,
     boundary: Boundary | None = None,
 ) -> BiasLoss:
@@ -74,19 +73,19 @@ def adversary_loss(
 
     Parameters
     ----------
-    operands, arguments, denominators
-        As `loss_values` takes them.
+    operands
+        The logits, or a linear layer and its input.
+    arguments
+        Everything else about the loss.
     wanted
-        Likewise. If of the first operand's two gradients it is the features' alone, the operand
-        gets that.
+        Which gradients are. Where it is the features' only, the first operand gets that.
     boundary
         Where the features entered the head, if both gradients are wanted.
     """
-    given = (*operands, *arguments, denominators, wanted)
     if boundary is None:
-        return BiasLoss(*_Loss.apply(None, *given))
+        return BiasLoss(*_Loss.apply(None, wanted, *operands, *arguments))
     walk = (get_gradient_edge(operands.first), boundary)
-    return BiasLoss(*_LossOfTwo.apply(walk, *given))
+    return BiasLoss(*_LossOfTwo.apply(walk, wanted, *operands, *arguments))
 
 
 class _Boundary(torch.autograd.Function):
@@ -159,10 +158,9 @@ def _taken(ctx: Any, gradient: Tensor) -> Tensor:
 _OPERANDS = len(Operands._fields)
 
 
-def _forward(ctx: Any, walk: Any, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *tensors, denominators, wanted = given
-    operands, arguments = Operands(*tensors[:_OPERANDS]), LossArguments(*tensors[_OPERANDS:])
-    values = loss_values(operands, arguments, denominators, wanted)
+def _forward(ctx: Any, walk: Any, wanted: Wanted, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    operands, arguments = Operands(*given[:_OPERANDS]), LossArguments(*given[_OPERANDS:])
+    values = loss_values(operands, arguments, wanted)
     ctx.mark_non_differentiable(values.cross_entropy, values.entropy)
     ctx.walk = walk
     # Not saved: where the gradients are made already, a write to the layer does no harm.
@@ -177,9 +175,10 @@ def _forward(ctx: Any, walk: Any, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
         )
     else:
         # Copies, so that set_progress between forward and backward changes nothing.
-        coefficients = [None if c is None else c.clone() for c in arguments[2:5]]
-        ctx.save_for_backward(*operands, *arguments[:2], *coefficients, values.denominators)
-        ctx.options, ctx.wanted = arguments[TENSORS:], wanted
+        target, weight, _, *coefficients = arguments[:TENSORS]
+        coefficients = [None if c is None else c.clone() for c in coefficients]
+        ctx.save_for_backward(*operands, target, weight, values.denominators, *coefficients)
+        ctx.wanted, ctx.options = wanted, arguments[TENSORS:]
     return values[:3]
 
 
@@ -187,10 +186,9 @@ def _gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor, Gradients]:
     """Return the first operand and the gradients, times the upstream factor."""
     first, *saved = ctx.saved_tensors
     if not ctx.early:
-        *saved, denominators = saved
         operands = Operands(first, *saved[: _OPERANDS - 1])
         arguments = LossArguments(*saved[_OPERANDS - 1 :], *ctx.options)
-        return first, late_gradients(upstream, operands, arguments, denominators, ctx.wanted)
+        return first, late_gradients(upstream, operands, arguments, ctx.wanted)
     if torch.compiler.is_compiling():
         return first, Gradients(*(None if g is None else g * upstream for g in saved))
     keep = not ctx.owns or torch._C._autograd._get_current_graph_task_keep_graph()
@@ -207,7 +205,7 @@ def _results(ctx: Any, first: Tensor, gradients: Gradients, twice: bool) -> tupl
     results = [for_features if own is None else own, *layer]
     if twice:
         results = [_without_derivative(g, first, *ctx.layer) for g in results]
-    return None, *results, *(None,) * (len(LossArguments._fields) + 2)
+    return None, None, *results, *(None,) * len(LossArguments._fields)
 
 
 def _backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:

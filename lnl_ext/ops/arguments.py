@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from torch import Tensor
 
@@ -26,6 +26,9 @@ class LossArguments(NamedTuple):
     """Class indices ``(N, *S)`` or ``(N, heads, *S)``, or probabilities of the logits' shape."""
     weight: Tensor | None = None
     """Class weights ``(C,)``."""
+    denominators: Tensor | None = None
+    """``(heads, 2)``: what a mean divides the sums of CE and of everything else by; None for the
+    batch's own counts."""
     reversal: Tensor | None = None
     """0-dim, or None for the true gradient."""
     entropy_weight: Tensor | None = None
@@ -45,14 +48,10 @@ class LossArguments(NamedTuple):
 
     def cross_entropy_only(self) -> LossArguments:
         """Return the arguments of the loss that is CE alone, not reversed: that of a head."""
-        return LossArguments(self.target, self.weight, None, None, None, *self[5:])
-
-    def with_denominators(self, denominators: Tensor) -> tuple[Any, ...]:
-        """Return the arguments as the operators of the gradients take them."""
-        return (self.target, self.weight, denominators, *self[2:])
+        return self._replace(reversal=None, entropy_weight=None, confusion_weight=None)
 
 
-TENSORS = 5
+TENSORS: Final = 6
 """How many of the arguments, the first ones, are tensors or None."""
 
 

@@ -23,7 +23,7 @@ from lnl_ext.ops.arguments import NONE, TENSORS, LossArguments
 
 Inputs = Sequence[Any]
 Gradients = Sequence[Tensor | None]
-Products = Callable[[Gradients, Tensor, Inputs, LossArguments, Tensor], Gradients]
+Products = Callable[[Gradients, Tensor, Inputs, LossArguments], Gradients]
 
 Scale = Callable[[Tensor, Tensor], Tensor]
 """Multiplies a gradient that waits by the upstream factor."""
@@ -41,8 +41,8 @@ class DifferentiableLoss:
     inputs
         How many arguments, the first ones, may need gradients.
     products
-        Takes the vectors that come back for the gradients, the upstream factor, the inputs, the
-        arguments and the denominators. Returns the derivatives of the sum of the products of
+        Takes the vectors that come back for the gradients, the upstream factor, the inputs and the
+        arguments, with the denominators. Returns the derivatives of the sum of the products of
         vectors and gradients: by the upstream factor and by the inputs.
     """
 
@@ -77,11 +77,16 @@ class DifferentiableLoss:
             # The operator knows no tangents and would drop them; the autograd.Function refuses.
             or forward_ad._current_level >= 0
         )
-        if not recorded or arguments.reduction == NONE or inputs[0].dtype == torch.float16:
+        # A trace is replayed with and without gradients, which is no reason for another graph.
+        tracing = not torch.compiler.is_compiling() and torch._C._is_tracing()
+        late = tracing or arguments.reduction == NONE or inputs[0].dtype == torch.float16
+        if late or not recorded:
             early = (False,) * self._inputs
         if transformed:
             result = self._under_transforms.apply(*inputs, arguments, early)
-        elif recorded and not torch.compiler.is_compiling():
+        elif torch.compiler.is_compiling() or tracing:
+            result = self.operator(*inputs, *arguments, *_flags(early))
+        elif recorded:
             result = self._fast.apply(*inputs, arguments, early)
         else:
             result = self.values(*inputs, *arguments, *_flags(early))
@@ -94,12 +99,13 @@ class DifferentiableLoss:
         off, as they are inside an autograd.Function: going past it takes a sixth off a small
         loss's step.
         """
-        result: tuple[Tensor, ...]
         if torch.compiler.is_compiling():  # the dispatcher's guards are not for tracing
-            result = self.operator(*given)
-        else:
+            return self.operator(*given)  # type: ignore[no-any-return]
+        try:
             with torch._C._AutoDispatchBelowAutograd():
-                result = self.operator(*given)
+                result: tuple[Tensor, ...] = self.operator(*given)
+        except RuntimeError as error:
+            raise _named(error) from None
         return result
 
     def gradients(
@@ -107,14 +113,11 @@ class DifferentiableLoss:
         grad_loss: Tensor,
         inputs: Inputs,
         arguments: LossArguments,
-        denominators: Tensor,
         needs: Sequence[bool],
         held: Gradients,
     ) -> Gradients:
         """Return what `finish` does, as differentiable functions of `grad_loss` and `inputs`."""
-        result: Gradients = self._gradients.apply(
-            grad_loss, *inputs, arguments, denominators, needs, held
-        )
+        result: Gradients = self._gradients.apply(grad_loss, *inputs, arguments, needs, held)
         return result
 
     def finish(
@@ -122,18 +125,21 @@ class DifferentiableLoss:
         grad_loss: Tensor,
         inputs: Inputs,
         arguments: LossArguments,
-        denominators: Tensor,
         needs: Sequence[bool],
         held: Gradients,
         scale: Scale,
     ) -> Gradients:
-        """Return the gradients that the inputs need: those `held` scaled, the others made now."""
+        """Return the gradients that the inputs need: those `held` scaled, the others made now.
+
+        `arguments` hold the denominators of the loss.
+        """
         late = _flags([need and g is None for need, g in zip(needs, held, strict=True)])
         made = held
         if True in late:
-            made = self._backward_operator(
-                grad_loss, *inputs, *arguments.with_denominators(denominators), *late
-            )
+            try:
+                made = self._backward_operator(grad_loss, *inputs, *arguments, *late)
+            except RuntimeError as error:  # the target may have been changed since
+                raise _named(error) from None
         return [
             None if not need else now if g is None else scale(g, grad_loss)
             for need, g, now in zip(needs, held, made, strict=False)
@@ -151,9 +157,13 @@ class DifferentiableLoss:
     ) -> None:
         """Keep what `backward` needs; `early`: which inputs' gradients the output holds."""
         ctx.set_materialize_grads(False)  # zeros of the logits' size for outputs without gradient
-        ctx.save_for_backward(*inputs, *arguments[:TENSORS], *output[3 : 4 + self._inputs])
+        target, weight, _, *coefficients = arguments[:TENSORS]
+        denominators, *gradients = output[3 : 4 + self._inputs]
+        ctx.save_for_backward(*inputs, target, weight, denominators, *coefficients, *gradients)
         ctx.options = arguments[TENSORS:]
         ctx.early = early
+        # A saved-tensor hook may hold on to what is saved, which must then stay as it is.
+        ctx.owns = torch._C._autograd._top_saved_tensors_default_hooks(True) is None
 
     def backward(self, ctx: Any, grad_loss: Tensor | None, scale: Scale) -> Gradients:
         """Return the inputs' gradients."""
@@ -163,6 +173,8 @@ class DifferentiableLoss:
         saved = ctx.saved_tensors
         needs = ctx.needs_input_grad[:n]
         early: tuple[bool, ...] = ctx.early
+        if not ctx.owns:
+            scale = torch.mul
         twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if needs == early and not twice:  # by far the most frequent case, without any detour
             return [
@@ -174,7 +186,7 @@ class DifferentiableLoss:
             for gradient, need, made in zip(saved[-n:], needs, early, strict=True)
         ]
         arguments = LossArguments(*saved[n : n + TENSORS], *ctx.options)
-        given = (grad_loss, saved[:n], arguments, saved[n + TENSORS], needs, held)
+        given = (grad_loss, saved[:n], arguments, needs, held)
         return self.gradients(*given) if twice else self.finish(*given, scale)
 
     def save_gradients(
@@ -183,12 +195,11 @@ class DifferentiableLoss:
         grad_loss: Tensor,
         inputs: Inputs,
         arguments: LossArguments,
-        denominators: Tensor,
         wanted: Sequence[bool],
     ) -> None:
         """Keep what `gradients_backward` needs; `wanted`: which gradients were made."""
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(grad_loss, *inputs, *arguments[:TENSORS], denominators)
+        ctx.save_for_backward(grad_loss, *inputs, *arguments[:TENSORS])
         ctx.options = arguments[TENSORS:]
         ctx.wanted = wanted
 
@@ -200,9 +211,9 @@ class DifferentiableLoss:
         vectors = [v if wanted else None for v, wanted in zip(vectors, ctx.wanted, strict=True)]
         if all(vector is None for vector in vectors):
             return (None,) * (1 + self._inputs)
-        grad_loss, *saved, denominators = ctx.saved_tensors
+        grad_loss, *saved = ctx.saved_tensors
         arguments = LossArguments(*saved[self._inputs :], *ctx.options)
-        return self._products(vectors, grad_loss, saved[: self._inputs], arguments, denominators)
+        return self._products(vectors, grad_loss, saved[: self._inputs], arguments)
 
     def _register(self) -> None:
         """Register the formulas with the operators, which take every argument by itself."""
@@ -220,14 +231,11 @@ class DifferentiableLoss:
 
         def save_gradients(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
             grad_loss, *given, first, others = inputs
-            denominators = given.pop(n + 2)
             wanted = (first, *[others] * (len(output) - 1))
-            self.save_gradients(
-                ctx, grad_loss, given[:n], LossArguments(*given[n:]), denominators, wanted
-            )
+            self.save_gradients(ctx, grad_loss, given[:n], LossArguments(*given[n:]), wanted)
 
         def gradients_backward(ctx: Any, *vectors: Tensor | None) -> Gradients:
-            return (*self.gradients_backward(ctx, vectors), *_NO_GRADIENTS, None, None, None)
+            return (*self.gradients_backward(ctx, vectors), *_NO_GRADIENTS, None, None)
 
         torch.library.register_autograd(self.operator, backward, setup_context=save)
         torch.library.register_autograd(
@@ -241,10 +249,22 @@ _scale_in_place = torch.ops.lnl_ext.scale_gradient_.default
 def scaled_gradient(gradient: Tensor, factor: Tensor) -> Tensor:
     """Return ``gradient * factor``, in place where nobody will ask for the gradient again."""
     traced = torch.compiler.is_compiling() or type(gradient) is not Tensor
-    if traced or torch._C._autograd._get_current_graph_task_keep_graph():
+    if (
+        traced
+        or torch._C._autograd._get_current_graph_task_keep_graph()
+        # Several factors at once: is_grads_batched, and what is vectorised.
+        or torch._C._functorch.maybe_current_level() is not None
+        or torch._C._functorch.is_legacy_batchedtensor(factor)
+    ):
         return gradient * factor
     _scale_in_place(gradient, factor)
     return gradient
+
+
+def _named(error: RuntimeError) -> Exception:
+    """Return the error of a wrong class index as what it is; the operators know RuntimeErrors."""
+    text = str(error)
+    return IndexError(text) if text.startswith("target[") else error
 
 
 def _flags(of_inputs: Sequence[bool]) -> tuple[bool, bool]:
@@ -283,7 +303,10 @@ def _functions(loss: DifferentiableLoss) -> tuple[Any, Any, Any]:
         @staticmethod
         def forward(*given: Any) -> Sequence[Tensor]:
             *inputs, arguments, early = given
-            output: Sequence[Tensor] = loss.operator(*inputs, *arguments, *_flags(early))
+            try:
+                output: Sequence[Tensor] = loss.operator(*inputs, *arguments, *_flags(early))
+            except RuntimeError as error:
+                raise _named(error) from None
             return output
 
         @staticmethod
@@ -301,18 +324,16 @@ def _functions(loss: DifferentiableLoss) -> tuple[Any, Any, Any]:
 
         @staticmethod
         def forward(grad_loss: Tensor, *given: Any) -> Gradients:
-            *inputs, arguments, denominators, needs, held = given
-            return tuple(
-                loss.finish(grad_loss, inputs, arguments, denominators, needs, held, torch.mul)
-            )
+            *inputs, arguments, needs, held = given
+            return tuple(loss.finish(grad_loss, inputs, arguments, needs, held, torch.mul))
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Gradients) -> None:
-            grad_loss, *tensors, arguments, denominators, needs, _ = inputs
-            loss.save_gradients(ctx, grad_loss, tensors, arguments, denominators, needs)
+            grad_loss, *tensors, arguments, needs, _ = inputs
+            loss.save_gradients(ctx, grad_loss, tensors, arguments, needs)
 
         @staticmethod
         def backward(ctx: Any, *vectors: Tensor | None) -> Gradients:
-            return (*loss.gradients_backward(ctx, vectors), *[None] * 4)
+            return (*loss.gradients_backward(ctx, vectors), *[None] * 3)
 
     return Fast, UnderTransforms, Gradient

@@ -1,6 +1,6 @@
 """The bias loss of given logits: its fake kernels, its derivatives, the devices with kernels.
 
-The schemas are in csrc/bias_loss.cpp.
+The schemas are in csrc/schemas.cpp.
 """
 
 from __future__ import annotations
@@ -94,13 +94,12 @@ def _products(
     grad_loss: Tensor,
     inputs: Inputs,
     arguments: LossArguments,
-    denominators: Tensor,
 ) -> Gradients:
     """Add the products of the logits' gradient and, of the operator only, of the head's."""
     (logits,) = inputs
     losses = (arguments, arguments.cross_entropy_only())
     products = [
-        vector_products(vector, grad_loss, logits, loss, denominators)
+        vector_products(vector, grad_loss, logits, loss)
         for vector, loss in zip(vectors, losses, strict=False)
         if vector is not None
     ]
@@ -115,12 +114,8 @@ bias_loss = DifferentiableLoss("bias_loss", 1, _products)
 """Takes the logits, ``(N, heads * C, *S)``, and `LossArguments`."""
 
 
-def logits_gradient(
-    grad_loss: Tensor, logits: Tensor, arguments: LossArguments, denominators: Tensor
-) -> Tensor:
+def logits_gradient(grad_loss: Tensor, logits: Tensor, arguments: LossArguments) -> Tensor:
     """Return the differentiable gradient of the loss by the logits."""
-    (gradient,) = bias_loss.gradients(
-        grad_loss, (logits,), arguments, denominators, (True,), (None,)
-    )
+    (gradient,) = bias_loss.gradients(grad_loss, (logits,), arguments, (True,), (None,))
     assert gradient is not None
     return gradient

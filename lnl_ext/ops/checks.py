@@ -210,6 +210,16 @@ def check_weight(weight: Tensor | None, logits: Tensor, heads: int) -> None:
         raise ValueError("weight requires grad, but the loss has no gradient for it: detach it")
 
 
+def check_denominators(denominators: Tensor, heads: int, reduction: str) -> None:
+    """Raise unless `denominators` has shape ``(heads, 2)`` and there is a reduction."""
+    if denominators.shape != (heads, 2):
+        raise ValueError(
+            f"denominators has shape {tuple(denominators.shape)}, expected ({heads}, 2)"
+        )
+    if reduction == "none":
+        raise ValueError('denominators: there is nothing to divide with reduction="none"')
+
+
 def check_options(label_smoothing: float, reduction: str) -> None:
     """Refuse a `label_smoothing` outside [0, 1] and an unknown `reduction`."""
     _check_label_smoothing(label_smoothing)
@@ -248,6 +258,7 @@ def loss_arguments(
     return LossArguments(
         target,
         weight,
+        None,
         None if reversal is None else _as_tensor("reversal", reversal),
         None if absent else _as_tensor("entropy_weight", entropy_weight),
         None,

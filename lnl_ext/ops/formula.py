@@ -101,9 +101,9 @@ def bias_terms(logits: Tensor, arguments: LossArguments) -> BiasTerms:
         if uniform is not None:
             uniform = uniform.masked_fill(~valid, 0.0)
     return BiasTerms(
-        _reduce(cross_entropy, counted, arguments.reduction),
-        _reduce(entropy, sites, arguments.reduction),
-        None if uniform is None else _reduce(uniform, sites, arguments.reduction),
+        _reduce(cross_entropy, counted, arguments, 0),
+        _reduce(entropy, sites, arguments, 1),
+        None if uniform is None else _reduce(uniform, sites, arguments, 1),
     )
 
 
@@ -148,17 +148,21 @@ def _times_classes(values: Tensor, weight: Tensor | None) -> Tensor:
     return values * weight.reshape(-1, *(1,) * (values.dim() - 3))
 
 
-def _reduce(values: Tensor, counted: Tensor | None, reduction: int) -> Tensor:
+def _reduce(
+    values: Tensor, counted: Tensor | None, arguments: LossArguments, column: int
+) -> Tensor:
     """Reduce each head of ``(N, K, *S)`` on its own and sum over heads.
 
-    `counted` is what each site counts in the mean, None for 1.
+    `counted` is what each site counts in the mean, None for 1; `column` that of the denominators.
     """
-    if reduction == NONE:
+    if arguments.reduction == NONE:
         return values.sum(dim=1)
-    if reduction == SUM:
+    if arguments.reduction == SUM:
         return values.sum()
     dims = [i for i in range(values.dim()) if i != 1]
     total = values.sum(dim=dims)
+    if arguments.denominators is not None:
+        return (total / arguments.denominators[:, column].to(total)).sum()
     if counted is None:
         return (total / (values.numel() // values.shape[1])).sum()
     return (total / counted.sum(dim=dims)).sum()

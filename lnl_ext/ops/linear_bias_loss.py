@@ -1,6 +1,6 @@
 """The bias loss of a linear head: its fake kernels and its derivatives.
 
-The schemas are in csrc/linear_bias_loss.cpp.
+The schemas are in csrc/schemas.cpp.
 """
 
 from __future__ import annotations

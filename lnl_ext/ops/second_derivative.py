@@ -25,7 +25,6 @@ def vector_products(
     grad_loss: Tensor,
     logits: Tensor,
     arguments: LossArguments,
-    denominators: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Return the derivatives of ``(vector * gradient).sum()`` by `grad_loss` and by `logits`.
 
@@ -36,9 +35,7 @@ def vector_products(
     grad_loss
         The upstream factor of the loss: a scalar, or ``(N, *S)`` without a reduction.
     logits, arguments
-        As given to the loss, the coefficients as 0-dim tensors.
-    denominators
-        Shape ``(heads, 2)``: what CE and H are divided by in a mean.
+        As given to the loss, with its denominators.
 
     Returns
     -------
@@ -65,6 +62,8 @@ def vector_products(
     scale = torch.ones(per_head, dtype=dtype, device=logits.device)
     entropy_scale = scale
     if arguments.reduction == MEAN:
+        denominators = arguments.denominators
+        assert denominators is not None  # those that the loss was divided by
         scale = 1.0 / denominators[:, 0].reshape(per_head)
         entropy_scale = 1.0 / denominators[:, 1].reshape(per_head)
     sign = 1.0 if arguments.reversal is None else -_value(arguments.reversal, z)
@@ -127,8 +126,7 @@ def linear_vector_products(
     grad_loss: Tensor,
     inputs: Sequence[Any],
     arguments: LossArguments,
-    denominators: Tensor,
-    logits_gradient: Callable[[Tensor, Tensor, LossArguments, Tensor], Tensor],
+    logits_gradient: Callable[[Tensor, Tensor, LossArguments], Tensor],
 ) -> tuple[Tensor | None, ...]:
     """Return the derivatives of a linear head's gradients, multiplied by vectors and added.
 
@@ -141,7 +139,7 @@ def linear_vector_products(
     ----------
     vectors
         What comes back for the gradients of features, head weight and head bias, or None.
-    grad_loss, inputs, arguments, denominators
+    grad_loss, inputs, arguments
         As in `vector_products`, for these three inputs.
     logits_gradient
         The differentiable gradient of the loss by the logits, of the arguments of
@@ -169,7 +167,7 @@ def linear_vector_products(
     def products(vector: Tensor | None, arguments: LossArguments) -> tuple[Tensor, Tensor]:
         if vector is None:
             return torch.zeros_like(grad_loss), torch.zeros_like(logits)
-        return vector_products(vector, grad_loss, logits, arguments, denominators)
+        return vector_products(vector, grad_loss, logits, arguments)
 
     if arguments.reversal is None:
         if along is None or along_head is None:
@@ -178,7 +176,7 @@ def linear_vector_products(
             both = along + along_head
         along_loss, curvature = products(both, arguments)
         for_x, for_w, for_b = curvature @ w, curvature.t() @ x, curvature.sum(0)
-        gradient = logits_gradient(grad_loss, logits, arguments, denominators)
+        gradient = logits_gradient(grad_loss, logits, arguments)
         if of_weight is not None:
             for_x = for_x + gradient @ of_weight.to(dtype)
         if of_features is not None:

@@ -90,6 +90,11 @@ def test_broken_rules_are_named(change: dict[str, object], said: str):
     assert said in problem
 
 
+def test_a_coefficient_may_be_a_float64():
+    opcodes = [*GOOD.opcodes, "F2F.F32.F64", "F2F.F32.F64"]
+    assert machine_code.broken_rules(dataclasses.replace(GOOD, opcodes=opcodes)) == []
+
+
 def test_broken_bounds_are_named():
     bounds = machine_code.new_bounds({"sm_90": [GOOD]})
     assert json.loads(cuda_static.text_of(bounds)) == bounds

@@ -43,7 +43,7 @@ def run_emulated(inputs: Inputs) -> Results:
     tensors = (inputs.logits, inputs.target, inputs.weight)
     early = case.dtype != torch.float16 and case.reduction != "none"
     *values, denominators, gradient, head_gradient = emulated_cuda.bias_loss(
-        *tensors, *arguments, early, early
+        *tensors, None, *arguments, early, early
     )
     if early:
         for each in (gradient, head_gradient):

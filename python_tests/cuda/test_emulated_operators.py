@@ -36,9 +36,9 @@ def test_what_is_wrong_with_a_backward_call_is_named():
         )  # fmt: skip
 
     backward(torch.ones(1, 2), torch.tensor(1.0))
-    with pytest.raises(ValueError, match=r"denominators has shape \[2, 2\], expected \(1, 2\)"):
+    with pytest.raises(RuntimeError, match=r"denominators has shape \(2, 2\), expected \(1, 2\)"):
         backward(torch.ones(2, 2), torch.tensor(1.0))
-    with pytest.raises(ValueError, match=r"grad_loss has shape \[4\], expected a 0-dim tensor"):
+    with pytest.raises(RuntimeError, match=r"grad_loss has shape \(4,\), expected \(\)"):
         backward(torch.ones(1, 2), torch.ones(4))
-    with pytest.raises(ValueError, match="factor has shape"):
+    with pytest.raises(RuntimeError, match="factor has shape"):
         torch.ops.lnl_emulated.scale_gradient_(logits, torch.ones(2))

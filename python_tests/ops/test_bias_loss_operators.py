@@ -42,7 +42,7 @@ def test_forward(device: torch.device, case: Case, requires_grad: bool):
     # One differentiable input: opcheck differentiates by every output that may have a gradient.
     torch.library.opcheck(
         torch.ops.lnl_ext.bias_loss.default,
-        (*tensors, *coefficients, *options, early, early and not requires_grad),
+        (*tensors, None, *coefficients, *options, early, early and not requires_grad),
     )
 
 
@@ -51,7 +51,7 @@ def test_forward(device: torch.device, case: Case, requires_grad: bool):
 def test_backward(device: torch.device, case: Case, requires_grad: bool):
     inputs, tensors, coefficients, options = arguments(case, device, requires_grad)
     denominators = torch.ops.lnl_ext.bias_loss(
-        tensors[0].detach(), *tensors[1:], *coefficients, *options, False, False
+        tensors[0].detach(), *tensors[1:], None, *coefficients, *options, False, False
     )[3]
     torch.library.opcheck(
         torch.ops.lnl_ext.bias_loss_backward.default,
@@ -81,7 +81,7 @@ def test_scale_multiplies_in_the_accumulation_dtype(device, dtype, factor, size)
 
 def test_the_gradient_that_the_operator_returns_stays_as_it_was(device: torch.device):
     _, tensors, coefficients, options = arguments(CASES[0], device, requires_grad=True)
-    result = torch.ops.lnl_ext.bias_loss(*tensors, *coefficients, *options, True, False)
+    result = torch.ops.lnl_ext.bias_loss(*tensors, None, *coefficients, *options, True, False)
     before = result[4].clone()
     (3.0 * result[0]).backward()
     assert torch.equal(result[4], before)

@@ -94,7 +94,7 @@ def test_counts_are_the_operators_own() -> None:
             adversary, features, target = problem(heads, **options)
             logits = adversary.head(features).detach()
             *_, denominators, _, _ = torch.ops.lnl_ext.bias_loss(
-                logits, target, adversary.weight, None, None, None, -100, 0.0, 1,
+                logits, target, adversary.weight, *[None] * 4, -100, 0.0, 1,
                 adversary.mask_entropy, heads, False, False,
             )  # fmt: skip
             torch.testing.assert_close(count_sites(adversary, target, torch.float64), denominators)

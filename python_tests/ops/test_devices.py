@@ -103,8 +103,8 @@ def test_linear_operators_keep_their_contract(device: torch.device, case: Case):
         torch.ops.lnl_ext.linear_bias_loss,
         torch.ops.lnl_ext.linear_bias_loss_backward,
     )
-    torch.library.opcheck(forward.default, (*tensors, *rest, early, early))
-    denominators = forward(*tensors, *rest, False, False)[3]
+    torch.library.opcheck(forward.default, (*tensors, None, *rest, early, early))
+    denominators = forward(*tensors, None, *rest, False, False)[3]
     arguments = (inputs.upstream, *tensors, denominators, *rest, True, True)
     torch.library.opcheck(backward.default, arguments)
 

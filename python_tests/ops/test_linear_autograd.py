@@ -205,11 +205,11 @@ def test_autocast_casts_as_a_linear_layer_does():
 def test_products_inside_are_not_autocast():
     x, w, target = torch.randn(40, 24), torch.randn(100, 24), torch.randint(100, (40,))
     expected = torch.ops.lnl_ext.linear_bias_loss(
-        x, w, None, target, None, None, None, None, -100, 0.0, 1, False, 1, True, True
+        x, w, None, target, *[None] * 5, -100, 0.0, 1, False, 1, True, True
     )
     with torch.autocast("cpu", torch.bfloat16):
         actual = torch.ops.lnl_ext.linear_bias_loss(
-            x, w, None, target, None, None, None, None, -100, 0.0, 1, False, 1, True, True
+            x, w, None, target, *[None] * 5, -100, 0.0, 1, False, 1, True, True
         )
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 

@@ -60,7 +60,7 @@ def test_forward(case: Case, requires_grad: bool):
     # opcheck differentiates by every output that may have a gradient.
     early = not requires_grad
     torch.library.opcheck(
-        torch.ops.lnl_ext.linear_bias_loss.default, (*tensors, *rest, early, early)
+        torch.ops.lnl_ext.linear_bias_loss.default, (*tensors, None, *rest, early, early)
     )
 
 
@@ -69,7 +69,7 @@ def test_forward(case: Case, requires_grad: bool):
 def test_backward(case: Case, requires_grad: bool):
     inputs, tensors, rest = arguments(case, requires_grad)
     detached = [None if t is None else t.detach() for t in tensors]
-    denominators = torch.ops.lnl_ext.linear_bias_loss(*detached, *rest, False, False)[3]
+    denominators = torch.ops.lnl_ext.linear_bias_loss(*detached, None, *rest, False, False)[3]
     torch.library.opcheck(
         torch.ops.lnl_ext.linear_bias_loss_backward.default,
         (inputs.upstream, *tensors, denominators, *rest, True, True),
@@ -78,7 +78,7 @@ def test_backward(case: Case, requires_grad: bool):
 
 def test_the_gradients_that_the_operator_returns_stay_as_they_were():
     _, tensors, rest = arguments(CASES[0], True)
-    result = torch.ops.lnl_ext.linear_bias_loss(*tensors, *rest, True, True)
+    result = torch.ops.lnl_ext.linear_bias_loss(*tensors, None, *rest, True, True)
     before = [g.clone() for g in result[4:]]
     (3.0 * result[0]).backward()
     for made, old, tensor in zip(result[4:], before, tensors[:3], strict=True):
@@ -100,13 +100,13 @@ def test_the_confusion_term_acts_on_the_features(classes, reversal, confusion_we
     )
     inputs, tensors, rest = arguments(case, True)
     results = torch.ops.lnl_ext.linear_bias_loss(
-        *(None if t is None else t.detach() for t in tensors), *rest, True, True
+        *(None if t is None else t.detach() for t in tensors), None, *rest, True, True
     )
     loss, *_ = reference.linear_bias_loss(
         inputs.features,
         inputs.head_weight,
         inputs.head_bias,
-        LossArguments(inputs.target, None, *rest[:3]),
+        LossArguments(inputs.target, None, None, *rest[:3]),
     )
     torch.testing.assert_close(results[0], loss.detach())
     expected = torch.autograd.grad(loss, inputs.differentiable)
@@ -170,32 +170,26 @@ def test_what_goes_wrong_is_named(name: str):
 
 
 OPERATOR_ERRORS = {
-    "features": (0, X[0], ValueError, r"features must have shape \(N, D\), got \[3\]"),
-    "weight": (
-        1,
-        W[:, :2],
-        ValueError,
-        r"head_weight has shape \[5, 2\], expected \(heads \* C, 3",
-    ),
+    "features": (0, X[0], r"features has shape \(3,\), expected \(N, D\)"),
+    "weight": (1, W[:, :2], r"head_weight has shape \(5, 2\), expected \(heads \* C, 3\) for"),
     "weight dtype": (
         1,
         W.double(),
-        TypeError,
-        "head_weight has dtype Double, expected that of fea",
+        r"head_weight has dtype torch\.float64, expected torch\.float32 as features",
     ),
-    "bias": (2, torch.zeros(4), ValueError, r"head_bias has shape \[4\], expected \(5,\)"),
-    "target": (3, T[:3], ValueError, r"target has shape \[3\], expected \[8\]"),
+    "bias": (2, torch.zeros(4), r"head_bias has shape \(4,\), expected \(5,\) for head_weight"),
+    "target": (3, T[:3], r"target has shape \(3,\), expected \(8,\) for logits of shape \(8, 5\)"),
 }
 
 
 @pytest.mark.parametrize("name", OPERATOR_ERRORS)
 def test_the_operator_itself_checks_what_it_is_given(name: str):
-    place, value, error, message = OPERATOR_ERRORS[name]
+    place, value, message = OPERATOR_ERRORS[name]
     tensors = [X, W, torch.zeros(5), T]
     tensors[place] = value
-    with pytest.raises(error, match=message):
+    with pytest.raises(RuntimeError, match=message):
         torch.ops.lnl_ext.linear_bias_loss(
-            *tensors, *[None] * 4, -100, 0.0, 1, False, 1, False, False
+            *tensors, *[None] * 5, -100, 0.0, 1, False, 1, False, False
         )
 
 

@@ -49,7 +49,7 @@ def run_operators(inputs: Inputs, operators: Any = torch.ops.lnl_ext) -> Results
     early = case.dtype != torch.float16 and case.reduction != "none"
     tensors = (inputs.logits, inputs.target, inputs.weight)
     *values, denominators, gradient, head_gradient = operators.bias_loss(
-        *tensors, *arguments, early, early
+        *tensors, None, *arguments, early, early
     )
     if early:
         for each in (gradient, head_gradient):

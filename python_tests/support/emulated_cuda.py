@@ -63,18 +63,9 @@ class _Call(ctypes.Structure):
         ("label_smoothing", ctypes.c_double),
         ("reduction", ctypes.c_int),
         ("mask_entropy", ctypes.c_int),
-        *(
-            (name, ctypes.c_void_p)
-            for name in (
-                "loss",
-                "cross_entropy",
-                "entropy",
-                "denominators",
-                "upstream",
-                "gradient",
-                "head_gradient",
-            )
-        ),
+        *((name, ctypes.c_void_p) for name in ("loss", "cross_entropy", "entropy", "denominators")),
+        ("denominators_given", ctypes.c_int),
+        *((name, ctypes.c_void_p) for name in ("upstream", "gradient", "head_gradient")),
     )
 
 
@@ -93,7 +84,7 @@ def library_path() -> Path:
     """Compile (once) the emulated kernels."""
     sources = sorted(
         path
-        for folder in ("cuda", "emulator", "emulator/include")
+        for folder in (".", "cuda", "emulator", "emulator/include")
         for path in (CSRC / folder).iterdir()
         if path.suffix in {".cu", ".cuh", ".cpp", ".h"}
     )
@@ -146,6 +137,7 @@ def library() -> ctypes.CDLL:
         ctypes.c_int,
         ctypes.c_void_p,
         ctypes.c_int,
+        ctypes.c_int,
     )
     loaded.lnl_emulated_schedule.argtypes = (ctypes.c_int, ctypes.c_uint64)
     return loaded
@@ -181,6 +173,7 @@ class _Prepared:
         logits: Tensor,
         target: Tensor,
         weight: Tensor | None,
+        denominators: Tensor | None,
         reversal: Tensor | None,
         entropy_weight: Tensor | None,
         confusion_weight: Tensor | None,
@@ -208,7 +201,9 @@ class _Prepared:
         weight = None if weight is None else weight.to(self.dtype).contiguous()
         self.gradient = torch.empty_like(logits) if logits_gradient else logits.new_empty(0)
         self.head_gradient = torch.empty_like(logits) if head_gradient else logits.new_empty(0)
-        self.held = [logits, target, weight]
+        if denominators is not None:
+            denominators = denominators.to(self.dtype).contiguous()
+        self.held = [logits, target, weight, denominators]
         self.shape = (logits.shape[0], *logits.shape[2:]) if reduction == 0 else ()
         any_address = ctypes.addressof(ctypes.c_int64(0))
         self.call = _Call(
@@ -223,6 +218,8 @@ class _Prepared:
             probabilities=_address(target) if probabilities else None,
             wide_probabilities=probabilities and target.dtype != logits.dtype,
             weight=_address(weight),
+            denominators=_address(denominators),
+            denominators_given=denominators is not None,
             reversal=self._coefficient(reversal),
             entropy_weight=self._coefficient(entropy_weight),
             confusion_weight=self._coefficient(confusion_weight),
@@ -259,26 +256,18 @@ def bias_loss(logits: Tensor, *arguments) -> tuple[Tensor, ...]:
     prepared.call.loss = _address(loss)
     prepared.call.cross_entropy = _address(cross_entropy)
     prepared.call.entropy = _address(entropy)
-    prepared.call.denominators = _address(denominators)
+    if not prepared.call.denominators_given:
+        prepared.call.denominators = _address(denominators)
     if loss.numel():
         prepared.launch()
     return loss, cross_entropy, entropy, denominators, prepared.gradient, prepared.head_gradient
 
 
-def bias_loss_backward(
-    grad_loss: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    denominators: Tensor,
-    *arguments,
-) -> tuple[Tensor, Tensor]:
+def bias_loss_backward(grad_loss: Tensor, logits: Tensor, *arguments) -> tuple[Tensor, Tensor]:
     """lnl_ext::bias_loss_backward by the emulated kernels, on CPU tensors."""
-    prepared = _Prepared(logits, target, weight, *arguments)
+    prepared = _Prepared(logits, *arguments)
     upstream = grad_loss.to(prepared.dtype).contiguous()
-    divisors = denominators.to(prepared.dtype).contiguous()
     prepared.call.upstream = _address(upstream)
-    prepared.call.denominators = _address(divisors)
     if logits.numel():
         prepared.launch()
     return prepared.gradient, prepared.head_gradient
@@ -286,10 +275,14 @@ def bias_loss_backward(
 
 def scale_gradient_(gradient: Tensor, factor: Tensor) -> None:
     """lnl_ext::scale_gradient_ by the emulated kernel, on a dense CPU tensor."""
-    scale = factor.to(_accumulation(gradient)).contiguous()
     _check(
         library().lnl_emulated_scale_gradient(
-            _address(gradient), gradient.numel(), DTYPES[gradient.dtype], _address(scale), 2
+            _address(gradient),
+            gradient.numel(),
+            DTYPES[gradient.dtype],
+            _address(factor),
+            DTYPES[factor.dtype],
+            2,
         )
     )
 

@@ -1,7 +1,8 @@
 """The operators on CUDA tensors, unmodified, on CPU tensors and emulated kernels.
 
-csrc/cuda/*_cuda.cpp, compiled with the headers of csrc/emulator/torch in the place of CUDA's, as
-``torch.ops.lnl_emulated``. Their products are torch's own on the CPU.
+csrc/cuda/*_cuda.cpp and the operators themselves, with csrc/emulator/torch in the place of the
+functions of torch's CUDA half, as ``torch.ops.lnl_emulated``. Their products are torch's own on
+the CPU.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from emulated_cuda import CSRC, MULTIPROCESSORS, SHARED_MEMORY
 
 TORCH = Path(torch.__file__).parent
 UNITS = (
-    "bias_loss.cpp",
-    "linear_bias_loss.cpp",
+    "schemas.cpp",
+    "operators.cpp",
+    "arguments.cpp",
+    "tensor.cpp",
     "cuda/bias_loss_cuda.cpp",
     "cuda/linear_bias_loss_cuda.cpp",
 )
-FLAGS = ("-std=c++20", "-O1", "-g0", "-fPIC", "-fno-gnu-unique")
+FLAGS = ("-std=c++17", "-O1", "-g0", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique")
+TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # as in build_support/extension.py
 CHUNK_BYTES, CHUNK_ROWS = 64 << 20, 256
 """Limits of csrc/cuda/linear_bias_loss_chunks.h."""
 
@@ -33,17 +37,14 @@ def load() -> ctypes.CDLL:
     """Compile (once) and load ``torch.ops.lnl_emulated``."""
     kernels = emulated_cuda.library_path()
     folders = (CSRC, CSRC / "cuda", CSRC / "emulator", CSRC / "emulator/torch")
-    sources = sorted(p for f in (*folders, folders[-1] / "c10/cuda") for p in f.iterdir())
+    sources = sorted(p for f in folders for p in f.iterdir())
     sources = [path for path in sources if path.suffix in {".cpp", ".h"}]
-    torch_headers = (TORCH / "include", TORCH / "include/torch/csrc/api/include")
-    compile_ = [str(emulated_cuda.compiler()), *FLAGS, "-I", str(folders[-1])]
-    compile_ += [part for folder in torch_headers for part in ("-isystem", str(folder))]
-    compile_ += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
+    compile_ = [str(emulated_cuda.compiler()), *FLAGS, TARGET, "-isystem", str(TORCH / "include")]
     renamed = ["-include", str(folders[-1] / "registration.h")]
     commands = [[*compile_, *renamed, "-c", str(CSRC / unit)] for unit in UNITS]
-    commands.append([*compile_, "-c", str(folders[-1] / "device.cpp")])
+    commands.append([*compile_, *renamed, "-c", str(folders[-1] / "device.cpp")])
     objects = [f"{Path(unit).stem}.o" for unit in (*UNITS, "device.cpp")]
-    libraries = [str(kernels), f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"]
+    libraries = [str(kernels), f"-L{TORCH / 'lib'}", "-ltorch_cpu"]
     commands.append([str(emulated_cuda.compiler()), "-shared", *objects, *libraries])
     path = emulated_cuda.compiled("operators", sources, commands)
     torch.ops.load_library(path)

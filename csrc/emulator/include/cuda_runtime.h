@@ -20,10 +20,18 @@ typedef unsigned int uint4 __attribute__((vector_size(16)));
 using dim3 = lnl::emulator::Dim3;
 using cudaStream_t = struct CUstream_st*;
 enum cudaError_t : int { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  const auto& settings = lnl::emulator::settings();
+  *value = attribute == cudaDevAttrMultiProcessorCount ? settings.multiprocessors
+                                                       : settings.shared_memory;
+  return cudaSuccess;
+}
+inline const char* cudaGetErrorString(cudaError_t) { return "emulated error"; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 
 template <typename Function>
