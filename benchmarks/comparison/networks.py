@@ -1,4 +1,4 @@
-"""The networks, cut at the feature layer, and the bias head of all ways that have one."""
+"""The networks of all ways, cut at the feature layer."""
 
 from __future__ import annotations
 
@@ -20,10 +20,3 @@ def network(inputs: tuple[int, ...], classes: int) -> tuple[nn.Module, nn.Linear
     *body, last = small_network(classes).children()
     assert isinstance(last, nn.Linear)
     return nn.Sequential(*body), last
-
-
-def head(width: int, classes: int) -> nn.Module:
-    """Return the bias head of every way that has one: features ``(N, width)`` to logits."""
-    return nn.Sequential(
-        nn.Linear(width, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, classes)
-    )

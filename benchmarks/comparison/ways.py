@@ -13,12 +13,18 @@ from comparison.data_sets import Data
 from comparison.erasure import LinearErasure, refitted, two_logits
 from comparison.networks import network
 from comparison.protocol import DATA_SETS
-from lnl_ext import OptimizerConfig, Trainer, TrainerConfig, logit_adjustment
+from lnl_ext import BiasAdversary, OptimizerConfig, Trainer, TrainerConfig, logit_adjustment
 from lnl_ext.errors import UserError
 from lnl_ext.measuring.evaluation import outputs
+from lnl_ext.training.balance import balanced_weights, group_numbers
 from lnl_ext.training.batches import TensorBatches
+from lnl_ext.training.group_dro import GroupDRO
+from lnl_ext.training.methods import get_method
+from lnl_ext.training.recipe import LNL
 
 OPTIMIZER = OptimizerConfig("adamw", learning_rate=1e-3, weight_decay=0.01, schedule="cosine")
+
+METHOD = {"erm": "baseline"}  # where the package has another name
 
 
 class Trained(NamedTuple):
@@ -47,15 +53,30 @@ def _network(data: Data, seed: int, outputs: int) -> tuple[nn.Module, nn.Linear]
 
 @functools.lru_cache(maxsize=1)  # erasure begins where erm ends
 def train_by_trainer(data: Data, way: str, seed: int, progress: bool) -> Trained:
-    """Train a way that is one of the package's methods."""
-    part, length = data.train, DATA_SETS[data.name]
+    """Train a way that is one of the package's methods, with its recipe where it has bias heads."""
+    part, length, method = data.train, DATA_SETS[data.name], get_method(METHOD.get(way, way))
     features, classifier = _network(data, seed, data.classes)
-    config = TrainerConfig(epochs=length.epochs, optimizer=OPTIMIZER, seed=seed)
-    bias: dict[str, Tensor] = {}
+    bias = {"bias": part.bias}
+    adversaries: dict[str, BiasAdversary] = {}
     options: dict[str, Any] = {}
-    if way == "adjusted":
+    if method.adversarial:
+        classes = {"bias": int(part.bias.max()) + 1}
+        adversaries = LNL.adversaries((classifier.in_features,), classes, method=method)
+    if method.adjusted:
         bias["adjustment"] = logit_adjustment(part.labels, part.bias, classes=data.classes)
         options["logit_adjustment"] = "adjustment"
+    if method.reweighted:
+        bias["weight"] = balanced_weights(part.labels, part.bias).float()
+        options["task_weights"] = "weight"
+    if method.group_dro:
+        bias["group"] = group_numbers(part.labels, part.bias)
+        options["task_weights"] = GroupDRO(int(bias["group"].max()) + 1)
+    settings = {"epochs": length.epochs, "optimizer": OPTIMIZER, "seed": seed}
+    config = (
+        LNL.config(**settings)
+        if method.adversarial
+        else TrainerConfig(balance=method.balanced, **settings)
+    )
     batches = TensorBatches(
         part.inputs,
         part.labels,
@@ -64,12 +85,12 @@ def train_by_trainer(data: Data, way: str, seed: int, progress: bool) -> Trained
         drop_last=True,
         prepare=data.augment,
     )
-    trainer = Trainer(features, classifier, None, config, **options)
+    trainer = Trainer(features, classifier, adversaries, config, **options)
     trainer.fit(batches, progress=progress)
     return Trained(*trainer.inference_modules(), trainer.step, trainer.seconds)
 
 
-def balanced_weights(labels: Tensor, bias: Tensor) -> Tensor:
+def independent_weights(labels: Tensor, bias: Tensor) -> Tensor:
     """Return weights ``(N,)`` under which all biases are alike frequent among a label's samples.
 
     Each label weighs what it weighed before: where labels are not alike frequent, a test set has
@@ -91,7 +112,7 @@ def _erased(data: Data, seed: int, progress: bool) -> Trained:
     began = time.monotonic()
     inputs = (data.prepare(rows) for rows in torch.split(data.train.inputs, 500))
     features = outputs(learned.features, inputs)
-    weight = balanced_weights(data.train.labels, data.train.bias)
+    weight = independent_weights(data.train.labels, data.train.bias)
     erasure = LinearErasure(features, data.train.bias, weight)
     classifier = refitted(erasure(features), data.train.labels, weight)
     seconds = learned.seconds + time.monotonic() - began

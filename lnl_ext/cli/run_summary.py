@@ -22,9 +22,9 @@ __all__ = ["Found", "run_summary"]
 _LEAKAGE = (
     "How often a fresh probe on the frozen features predicts the bias of validation images that it "
     "has not seen; it was trained on others of them. The strongest of several kinds of probes. "
-    "Before: at the end of pretraining. After: at the end of training. Label alone: predicting "
-    "the most frequent bias of the image's label, which features that are good for the label "
-    "allow. Majority: always predicting the most frequent bias. Information: H(bias) - CE of the "
+    "Before: at the end of the last epoch before unlearning. After: at the end of training. Label "
+    "alone: predicting the most frequent bias of the image's label, which features that are good "
+    "for the label allow. Majority: always predicting the most frequent bias. Information: H(bias) - CE of the "
     "probe at the end, with its interval."
 )
 
@@ -81,7 +81,7 @@ def run_summary(
         groups={
             f"Accuracy by {label} and {column.name}": column.table() for column in report.columns
         },
-        leaks=leaks(found.before, found.after, _end_of_pretraining(trainer)),
+        leaks=leaks(found.before, found.after, _before_unlearning(trainer)),
         leakage_note=_LEAKAGE,
         confusions=[
             Confusion(
@@ -100,6 +100,6 @@ def run_summary(
     )
 
 
-def _end_of_pretraining(trainer: Trainer) -> int:
-    steps = [record["step"] for record in trainer.history if record["stage"] == "pretrain"]
+def _before_unlearning(trainer: Trainer) -> int:
+    steps = [record["step"] for record in trainer.history if record.get("strength") == 0.0]
     return max(steps, default=0)

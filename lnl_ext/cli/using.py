@@ -66,7 +66,7 @@ class _Model:
     def load(cls, options: ModelOptions) -> _Model:
         if options.run is not None:
             card = ModelCard.load(options.run)
-            network = build_network(card.arch, len(card.classes))
+            network = card.network()
             state = read_weights(options.run / MODEL)
             put_weights(network, state, str(options.run / MODEL), new_output=False)
             size = options.image_size or card.image_size

@@ -314,10 +314,10 @@ def test_the_refitted_layer_predicts_as_the_regression_does(classes: int) -> Non
     )
 
 
-def test_balanced_weights_make_the_bias_independent_and_keep_the_labels() -> None:
+def test_weights_make_the_bias_independent_and_keep_the_labels() -> None:
     labels = torch.tensor([0] * 8 + [1] * 4)
     bias = torch.tensor([0] * 6 + [1] * 2 + [0] + [1] * 3)
-    weight = ways.balanced_weights(labels, bias)
+    weight = ways.independent_weights(labels, bias)
     total = {
         (label, value): weight[(labels == label) & (bias == value)].sum().item()
         for label in (0, 1)
