@@ -24,8 +24,8 @@ _LEAKAGE = (
     "has not seen; it was trained on others of them. The strongest of several kinds of probes. "
     "Before: at the end of the last epoch before unlearning. After: at the end of training. Label "
     "alone: predicting the most frequent bias of the image's label, which features that are good "
-    "for the label allow. Majority: always predicting the most frequent bias. Information: H(bias) - CE of the "
-    "probe at the end, with its interval."
+    "for the label allow. Majority: always predicting the most frequent bias. Information: H(bias) "
+    "- CE of the probe at the end, with its interval."
 )
 
 
