@@ -73,7 +73,7 @@ def train_by_trainer(data: Data, way: str, seed: int, progress: bool) -> Trained
     if method.group_dro:
         bias["group"] = group_numbers(part.labels, part.bias)
         options["task_weights"] = GroupDRO(int(bias["group"].max()) + 1)
-    settings = {"epochs": length.epochs, "optimizer": OPTIMIZER, "seed": seed}
+    settings: dict[str, Any] = {"epochs": length.epochs, "optimizer": OPTIMIZER, "seed": seed}
     config = (
         LNL.config(**settings)
         if method.adversarial
