@@ -16,6 +16,7 @@ from tqdm import tqdm
 from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.adversary.heads import bias_head
 from lnl_ext.cli.arguments import command_line, write_toml
+from lnl_ext.cli.data_summary import hint, summarize
 from lnl_ext.cli.interruption import Interrupted, StoppableBatches, StopSignals
 from lnl_ext.cli.leakage import Figures, audits, collect_features, figures, leakage_text
 from lnl_ext.cli.options import ADJUSTMENT, TrainOptions
@@ -202,6 +203,10 @@ def train(flags: Mapping[str, Any], processes: Processes) -> None:
         _prepare(folder, options, data, parts)
     if processes.is_main:
         print(data.describe())
+        if told := hint(options):
+            print(told)
+        if data.bias:
+            print(summarize(data, options), end="\n\n")
         if adjustment is not None:
             print(predicted_by_the_bias(data, adjustment))
         shape = feature_shape(parts.features, options.image_size)
