@@ -11,10 +11,15 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from lnl_ext.cli.samples import Samples
+from lnl_ext.data.association import Association
 from lnl_ext.data.images import IMAGENET_MEAN, IMAGENET_STD
 from lnl_ext.errors import UserError
 from lnl_ext.files import write_whole
+from lnl_ext.ops.types import IGNORE_INDEX
 from lnl_ext.reporting import PAGE
 from lnl_ext.training.trainer import CHECKPOINT
 
@@ -152,11 +157,43 @@ def trained_on(folder: Path) -> set[Path]:
     UserError
         The folder has no list of them.
     """
+    return {Path(row[IMAGE_COLUMN]) for row in _training_rows(folder, [IMAGE_COLUMN])}
+
+
+def training_associations(folder: Path, card: ModelCard) -> dict[str, Association]:
+    """Return how labels and each bias column went together in the training of a run.
+
+    Raises
+    ------
+    UserError
+        The folder does not say it.
+    """
+    columns = {name: f"bias:{name}" for name in card.bias_classes}
+    rows = _training_rows(folder, [LABEL_COLUMN, *columns.values()])
+
+    def numbers(column: str, names: list[str]) -> Tensor:
+        number = {name: at for at, name in enumerate(names)} | {"": IGNORE_INDEX}
+        try:
+            return torch.tensor([number[row[column]] for row in rows], dtype=torch.long)
+        except KeyError as error:
+            raise UserError(
+                f"{folder / SPLIT} is damaged: column {column!r} has {error}, which {CARD} lacks"
+            ) from None
+
+    labels = numbers(LABEL_COLUMN, card.classes)
+    return {
+        name: Association.of(labels, numbers(columns[name], names), (len(card.classes), len(names)))
+        for name, names in card.bias_classes.items()
+    }
+
+
+def _training_rows(folder: Path, columns: list[str]) -> list[dict[str, str]]:
     try:
         with (folder / SPLIT).open(newline="", encoding="utf-8") as stream:
             rows = list(csv.DictReader(stream))
-        return {Path(row[IMAGE_COLUMN]) for row in rows if row[PART_COLUMN] == "train"}
     except FileNotFoundError:
         raise UserError(f"{folder} is not a run folder: it has no {SPLIT}") from None
-    except KeyError as error:
-        raise UserError(f"{folder / SPLIT} is damaged: it has no column {error}") from None
+    for name in (PART_COLUMN, *columns):
+        if rows and name not in rows[0]:
+            raise UserError(f"{folder / SPLIT} is damaged: it has no column {name!r}")
+    return [row for row in rows if row[PART_COLUMN] == "train"]

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.adversary.heads import bias_head
 from lnl_ext.cli.arguments import command_line, write_toml
-from lnl_ext.cli.data_summary import hint, summarize
+from lnl_ext.cli.data_summary import associations, hint, summarize
 from lnl_ext.cli.interruption import Interrupted, StoppableBatches, StopSignals
 from lnl_ext.cli.leakage import Figures, audits, collect_features, figures, leakage_text
 from lnl_ext.cli.options import ADJUSTMENT, TrainOptions
@@ -109,6 +109,7 @@ class _Run:
 
     def __init__(self, options: TrainOptions, data: RunData, processes: Processes) -> None:
         self.options, self.data, self.processes = options, data, processes
+        self.associations = associations(data.train, data.labels, data.bias)
 
     def predictions(self, trainer: Trainer) -> Predictions:
         model = nn.Sequential(*trainer.inference_modules())
@@ -116,7 +117,10 @@ class _Run:
         return gather_predictions(predict(model, batches))
 
     def report(self, predictions: Predictions) -> Report:
-        return Report.of(predictions, self.data.validation.bias, self.data.bias, self.data.labels)
+        data = self.data
+        return Report.of(
+            predictions, data.validation.bias, data.bias, data.labels, self.associations
+        )
 
     def leakage(self, trainer: Trainer) -> Figures:
         """Audit the features of the validation images: those of images trained on say less."""

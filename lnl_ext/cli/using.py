@@ -24,6 +24,7 @@ from lnl_ext.cli.run_folder import (
     ModelCard,
     run_files,
     trained_on,
+    training_associations,
 )
 from lnl_ext.cli.samples import (
     Samples,
@@ -219,7 +220,10 @@ def evaluate(flags: Mapping[str, Any], processes: Processes) -> None:
             f"{model.source} has {outputs} outputs and the data {len(labels)} labels "
             f"({', '.join(labels)}): name them in the order of the outputs with --classes"
         )
-    report = Report.of(predictions, samples.bias, bias, labels)
+    trained = {}
+    if options.run is not None and model.card is not None:
+        trained = training_associations(options.run, model.card)
+    report = Report.of(predictions, samples.bias, bias, labels, trained)
     what = "images" if options.csv or options.images else "validation images of the run"
     print(report.text(what))
     if options.json is not None:
