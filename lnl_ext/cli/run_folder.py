@@ -23,10 +23,11 @@ from lnl_ext.ops.types import IGNORE_INDEX
 from lnl_ext.reporting import PAGE
 from lnl_ext.training.trainer import CHECKPOINT
 
-__all__ = ["CONFIG", "MODEL", "ModelCard", "check_output", "split_text"]
+__all__ = ["BEST", "CONFIG", "MODEL", "ModelCard", "check_output", "split_text"]
 
 CONFIG = "config.toml"
 MODEL = "model.pt"
+BEST = "best.pt"
 CARD = "model.json"
 REPORT = "report.json"
 SPLIT = "split.csv"
@@ -54,6 +55,8 @@ class ModelCard:
     mean: list[float] = dataclasses.field(default_factory=lambda: list(IMAGENET_MEAN))
     """Of red, green and blue: an input is (value in [0, 1] - mean) / std."""
     std: list[float] = dataclasses.field(default_factory=lambda: list(IMAGENET_STD))
+    keep: str = dataclasses.field(default_factory=lambda: "last")
+    """Which weights ``model.pt`` has: those of the best epoch for ``"best"``, else of the last."""
 
     def save(self, folder: Path) -> None:
         """Write it."""
@@ -108,7 +111,22 @@ def _is(value: Any, hint: Any) -> bool:
 
 def run_files(folder: Path) -> list[Path]:
     """Return the files of a run, there or not."""
-    return [folder / name for name in (CONFIG, CARD, SPLIT, MODEL, REPORT, PAGE, CHECKPOINT)]
+    return [folder / name for name in (CONFIG, CARD, SPLIT, MODEL, BEST, REPORT, PAGE, CHECKPOINT)]
+
+
+def weights_of(folder: Path, card: ModelCard, use: str) -> Path:
+    """Return the file of the weights that ``--use`` names.
+
+    Raises
+    ------
+    UserError
+        The run did not keep them.
+    """
+    if use == "model" or card.keep == "best":
+        return folder / MODEL
+    if not (folder / BEST).exists():
+        raise UserError(f"{folder} has no {BEST}: it was trained with --keep {card.keep}")
+    return folder / BEST
 
 
 def check_output(folder: Path, *, resume: bool) -> bool:
@@ -126,8 +144,9 @@ def check_output(folder: Path, *, resume: bool) -> bool:
                 f"{folder} holds a run: --resume continues it, or give another --output"
             )
         return True
-    # What a run writes before its first checkpoint, the configuration last.
-    begun = there <= {CARD, SPLIT} or there == {CARD, SPLIT, CONFIG}
+    # What a run writes before its first checkpoint, in this order: the weights of the first epoch
+    # are the best so far.
+    begun = there <= {CARD, SPLIT} or there - {BEST} == {CARD, SPLIT, CONFIG}
     if there and not (resume and begun):
         raise UserError(
             f"{folder} holds {', '.join(sorted(there))} and no checkpoint: give another --output"

@@ -37,6 +37,8 @@ class Found(NamedTuple):
     report: Report
     before: Figures
     after: Figures
+    epoch: str
+    """Which one it is of."""
 
 
 def run_summary(
@@ -69,7 +71,7 @@ def run_summary(
         title=f"{options.output.absolute().name}: {options.method}, label {label}",
         about=[
             *data.describe().splitlines(),
-            "Accuracy is that of the last epoch on the validation images.",
+            f"Accuracy is that of the {found.epoch} on the validation images.",
         ],
         results=Table(
             [name for name, value in figures.items() if value is not None],

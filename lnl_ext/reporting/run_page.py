@@ -164,7 +164,7 @@ def _page(summary: RunSummary) -> tuple[Page, str]:
         _table(page, _leakage(summary.leaks, summary.leakage_note))
     lacks = ""
     try:
-        with _plain_style():
+        with plain_style():
             _curves(page, summary)
             _confusions(page, summary.confusions, drawn=True)
     except ImportError as error:
@@ -209,7 +209,7 @@ def _leakage(leaks: Sequence[Leak], note: str) -> Table:
 
 
 @contextmanager
-def _plain_style() -> Iterator[None]:
+def plain_style() -> Iterator[None]:
     """Draw in matplotlib's own style, whatever the user's is, and names as they are.
 
     Raises
