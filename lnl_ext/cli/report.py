@@ -69,12 +69,13 @@ class Report:
         """Area under the ROC curve, and its interval."""
         return auc(*self.predictions)
 
-    def _worst_with_interval(self) -> dict[str, float]:
-        name = "worst_group_accuracy"
+    @property
+    def worst_of(self) -> tuple[float, int]:
+        """Worst-group accuracy over all columns and its samples; of all where there is none."""
         if not self.columns:
-            return with_interval(name, self.accuracy, self.samples)
+            return self.accuracy, self.samples
         groups = min((column.groups for column in self.columns), key=lambda found: found.worst)
-        return with_interval(name, groups.worst, groups.samples[groups.worst_group])
+        return groups.worst, groups.samples[groups.worst_group]
 
     def text(self, title: str) -> str:
         """Return the whole as text."""
@@ -97,7 +98,7 @@ class Report:
             "auc": area,
             "auc_low": interval.low,
             "auc_high": interval.high,
-            **self._worst_with_interval(),
+            **with_interval("worst_group_accuracy", *self.worst_of),
             "balanced_accuracy": self.balanced,
             "bias": {column.name: column.to_dict() for column in self.columns},
         }

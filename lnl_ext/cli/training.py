@@ -108,6 +108,9 @@ def _trainer(
     )
 
 
+_POINTS = 100  # of the curves on the page
+
+
 class _Run:
     """Evaluations of a trainer: at the end of epochs, and the whole at the end."""
 
@@ -251,6 +254,7 @@ def _fit(run: _Run, trainer: Trainer, batches: DataLoader[Sample], folder: Path)
                 output=folder,
                 evaluate=run.evaluate,
                 checkpoint_every=run.options.checkpoint_every,
+                log_every=max(1, round(len(batches) * run.options.epochs) // _POINTS),
                 progress=run.processes.is_main,
                 stop=run.best.stop,
             )

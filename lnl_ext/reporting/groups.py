@@ -37,7 +37,7 @@ class NamedGroups:
         """Return the lines of a table."""
         shown, rows = self._grid(_WIDE_TEXT)
         cells = [[name, *(_cell(*figure) for figure in row)] for name, row in rows]
-        return [*align([[self.name, *shown, "all"], *cells]), self._worst_text()]
+        return [*align([[self.name, *shown, "all"], *cells]), *self._told()]
 
     def table(self) -> Table:
         """Return the same for a page."""
@@ -45,8 +45,8 @@ class NamedGroups:
         cells = [
             [name, *((accuracy, n) if n else None for accuracy, n in row)] for name, row in rows
         ]
-        worst = self._worst_text()
-        return Table((self.name, *shown, "all"), cells, note=worst[0].upper() + worst[1:])
+        told = "; ".join(self._told())
+        return Table((self.name, *shown, "all"), cells, note=told[0].upper() + told[1:])
 
     def _grid(
         self, widest: int
@@ -60,22 +60,22 @@ class NamedGroups:
             rows.append((name, [*row, found.of_bias(number)]))
         return shown, rows
 
-    def _worst_text(self) -> str:
+    def _told(self) -> list[str]:
+        """Say which group is the worst, and how the groups do on the whole."""
         label, bias = self.groups.worst_group
         low, high = self.groups.interval((label, bias))
-        text = (
+        worst = (
             f"worst group: label {self.labels[label]}, {self.name} {self.classes[bias]}: "
             f"{_cell(self.groups.worst, self.groups.samples[label, bias])}, "
-            f"95 %: {low:.3f} to {high:.3f}; mean of the groups: {self.groups.balanced:.3f}"
+            f"95 %: {low:.3f} to {high:.3f}"
         )
         sides = [
             f"{side} {_cell(accuracy, samples)}"
             for side, (accuracy, samples) in self._sides().items()
             if accuracy is not None
         ]
-        if sides:
-            text += f"; {', '.join(sides)}"
-        return text + (f"; groups without an image: {self.empty}" if self.empty else "")
+        means = ", ".join([f"mean of the groups: {self.groups.balanced:.3f}", *sides])
+        return [worst, means + (f"; groups without an image: {self.empty}" if self.empty else "")]
 
     def _sides(self) -> dict[str, tuple[float | None, int]]:
         groups = self.groups
