@@ -1,4 +1,4 @@
-"""Registers, spills and accesses of the CUDA kernels, read from the machine code without a GPU.
+"""Read registers, spills and accesses of the CUDA kernels from their machine code, without a GPU.
 
     python benchmarks/cuda_static.py [--architectures sm_80 ...] [--write-bounds]
 

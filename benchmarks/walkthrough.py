@@ -1,7 +1,7 @@
 """Run the commands of the walk-through in docs/own_data.md on faces and print what they print.
 
 A table of 1,200 faces of UTKFace is written, in which most women are below 30 and most men are not;
-then `lnl train` runs for two methods and two seeds, and `lnl compare`, `evaluate`, `predict` and
+then `lnl train` runs for two methods and three seeds, and `lnl compare`, `evaluate`, `predict` and
 `export` on what they left. Finished runs are not repeated.
 """
 
@@ -25,7 +25,7 @@ TRAIN = (
     *("--arch", "small", "--image-size", "64", "--epochs", "6", "--balance-validation"),
     *("--threads", "1", "--workers", "1"),
 )
-METHODS, SEEDS = ("baseline", "lnl"), (0, 1)
+METHODS, SEEDS = ("baseline", "lnl"), (0, 1, 2)
 _UTKFACE = re.compile(r"(\d+)_([01])_[0-4]_\d+.*")
 _PROGRESS = re.compile(r"[^\r\n]*step/s[^\r\n]*[\r\n]*|[ ]*\r")
 

@@ -35,11 +35,9 @@ class BiasAdversary(ScheduledCoefficients):
     The value is ``CE - entropy_weight * H + confusion_weight * CE(uniform, p)`` of the head's
     prediction p of the bias. The backward pass gives (Kim et al., CVPR 2019, eq. 9):
 
-    ========================  ==========================================================
-    the head                  dCE, unscaled: the head learns to predict the bias
-    the features              ``-reversal * dCE - entropy_weight * dH``
-                              ``+ confusion_weight * dCE(uniform, p)``
-    ========================  ==========================================================
+    * the head: dCE, unscaled, so that it learns to predict the bias;
+    * the features: ``-reversal * dCE - entropy_weight * dH`` plus
+      ``confusion_weight * dCE(uniform, p)``.
 
     The head runs forward once. The head's gradient goes to everything that its logits depend on
     beside the features: its parameters, weights that another module owns, a second input of a
@@ -64,8 +62,12 @@ class BiasAdversary(ScheduledCoefficients):
         Number of independent heads side by side in the logits; CE and H are summed over them.
     weight
         Class weights ``(C,)`` of CE, or None.
-    ignore_index, label_smoothing, reduction
+    ignore_index
         As in `torch.nn.functional.cross_entropy`.
+    label_smoothing
+        Likewise.
+    reduction
+        Likewise: ``"mean"``, ``"sum"`` or ``"none"``.
     mask_entropy
         Whether H leaves out the sites whose target is `ignore_index`.
     return_terms

@@ -15,7 +15,7 @@ from lnl_ext.cli.run_folder import CONFIG, REPORT, ModelCard
 from lnl_ext.errors import UserError
 from lnl_ext.files import write_whole
 from lnl_ext.measuring.interval import Interval
-from lnl_ext.reporting.comparison import ComparedRun, Comparison, Measured
+from lnl_ext.reporting.comparison import LEAKAGE, ComparedRun, Comparison, Measured
 from lnl_ext.training.distributed import Processes
 
 __all__ = ["compare"]
@@ -61,7 +61,7 @@ class _Run:
         found["AUC"] = _measured(self.report, "auc")
         for name in self.card.bias_classes:
             leakage = self.report["leakage_after"].get(name, {})
-            found[f"leakage of {name}"] = _measured(leakage, "information")
+            found[f"{LEAKAGE}{name}"] = _measured(leakage, "information")
         if not self.card.bias_classes:
             del found["worst group"]
         return {name: value for name, value in found.items() if value is not None}

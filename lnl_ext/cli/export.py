@@ -16,7 +16,6 @@ from lnl_ext.cli.run_folder import ModelCard, run_files, weights_of
 from lnl_ext.data.images import IMAGENET_MEAN, IMAGENET_STD
 from lnl_ext.errors import UserError
 from lnl_ext.files import replacing
-from lnl_ext.models.backbones import build_network
 from lnl_ext.models.weights import put_weights, read_weights
 from lnl_ext.training.distributed import Processes
 from lnl_ext.training.image_transform import Grey, Transformed
@@ -34,7 +33,7 @@ def export(flags: Mapping[str, Any], processes: Processes) -> None:
     taken = [file for file in run_files(options.run) if file.exists()]
     if path.exists() and any(path.samefile(file) for file in taken):
         raise UserError(f"{path} is a file of the run: give another --output")
-    network = build_network(card.arch, len(card.classes))
+    network = card.network()
     weights = weights_of(options.run, card, options.use)
     put_weights(network, read_weights(weights), str(weights), new_output=False)
     write = {"safetensors": _safetensors, "pt2": _pt2, "onnx": _onnx}[options.format]

@@ -34,7 +34,8 @@ def label_loss(class_weights: str, labels: Tensor, classes: int, device: torch.d
     counts = torch.bincount(labels, minlength=classes)
     weight = (len(labels) / (classes * counts)).to(device)
 
-    def weighed(logits: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(logits, target, weight.to(logits.dtype), reduction="none").mean()
+    def weighed(logits: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+        losses = F.cross_entropy(logits, target, weight.to(logits.dtype), reduction="none")
+        return losses if reduction == "none" else losses.mean()
 
     return weighed

@@ -28,10 +28,10 @@ _PANELS = 6  # classes of a bias and labels up to which every class has a confus
 _LEAKAGE = (
     "How often a fresh probe on the frozen features predicts the bias of validation images that it "
     "has not seen; it was trained on others of them. The strongest of several kinds of probes. "
-    "Before: at the end of pretraining. After: at the end of training. Label alone: predicting "
-    "the most frequent bias of the image's label, which features that are good for the label "
-    "allow. Majority: always predicting the most frequent bias. Information: H(bias) - CE of the "
-    "probe at the end, with its interval."
+    "Before: at the end of the last epoch before unlearning. After: at the end of training. Label "
+    "alone: predicting the most frequent bias of the image's label, which features that are good "
+    "for the label allow. Majority: always predicting the most frequent bias. Information: H(bias) "
+    "- CE of the probe at the end, with its interval."
 )
 
 

@@ -68,7 +68,7 @@ class _Model:
     def load(cls, options: ModelOptions) -> _Model:
         if options.run is not None:
             card = ModelCard.load(options.run)
-            network = build_network(card.arch, len(card.classes))
+            network = card.network()
             path = weights_of(options.run, card, options.use)
             put_weights(network, read_weights(path), str(path), new_output=False)
             size = options.image_size or card.image_size

@@ -105,13 +105,17 @@ def audit(
         must be able to (``reset_parameters``).
     heads
         Number of bias values per sample or position.
-    validation, test
-        Shares of the samples; the rest is what probes learn from. Or `test` says which samples
-        probes are measured on, shape (N,) bool; then `validation` is a share of the others.
+    validation
+        Share of the samples that end the probes' training.
+    test
+        Share of the samples that probes are measured on; the rest is what they learn from. Or
+        which these are, shape (N,) bool; then `validation` is a share of the others.
     permutations
         Of the permutation tests.
-    resamples, confidence
-        Of the bootstrap intervals over the test samples, and their coverage.
+    resamples
+        Of the bootstrap intervals over the test samples.
+    confidence
+        Coverage of these intervals.
     batch_size
         Of the probes' training, and of a module's forward passes.
     seed

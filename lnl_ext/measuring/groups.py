@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lnl_ext.measuring.interval import Interval, proportion_interval
 
-__all__ = ["GroupAccuracy"]
+__all__ = ["GroupAccuracy", "demographic_parity_difference"]
 
 Group = tuple[int, int]
 """Label and bias class."""
@@ -119,3 +119,31 @@ class GroupAccuracy:
         total = sum(self.samples[group] for group in groups)
         right = sum(self.accuracy[group] * self.samples[group] for group in groups)
         return (right / total if total else math.nan), total
+
+
+def demographic_parity_difference(predicted: Tensor, bias: Tensor) -> float:
+    """Return the largest difference between bias classes in how often a class is predicted.
+
+    ``max_c (max_b p(prediction = c | b) - min_b p(prediction = c | b))``: with two classes the
+    demographic-parity gap, as `fairlearn.metrics.demographic_parity_difference`.
+
+    Parameters
+    ----------
+    predicted, bias
+        Shape (N,) integers from 0; a negative bias is unknown, and the sample left out.
+
+    Raises
+    ------
+    ValueError
+        The shapes differ, or no sample has a known bias.
+    """
+    if predicted.shape != bias.shape:
+        raise ValueError(f"bias has shape {tuple(bias.shape)}, expected {tuple(predicted.shape)}")
+    groups = {b for b in bias.tolist() if b >= 0}
+    if not groups:
+        raise ValueError("bias puts no sample in a group (all are negative)")
+    counts = torch.stack(
+        [torch.bincount(predicted[bias == b], minlength=int(predicted.max()) + 1) for b in groups]
+    )
+    shares = counts / counts.sum(1, keepdim=True)
+    return (shares.max(0).values - shares.min(0).values).max().item()

@@ -14,14 +14,16 @@ from lnl_ext.measuring.interval import Interval
 from lnl_ext.reporting.page import Page
 from lnl_ext.reporting.tables import align, markdown
 
-__all__ = ["ComparedRun", "Comparison", "Measured"]
+__all__ = ["LEAKAGE", "ComparedRun", "Comparison", "Measured"]
+
+LEAKAGE = "leakage of "
+"""What the names of the columns of leakage begin with."""
 
 _NOTE = (
     "On the validation images of each run. Intervals are 95 %: over several seeds Student's t of "
-    "the mean; of a single run that of its validation images (Wilson; of AUC and leakage a "
-    "bootstrap). "
-    "Leakage: nats that the strongest fresh probe finds in the frozen features, at the end of "
-    "training."
+    "the mean, within what is possible; of a single run that of its validation images (Wilson; of "
+    "AUC and leakage a bootstrap). Leakage: nats that the strongest fresh probe finds in the "
+    "frozen features, at the end of training."
 )
 
 
@@ -81,7 +83,9 @@ class Comparison:
         values = [measured.value for measured in found]
         middle, spread = statistics.fmean(values), statistics.stdev(values)
         half = float(stats.t.ppf(0.975, len(values) - 1)) * spread / math.sqrt(len(values))
-        return Measured(middle, Interval(middle - half, middle + half))
+        # Nothing here is negative, and only leakage may be above 1.
+        most = math.inf if column.startswith(LEAKAGE) else 1.0
+        return Measured(middle, Interval(max(0.0, middle - half), min(most, middle + half)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain containers."""
@@ -138,7 +142,7 @@ class Comparison:
         page = Page(title)
         header, rows = self._cells()
         page.heading("Methods").table(header, rows).note(_NOTE)
-        leakage = [column for column in self.columns if column.startswith("leakage")]
+        leakage = [column for column in self.columns if column.startswith(LEAKAGE)]
         if leakage:
             with plain_style():
                 figures = {

@@ -230,14 +230,13 @@ class Progress:
             total=total, initial=done, unit="step", mininterval=self._interval, dynamic_ncols=True
         )
 
-    def update(self, stage: str, meter: LossMeter) -> None:
+    def update(self, meter: LossMeter) -> None:
         """Advance by one step."""
         now = time.monotonic()
         if now >= self._due:
             self._due = now + self._interval
             losses = {n: v for n, v in meter.means().items() if n.endswith(self._SHOWN)}
             shown = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
-            self._bar.set_description_str(stage, refresh=False)
             self._bar.set_postfix_str(shown, refresh=False)
         self._bar.update()
 
@@ -289,7 +288,7 @@ class RunLog(ExitStack):
 
     def add(self, record: Record, batch: str, terms: Mapping[str, Term]) -> None:
         """Take a step's terms, and write its record if one is due; `batch` names it in errors."""
-        where = f"stage {record['stage']}, epoch {record['epoch']}, step {record['step']} ({batch})"
+        where = f"epoch {record['epoch']}, step {record['step']} ({batch})"
         self._meter.add(where, terms)
         due = self._every is not None and record["step"] % self._every == 0
         on_cpu = all(term.total.device.type == "cpu" for term in terms.values())
@@ -298,7 +297,7 @@ class RunLog(ExitStack):
         if due:
             self.write(record | self._meter.last)
         if self._bar is not None:
-            self._bar.update(record["stage"], self._meter)
+            self._bar.update(self._meter)
 
     def write(self, record: Record) -> None:
         """Give a record to the file and the tracker."""

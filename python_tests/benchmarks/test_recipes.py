@@ -22,7 +22,7 @@ def test_paper_recipe_is_the_authors():
     recipe = RECIPES["paper"]
     assert recipe.batch_size == 128
     assert recipe.from_baseline
-    assert recipe.strength is None
+    assert recipe.ramp_steps is None
     for config, rate in ((recipe.baseline, 0.01), (recipe.unlearning, 0.001)):
         assert config.epochs == 100
         optimizers = [config.optimizer]

@@ -30,7 +30,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=["baseline", "gray"])
 def run(table: Path, request: pytest.FixtureRequest) -> Path:
     output = table.parent.parent / request.param
-    flags = [f"--method={request.param}", "--pretrain-epochs=0"]
+    flags = [f"--method={request.param}"]
     assert main(train_flags(table, output, *flags)) == 0
     return output
 

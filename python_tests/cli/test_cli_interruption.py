@@ -17,7 +17,7 @@ from cli_data import SIZE, write_images
 Run = Callable[..., tuple[int, str]]
 """``run(flags, trouble=None)``: exit code and what was printed."""
 
-STEPS = 8  # 4 of pretraining, 4 of training
+STEPS = 8  # unlearning begins after 4
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,8 @@ def flags(table: Path, output: Path, *more: str) -> list[str]:
         "--arch=shufflenet_v2_x0_5",
         f"--image-size={SIZE}",
         "--batch-size=8",
-        "--epochs=1",
-        "--pretrain-epochs=1",
+        "--epochs=2",
+        "--warm-up=0.5",
         "--validation=0.25",
         "--threads=1",
         "--workers=0",

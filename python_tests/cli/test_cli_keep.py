@@ -23,7 +23,7 @@ from lnl_ext.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("threads_kept")
 
-LONG = ("--method=baseline", "--pretrain-epochs=0", "--epochs=4", "--learning-rate=0.01")
+LONG = ("--method=baseline", "--epochs=4", "--learning-rate=0.01")
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +172,7 @@ def test_class_weights_make_labels_equally_frequent():
     # Over parts of a batch it adds up to that of the whole.
     parts = [loss(logits[a:b], labels[a:b]) * (b - a) / 100 for a, b in ((0, 30), (30, 100))]
     torch.testing.assert_close(sum(parts), loss(logits, labels))
+    torch.testing.assert_close(loss(logits, labels, reduction="none").mean(), loss(logits, labels))
     assert label_loss("none", labels, 2, torch.device("cpu")) is F.cross_entropy
 
 

@@ -23,9 +23,7 @@ from lnl_ext.measuring.evaluation import predict
 from lnl_ext.training.config import OptimizerConfig
 from lnl_ext.training.trainer import Trainer
 
-PRETRAIN_STEPS = 3  # of the tiny run: half an epoch
-TRAIN_STEPS = 9  # one and a half
-STEPS = PRETRAIN_STEPS + TRAIN_STEPS
+STEPS = 12  # of the tiny run: two epochs
 
 
 # Adam would turn the rounding noise of a gradient that is zero (a bias before batch norm) to steps.

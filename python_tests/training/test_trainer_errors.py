@@ -44,7 +44,7 @@ def test_a_loss_that_is_not_finite_names_term_epoch_and_step(
 
     with pytest.raises(
         NonFiniteError,
-        match=rf"{term} is nan at stage train, epoch 1, step 11 \(batch 2 of 6\)",
+        match=rf"{term} is nan at epoch 1, step 11 \(batch 5 of 6\)",
     ):
         trainer.fit(
             Watched(tiny_batches(), poison_step_11),
@@ -172,12 +172,15 @@ def test_an_adversary_of_one_class_or_no_probabilities_is_refused() -> None:
     [
         (TrainerConfig, {"epochs": 0}, ValueError, "epochs is 0, expected a finite number > 0"),
         (TrainerConfig, {"epochs": "3"}, TypeError, "epochs is '3', expected a number"),
-        (TrainerConfig, {"pretrain_epochs": -1}, ValueError, "pretrain_epochs is -1, .* >= 0"),
+        (TrainerConfig, {"strength": -1}, ValueError, "strength is -1, .* >= 0"),
+        (TrainerConfig, {"strength": "step"}, ValueError, "strength is 'step', .* linear, ramp"),
+        (TrainerConfig, {"strength": lambda t: t}, TypeError, "strength is <function"),
         (TrainerConfig, {"update": "three"}, ValueError, "update is 'three', .* one of 'joint', "),
         (TrainerConfig, {"accumulate": 0}, ValueError, "accumulate is 0, .* an integer >= 1"),
         (TrainerConfig, {"clip_norm": 0.0}, ValueError, "clip_norm is 0.0, .* > 0"),
-        (TrainerConfig, {"ramp_steps": 0}, ValueError, "ramp_steps is 0, .* >= 1"),
-        (TrainerConfig, {"ramp_steps": 2.5}, TypeError, "ramp_steps is 2.5, expected an integer"),
+        (TrainerConfig, {"head_steps": -1}, ValueError, "head_steps is -1, .* >= 0"),
+        (TrainerConfig, {"head_steps": 2.5}, TypeError, "head_steps is 2.5, expected an integer"),
+        (TrainerConfig, {"balance": 1}, TypeError, "balance is 1, expected True or False"),
         (TrainerConfig, {"optimizer": "adam"}, TypeError, "optimizer is 'adam', .*OptimizerConfig"),
         (TrainerConfig, {"average_decay": 1.0}, ValueError, "average_decay is 1.0, .* < 1"),
         (TrainerConfig, {"average_decay": np.nan}, ValueError, "average_decay is nan, .*finite"),
