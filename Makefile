@@ -42,7 +42,7 @@ $(VENV)/package.stamp: $(VENV)/torch.stamp $(BUILD_INPUTS)
 
 # By name, it is the package that is there already: only what it lacks is installed.
 $(VENV)/tools.stamp: $(VENV)/package.stamp pyproject.toml
-	$(BIN)/python -m pip install 'lnl_ext[test,docs]'
+	$(BIN)/python -m pip install 'lnl_ext[test,docs,compare,onnx]'
 	@touch $@
 
 install: $(VENV)/package.stamp
