@@ -15,7 +15,8 @@ CMAKE_BUILD := build/cmake
 CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 BUILD_INPUTS := $(CPP_FILES) $(wildcard build_support/*.py) csrc/sources.txt setup.py pyproject.toml
 
-.PHONY: help install tools demo docs test lint pytest ctest test-long test-install rehearse-gpu syntax format clean
+.PHONY: help install tools demo docs test lint pytest ctest test-long test-install wheel test-wheel rehearse-gpu \
+  syntax format clean
 
 help:
 	@echo "make demo          train baseline and lnl on coloured MNIST; table and figure in $(DEMO_OUTPUT)/"
@@ -23,7 +24,9 @@ help:
 	@echo "make lint|pytest|ctest    one part of make test"
 	@echo "make test-long     the Python tests on more cases as well"
 	@echo "make test-install  build and install from source, sdist and wheel in new environments (slow)"
-	@echo "make rehearse-gpu    benchmarks/gpu_check.py as on a machine with a GPU and no package index (slow)"
+	@echo "make wheel         a source distribution and a wheel in dist/"
+	@echo "make test-wheel    wheels built with the oldest torch, in environments with newer ones (slow)"
+	@echo "make rehearse-gpu  benchmarks/gpu_check.py as with a GPU and no package index (slow)"
 	@echo "make docs          the documentation as a site in build/site/"
 	@echo "make syntax        compile csrc/ as C++17 and C++20 against torch's headers, syntax only"
 	@echo "make format        format the Python and C++ code"
@@ -52,7 +55,7 @@ demo: install
 	$(BIN)/python benchmarks/demo.py --output $(DEMO_OUTPUT) $(DEMO_ARGS)
 
 docs: tools
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 test: lint pytest ctest
 
@@ -105,6 +108,13 @@ rehearse-gpu: $(REHEARSAL)/torch.stamp
 # TORCH_INCLUDE: the headers to compile against, those of the installed torch unless it says others.
 TORCH_INCLUDE ?= $(shell $(BIN)/python -c "import torch, os; print(os.path.dirname(torch.__file__))")/include
 STABLE_FILES := $(filter-out csrc/emulator/% csrc/tests/% csrc/bindings.cpp,$(filter %.cpp,$(CPP_FILES)))
+
+# It loads with every torch that the package supports, whichever it is built with.
+wheel: tools
+	$(BIN)/python -m build --no-isolation --outdir dist
+
+test-wheel: tools
+	$(BIN)/python -m pytest -m slow python_tests/test_wheels.py
 
 syntax: tools
 	for standard in 17 20; do for file in $(STABLE_FILES); do \

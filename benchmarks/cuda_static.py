@@ -1,4 +1,4 @@
-"""Registers, spills, accesses and bytes in flight of the CUDA kernels, found without a GPU.
+"""Read registers, spills, accesses and bytes in flight of the CUDA kernels, without a GPU.
 
     python benchmarks/cuda_static.py [--architectures sm_80 ...] [--write-bounds] [--write-docs]
 

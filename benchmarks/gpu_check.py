@@ -1,4 +1,4 @@
-"""Everything that needs a GPU, in one command of under eight minutes.
+"""Build, check and time everything that needs a GPU, in eight minutes or as many as are given.
 
     python benchmarks/gpu_check.py [--output DIR] [--minutes 8] [--quick] [--skip STEP ...]
 

@@ -26,6 +26,7 @@ class ScheduledCoefficients(nn.Module):
         super().__init__()
         self._coefficients: list[str] = []
         self._schedules: dict[str, Schedule] = {}
+        self._numbers: dict[str, float] = {}
         self._absent: list[str] = []
 
     def register_coefficient(
@@ -68,19 +69,23 @@ class ScheduledCoefficients(nn.Module):
                     self._absent.append(name)
                     device = "cpu"
                 buffer = torch.tensor(float(value), dtype=torch.float64, device=device)
+                self._numbers[name] = float(value)
         self._coefficients.append(name)
         if name in self._absent:
             setattr(self, name, buffer)
         else:
             self.register_buffer(name, buffer)
 
-    def set_progress(self, progress: float) -> None:
+    def set_progress(self, progress: float, *, strength: float | None = None) -> None:
         """Evaluate the schedules and write their values into the buffers.
 
         Parameters
         ----------
         progress
             How much of the training is done, in [0, 1].
+        strength
+            A factor >= 0 of these values. With one, the coefficients that were given as numbers
+            are written as well, as multiples of these numbers.
 
         Raises
         ------
@@ -91,12 +96,24 @@ class ScheduledCoefficients(nn.Module):
         values = {
             name: evaluate(name, schedule, progress) for name, schedule in self._schedules.items()
         }
+        if strength is not None:
+            check_number("strength", strength)
+            values |= {n: v for n, v in self._numbers.items() if n not in self._absent}
+            values = {name: strength * value for name, value in values.items()}
         for name, value in values.items():
             self.get_buffer(name).fill_(value)
 
     def coefficient_names(self) -> tuple[str, ...]:
         """Return the names of the coefficients."""
         return tuple(self._coefficients)
+
+    def final(self, name: str) -> float:
+        """Return a coefficient's value at the end of the training, as it was given."""
+        if name in self._schedules:
+            return evaluate(name, self._schedules[name], 1.0)
+        if name in self._numbers:
+            return self._numbers[name]
+        return float(self.get_buffer(name))
 
     def known_zero(self, name: str) -> bool:
         """Whether the coefficient was given as the number 0, which leaves its term out."""

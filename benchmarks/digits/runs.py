@@ -194,8 +194,11 @@ def _stage(
     output: Path | None,
 ) -> tuple[Trainer, TensorBatches, Path | None]:
     """Set up a stage, from its checkpoint where there is one."""
-    config = recipe.unlearning if method.adversarial else recipe.baseline
-    config = dataclasses.replace(config, seed=seed, epochs=epochs or config.epochs)
+    if method.adversarial:
+        config = recipe.unlearning_for(len(data.train), epochs)
+    else:
+        config = dataclasses.replace(recipe.baseline, epochs=epochs or recipe.baseline.epochs)
+    config = dataclasses.replace(config, seed=seed)
     if config.update == "two_step" and method.confusion_weight:
         # The authors' procedure has no confusion loss; BlindEye trains in one step.
         config = dataclasses.replace(config, update="joint")
@@ -285,7 +288,7 @@ def measure(
         recipe=recipe,
         variance=data.train.variance,
         seed=seed,
-        epoch=sum(config.epochs + config.pretrain_epochs for config in configs),
+        epoch=sum(config.epochs for config in configs),
         test_accuracy=round(predicted.accuracy, 4),
         leakage=round(after.leakage.accuracy, 4),
         leakage_before=probed[0] if probed else None,

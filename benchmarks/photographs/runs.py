@@ -104,9 +104,9 @@ class Adversary:
         return method.adversary(
             self.build(network),
             heads=self.heads,
-            reversal=Linear(end=self.reversal * factor),
-            entropy_weight=Linear(end=self.entropy_weight * factor),
-            confusion_weight=Linear(end=self.reversal * factor),
+            reversal=factor * self.reversal,
+            entropy_weight=factor * self.entropy_weight,
+            confusion_weight=factor * self.reversal,
             reduction="sum",
             mask_entropy=True,
         )
@@ -188,12 +188,11 @@ class Measured(NamedTuple):
     probe_samples: int
 
 
-def config(seed: int, epochs: float, batch_size: int, samples: int) -> TrainerConfig:
+def config(seed: int, epochs: float) -> TrainerConfig:
     """Return how all methods train; what the adversaries add is in `Adversary`."""
-    steps = max(1, samples // batch_size)
     return TrainerConfig(
         epochs=epochs,
-        ramp_steps=2 * steps,
+        strength=Linear(finish=min(1.0, 2 / epochs)),
         optimizer=OptimizerConfig(
             name="adamw",
             learning_rate=1e-3,
@@ -228,7 +227,7 @@ def train(options: argparse.Namespace, task: Task) -> tuple[Trainer, int]:
         network.features,
         network.classifier,
         built,
-        config(options.seed, options.epochs, options.batch_size, len(task.sets.train.labels)),
+        config(options.seed, options.epochs),
         image_transform=method.image_transform(IMAGENET_MEAN, IMAGENET_STD),
     )
     batches = AugmentedBatches(

@@ -48,10 +48,12 @@ class _TokenMean(nn.Module):
         return tokens.mean(1)
 
 
-def bias_head(shape: tuple[int, ...], classes: int, width: int = 128) -> nn.Module:
+def bias_head(
+    shape: tuple[int, ...], classes: int, width: int = 128, sizes: tuple[int, ...] = (512, 512)
+) -> nn.Module:
     """Make a head that predicts a bias from features.
 
-    Two layers on a vector (D,) or on the mean of tokens (L, D); a `PooledMapHead` on a map
+    A perceptron on a vector (D,) or on the mean of tokens (L, D); a `PooledMapHead` on a map
     (C, H, W).
 
     Parameters
@@ -61,7 +63,9 @@ def bias_head(shape: tuple[int, ...], classes: int, width: int = 128) -> nn.Modu
     classes
         Number of bias classes.
     width
-        Units of the hidden layer.
+        Channels of the convolutions.
+    sizes
+        Units of the perceptron's hidden layers.
 
     Raises
     ------
@@ -75,8 +79,10 @@ def bias_head(shape: tuple[int, ...], classes: int, width: int = 128) -> nn.Modu
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if len(shape) == 2:
         layers["mean"] = _TokenMean()
-    layers["fc1"] = nn.Linear(shape[-1], width)
-    layers["bn1"] = nn.BatchNorm1d(width)  # the scale of the features is not known
-    layers["relu1"] = nn.ReLU(inplace=True)
-    layers["fc2"] = nn.Linear(width, classes)
+    before = shape[-1]
+    for number, size in enumerate(sizes, 1):
+        layers[f"fc{number}"] = nn.Linear(before, size)
+        layers[f"relu{number}"] = nn.ReLU(inplace=True)
+        before = size
+    layers[f"fc{len(sizes) + 1}"] = nn.Linear(before, classes)
     return nn.Sequential(layers)

@@ -122,10 +122,13 @@ class StoppableBatches:
     ----------
     generator : torch.Generator or None
         That of the loader.
+    weights : Tensor or None
+        Those of its sampler.
     """
 
     def __init__(self, batches: DataLoader[Any], signals: StopSignals) -> None:
         self.generator: torch.Generator | None = batches.generator
+        self.weights = getattr(batches.batch_sampler, "weights", None)
         self._batches: Iterable[Batch] = batches
         self._length = len(batches)
         self._signals = signals

@@ -9,10 +9,15 @@ from lnl_ext.cli.arguments import option
 from lnl_ext.data.bias_column import BiasColumn
 from lnl_ext.errors import UserError
 from lnl_ext.training.methods import METHODS
+from lnl_ext.training.recipe import LNL
 
 __all__ = [
     "ADJUSTMENT",
+    "GROUP",
+    "GROUPS",
+    "CompareOptions",
     "EvaluateOptions",
+    "ExportOptions",
     "ModelOptions",
     "PredictOptions",
     "ProbeOptions",
@@ -21,6 +26,9 @@ __all__ = [
 
 ADJUSTMENT = "logit_adjustment"
 """What the adjustment of the label loss is called among the bias targets of the batches."""
+
+GROUP = "label_and_bias_group"
+"""What the samples' groups, or their weights, are called there."""
 
 _LARGEST_SEED = 2**32 - 1  # NumPy's
 
@@ -46,7 +54,7 @@ class DataOptions:
     )
     batch_size: int = option(64, "images per step, of all processes together", minimum=2)
     workers: int = option(2, "processes that decode images; 0: none", minimum=0)
-    device: str = option("auto", "auto (a GPU where there is one), cpu, cuda, cuda:1 ...")
+    device: str = option("auto", "auto (a CUDA GPU where there is one), cpu, cuda, cuda:1 ..., mps")
     threads: int | None = option(
         None,
         "CPU threads; by default torch's choice. A run keeps the number, because another one "
@@ -70,11 +78,13 @@ class DataOptions:
             try:
                 device = torch.device(self.device)
             except RuntimeError:
+                device = None
+            if device is None or device.type not in ("cpu", "cuda", "mps"):
                 raise UserError(
-                    f"device is {self.device!r}, expected auto, cpu, cuda or cuda:N"
-                ) from None
-            if device.type not in ("cpu", "cuda"):
-                raise UserError(f"device is {self.device!r}, expected auto, cpu, cuda or cuda:N")
+                    f"device is {self.device!r}, expected auto, cpu, cuda, cuda:N or mps"
+                )
+            if device.type == "mps" and not torch.backends.mps.is_available():
+                raise UserError("device is 'mps', which this machine or this torch does not have")
             if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
                 raise UserError(
                     f"device is {self.device!r}, but torch sees {torch.cuda.device_count()} GPUs"
@@ -93,9 +103,14 @@ class TrainOptions(DataOptions):
         False, "continue from the last checkpoint in --output, if there is one", saved=False
     )
     split_column: str | None = option(
-        None, "column that says train, validation or test (not used)", metavar="NAME"
+        None, "column that says train, validation or test; test images are left out", metavar="NAME"
     )
     validation: float = option(0.2, "share held out, if there is no split column", above=0)
+    balance_validation: bool = option(
+        False,
+        "hold out as many images of every group of label and bias, of rare groups half, instead of "
+        "an equal share",
+    )
     arch: str = option(
         "resnet18",
         "classification model of torchvision, or small (five convolutions)",
@@ -115,11 +130,27 @@ class TrainOptions(DataOptions):
         "training images: crop (random part, mirrored), flip (mirrored), none",
         choices=("crop", "flip", "none"),
     )
-    method: str = option("lnl", "what to train", choices=tuple(METHODS))
+    method: str = option(
+        "lnl",
+        "; ".join(f"{method.name}: {method.description}" for method in METHODS.values()),
+        choices=tuple(METHODS),
+    )
+    balance: bool | None = option(
+        None,
+        "draw batches in which all combinations of label and bias are as frequent; by default for "
+        "resample, groupdro and the methods with bias heads",
+    )
+    feature_width: int | None = option(
+        None,
+        f"width of a layer put before the last one; 0: none. By default {LNL.feature_width} for "
+        "methods with bias heads, which then see its output, else 0",
+        metavar="UNITS",
+        minimum=0,
+    )
     logit_adjustment: bool = option(
         False,
         "adjust the label loss by how labels follow the bias columns, so that it does not gain "
-        "from the bias in the features",
+        "from the bias in the features; without effect on balanced batches",
     )
     update: str = option(
         "joint",
@@ -127,19 +158,53 @@ class TrainOptions(DataOptions):
         choices=("joint", "two_step"),
     )
     reversal: float = option(
-        1.0, "adversarial strength: weight of the reversed gradient of the bias heads", minimum=0
+        LNL.reversal,
+        "adversarial strength: weight of the reversed gradient of the bias heads, of all columns "
+        "together",
+        minimum=0,
     )
-    entropy_weight: float = option(0.1, "weight of the bias prediction's entropy", minimum=0)
-    confusion_weight: float = option(0.5, "weight of blindeye's confusion loss", minimum=0)
-    epochs: float = option(
-        10.0, "passes over the training images, pretraining not counted", above=0
+    entropy_weight: float = option(
+        LNL.entropy_weight, "weight of the bias prediction's entropy, likewise", minimum=0
     )
-    pretrain_epochs: float = option(
-        2.0, "passes before that on the labels alone, while the heads are trained", minimum=0
+    confusion_weight: float = option(
+        LNL.confusion_weight, "weight of blindeye's confusion loss, likewise", minimum=0
     )
+    warm_up: float = option(
+        LNL.warm_up,
+        "first part of the training, in which the bias heads learn and unlearning has not begun",
+        minimum=0,
+    )
+    rise: float = option(
+        LNL.rise,
+        "part of the training after it in which the strength rises from 0",
+        above=0,
+        maximum=1,
+    )
+    head_steps: int = option(
+        LNL.head_steps, "further steps of the bias heads after every step", minimum=0
+    )
+    epochs: float = option(12.0, "passes over the training images", above=0)
     learning_rate: float = option(1e-3, "of the network (AdamW, cosine decay)", above=0)
-    head_learning_rate: float = option(3e-3, "of the bias heads (AdamW)", above=0)
+    head_learning_rate: float = option(LNL.head_learning_rate, "of the bias heads (Adam)", above=0)
     weight_decay: float = option(0.01, "of the network", minimum=0)
+    class_weights: str = option(
+        "none",
+        "balanced: the label loss weighs images as if labels were equally frequent",
+        choices=("none", "balanced"),
+    )
+    keep: str = option(
+        "both",
+        "weights to keep: of the last epoch (model.pt), of the epoch with the best worst group of "
+        "the validation images (model.pt), or both (model.pt and best.pt)",
+        choices=("best", "last", "both"),
+    )
+    patience: int | None = option(
+        None,
+        "end the training after so many epochs without a better worst group of the validation "
+        "images",
+        minimum=1,
+        metavar="EPOCHS",
+    )
     seed: int = option(
         0, "of the split, the weights and the order", minimum=0, maximum=_LARGEST_SEED
     )
@@ -160,23 +225,33 @@ class TrainOptions(DataOptions):
         super().check()
         if self.output is None:
             raise UserError("no output: give --output DIR, the folder for the run")
+        if self.warm_up >= 1:
+            raise UserError(f"warm-up is {self.warm_up:g}, expected a part below 1")
         if self.validation >= 1:
             raise UserError(f"validation is {self.validation:g}, expected a share between 0 and 1")
         if self.label_column is None and self.images is None:
             raise UserError("no labels: give --label-column NAME (or --images DIR with subfolders)")
-        if METHODS[self.method].adversarial and not self.bias_column:
+        if METHODS[self.method].knows_bias and not self.bias_column:
             raise UserError(
-                f"method {self.method} unlearns a bias: give --bias-column NAME, or "
+                f"method {self.method} needs a known bias: give --bias-column NAME, or "
                 "--method baseline"
+            )
+        if self.balance and not self.bias_column:
+            raise UserError("batches are balanced over a bias: give --bias-column NAME")
+        if self.feature_width and self.feature_layer is not None:
+            raise UserError(
+                "feature-width puts a layer before the last one, whose output the bias heads see, "
+                "and feature-layer names another: leave out one of them"
             )
         if self.logit_adjustment and not self.bias_column:
             raise UserError("the label loss is adjusted by a bias: give --bias-column NAME")
         names = [BiasColumn.parse(text).name for text in self.bias_column]
-        if self.logit_adjustment and ADJUSTMENT in names:
-            raise UserError(
-                f"bias-column is {ADJUSTMENT!r}, which is the adjustment's name: give the column "
-                "another name"
-            )
+        for reserved in (ADJUSTMENT, GROUP):
+            if reserved in names:
+                raise UserError(
+                    f"bias-column is {reserved!r}, a name that the training uses: give the column "
+                    "another name"
+                )
         if METHODS[self.method].adversarial and "label" in names:
             raise UserError(
                 "bias-column is 'label', which is the task's name in the results: give the column "
@@ -200,6 +275,11 @@ class ModelOptions(DataOptions):
         "instead of a run: a state_dict of --arch (.pt, .safetensors), or a program of "
         "torch.export (.pt2)",
         metavar="FILE",
+    )
+    use: str = option(
+        "model",
+        "which weights of a run: model.pt, or best.pt (see lnl train --keep)",
+        choices=("model", "best"),
     )
     image_size: int | None = option(
         None,
@@ -251,3 +331,59 @@ class PredictOptions(ModelOptions):
         None, "labels in the order of the model's outputs, as in cat,dog (with --weights)"
     )
     output: Path | None = option(None, "CSV file for the predictions", metavar="FILE")
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareOptions:
+    """Finished runs, and how to show them."""
+
+    runs: tuple[Path, ...] = option(
+        (),
+        "folders of runs of lnl train: several methods, several seeds",
+        positional=True,
+        metavar="RUN",
+    )
+    format: str = option(
+        "text", "how to write the comparison", choices=("text", "json", "markdown", "html")
+    )
+    output: Path | None = option(None, "file for it, instead of the terminal", metavar="FILE")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """A run, and the file to make of it."""
+
+    run: Path | None = option(None, "folder of a run of lnl train", positional=True)
+    format: str = option(
+        "safetensors",
+        "safetensors (weights), pt2 (a program of torch.export), onnx (needs onnx and onnxscript)",
+        choices=("safetensors", "pt2", "onnx"),
+    )
+    output: Path | None = option(
+        None, "file to write; by default model.FORMAT in the folder of the run", metavar="FILE"
+    )
+    use: str = option(
+        "model",
+        "which weights of the run: model.pt, or best.pt (see lnl train --keep)",
+        choices=("model", "best"),
+    )
+
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "data": (
+        *("csv", "images", "image_column", "label_column", "bias_column"),
+        *("split_column", "validation", "balance_validation", "classes"),
+    ),
+    "model": ("arch", "weights", "use", "feature_layer", "feature_width", "image_size", "augment"),
+    "method": (
+        *("method", "reversal", "entropy_weight", "confusion_weight", "warm_up", "rise"),
+        *("head_steps", "head_learning_rate", "balance", "logit_adjustment", "class_weights"),
+        "update",
+    ),
+    "training": (*("epochs", "batch_size", "learning_rate", "weight_decay", "patience", "seed"),),
+    "machine": ("device", "threads", "workers", "amp", "compile"),
+    "run and results": (
+        *("output", "format", "json", "config", "keep", "checkpoint_every", "resume"),
+    ),
+}
+"""How the help sorts the options of all commands."""

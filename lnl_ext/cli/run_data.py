@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lnl_ext.adversary.reweighting import logit_adjustment
-from lnl_ext.cli.options import ADJUSTMENT, TrainOptions
+from lnl_ext.cli.options import ADJUSTMENT, GROUP, TrainOptions
 from lnl_ext.cli.run_folder import split_text
 from lnl_ext.cli.samples import Samples, bias_classes, counts, encoded, read_samples
 from lnl_ext.data.images import Sample, evaluation_transform, training_transform
-from lnl_ext.data.split import stratified_split
+from lnl_ext.data.split import balanced_split, stratified_split
 from lnl_ext.data.table import BiasColumn, class_names
 from lnl_ext.errors import UserError
 from lnl_ext.files import check_names
 from lnl_ext.ops.types import IGNORE_INDEX
+from lnl_ext.training.balance import balanced_weights, group_numbers
 from lnl_ext.training.batches import ShardedBatchSampler
 from lnl_ext.training.distributed import Processes
+from lnl_ext.training.methods import METHODS
 
-__all__ = ["RunData", "label_adjustment", "training_batches"]
+__all__ = ["RunData", "label_adjustment", "label_targets", "training_batches"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +116,8 @@ def _split(samples: Samples, options: TrainOptions) -> tuple[Samples, Samples, l
         parts = [table.split[row] for row in samples.rows]
     else:
         assert table.labels is not None
-        _, held = stratified_split(
+        split = balanced_split if options.balance_validation else stratified_split
+        _, held = split(
             [table.labels[row] for row in samples.rows],
             [[values[row] for row in samples.rows] for values in table.bias.values()],
             options.validation,
@@ -142,6 +146,19 @@ def label_adjustment(data: RunData) -> Tensor:
     return logit_adjustment(data.train.labels, combined, classes=len(data.labels))
 
 
+def label_targets(data: RunData, options: TrainOptions) -> dict[str, Tensor]:
+    """Return what the label loss of the method needs of every training image, by name."""
+    method, columns = METHODS[options.method], list(data.train.bias.values())
+    targets = {}
+    if options.logit_adjustment and not options.balance:
+        targets[ADJUSTMENT] = label_adjustment(data)
+    if method.reweighted:
+        targets[GROUP] = balanced_weights(data.train.labels, columns).float()
+    if method.group_dro:
+        targets[GROUP] = group_numbers(data.train.labels, columns)
+    return targets
+
+
 def predicted_by_the_bias(data: RunData, adjustment: Tensor) -> str:
     """Say how many labels the bias predicts, and how many the most frequent label does."""
     labels = data.train.labels
@@ -164,11 +181,16 @@ def training_batches(
     samples: Samples,
     options: TrainOptions,
     processes: Processes,
-    adjustment: Tensor | None = None,
+    more: Mapping[str, Tensor],
 ) -> DataLoader[Sample]:
     """Return this process's share of shuffled batches, varied as the options say.
 
-    With the rows of an adjustment of the label loss, if there is one, as a bias target.
+    Parameters
+    ----------
+    samples, options, processes
+        Of the run.
+    more
+        Further bias targets: what the label loss needs (`label_targets`).
 
     Raises
     ------
@@ -186,13 +208,14 @@ def training_batches(
         transform = training_transform(options.image_size, scale=(1.0, 1.0))
     else:
         transform = training_transform(options.image_size)
+    columns = list(samples.bias.values())
     sampler = ShardedBatchSampler(
         len(samples),
         options.batch_size,
         drop_last=len(samples) >= options.batch_size,  # batch norm cannot take a batch of one
+        weights=balanced_weights(samples.labels, columns) if options.balance else None,
         processes=processes,
     )
-    more = {} if adjustment is None else {ADJUSTMENT: adjustment}
     return DataLoader(
         samples.dataset(transform, more),
         batch_sampler=sampler,

@@ -15,6 +15,7 @@ from lnl_ext.cli.options import TrainOptions
 from lnl_ext.cli.run_folder import CONFIG
 from lnl_ext.errors import UserError
 from lnl_ext.training.methods import METHODS
+from lnl_ext.training.recipe import LNL
 
 __all__ = ["train_options"]
 
@@ -44,8 +45,7 @@ def train_options(flags: Mapping[str, Any]) -> TrainOptions:
         layers.append(_from_file(Path(flags["config"])))
     # Sums over another number of threads round differently: it is part of what repeats a run.
     options = build(TrainOptions, {"threads": torch.get_num_threads()}, *layers, flags)
-    if METHODS[options.method].adjusted:  # and so says the run's configuration
-        options = dataclasses.replace(options, logit_adjustment=True)
+    options = dataclasses.replace(options, **_of_method(options))
     options.check()
     if options.weights not in ("none", "imagenet"):
         options = dataclasses.replace(options, weights=os.path.abspath(options.weights))
@@ -63,6 +63,20 @@ def train_options(flags: Mapping[str, Any]) -> TrainOptions:
                 "another --output, or leave them as they are"
             )
     return options
+
+
+def _of_method(options: TrainOptions) -> dict[str, Any]:
+    """Return what the method decides where nothing is given; the run's configuration says it."""
+    method = METHODS[options.method]
+    decided: dict[str, Any] = {}
+    if method.adjusted:
+        decided["logit_adjustment"] = True
+    if options.balance is None:
+        decided["balance"] = method.balanced or (LNL.balance and method.adversarial)
+    if options.feature_width is None:
+        narrow = method.adversarial and options.feature_layer is None
+        decided["feature_width"] = LNL.feature_width if narrow else 0
+    return decided
 
 
 def _from_file(path: Path) -> dict[str, Any]:

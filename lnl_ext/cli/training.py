@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from lnl_ext.adversary.bias_adversary import BiasAdversary
-from lnl_ext.adversary.heads import bias_head
 from lnl_ext.cli.arguments import command_line, write_toml
+from lnl_ext.cli.best import BestEpoch, record_of
+from lnl_ext.cli.data_summary import associations, hint, summarize
 from lnl_ext.cli.interruption import Interrupted, StoppableBatches, StopSignals
+from lnl_ext.cli.label_loss import label_loss
 from lnl_ext.cli.leakage import Figures, audits, collect_features, figures, leakage_text
-from lnl_ext.cli.options import ADJUSTMENT, TrainOptions
+from lnl_ext.cli.options import ADJUSTMENT, GROUP, TrainOptions
 from lnl_ext.cli.report import Report, write_json
-from lnl_ext.cli.run_data import RunData, label_adjustment, predicted_by_the_bias, training_batches
+from lnl_ext.cli.run_data import RunData, label_targets, predicted_by_the_bias, training_batches
 from lnl_ext.cli.run_folder import (
+    BEST,
     CONFIG,
     MODEL,
     REPORT,
@@ -40,20 +42,20 @@ from lnl_ext.models.backbones import (
     BackboneAndClassifier,
     build_network,
     feature_shape,
+    narrow_output,
     split_network,
 )
 from lnl_ext.models.weights import load_weights, save_weights
 from lnl_ext.ops.types import IGNORE_INDEX
 from lnl_ext.reporting import PAGE, write_run_page
-from lnl_ext.schedules import Linear
-from lnl_ext.training.config import OptimizerConfig, TrainerConfig
+from lnl_ext.training.config import OptimizerConfig
 from lnl_ext.training.distributed import Processes, gather_predictions, on_main
+from lnl_ext.training.group_dro import GroupDRO
 from lnl_ext.training.methods import get_method
+from lnl_ext.training.recipe import Recipe
 from lnl_ext.training.trainer import CHECKPOINT, Trainer
 
 __all__ = ["train"]
-
-_RAMP = 0.5  # the part of the training in which the strength rises; the learning rate falls to 0
 
 
 def _trainer(
@@ -62,52 +64,66 @@ def _trainer(
     network: nn.Module,
     parts: BackboneAndClassifier,
     device: torch.device,
+    targets: Mapping[str, Tensor],
 ) -> Trainer:
     method = get_method(options.method)
+    recipe = Recipe(
+        **{
+            name: getattr(options, name)
+            for name in (
+                *("reversal", "entropy_weight", "confusion_weight", "warm_up", "rise"),
+                *("head_steps", "balance", "head_learning_rate"),
+            )
+        }
+    )
     shape = feature_shape(parts.features, options.image_size)
-    adversaries: dict[str, BiasAdversary] = {}
-    for name, classes in data.bias.items() if method.adversarial else ():
-        adversaries[name] = method.adversary(
-            bias_head(shape, len(classes)),
-            reversal=Linear(end=options.reversal, finish=_RAMP),
-            entropy_weight=Linear(end=options.entropy_weight, finish=_RAMP),
-            confusion_weight=Linear(end=options.confusion_weight, finish=_RAMP),
-            mask_entropy=bool((data.train.bias[name] == IGNORE_INDEX).any()),
-        )
+    columns = data.bias if method.adversarial else {}
+    adversaries = recipe.adversaries(shape, {n: len(c) for n, c in columns.items()}, method=method)
+    for name, adversary in adversaries.items():
+        adversary.mask_entropy = bool((data.train.bias[name] == IGNORE_INDEX).any())
     for module in (network, *adversaries.values()):
         module.to(device)
-    config = TrainerConfig(
+    config = recipe.config(
         epochs=options.epochs,
-        pretrain_epochs=options.pretrain_epochs,
-        update=options.update,  # type: ignore[arg-type]
-        ramp_steps=None,
+        update=options.update,
         optimizer=OptimizerConfig(
             name="adamw",
             learning_rate=options.learning_rate,
             weight_decay=options.weight_decay,
             schedule="cosine",
         ),
-        head_optimizer=OptimizerConfig(name="adamw", learning_rate=options.head_learning_rate),
         seed=options.seed,
         channels_last=True,
-        amp=None if options.amp == "none" else options.amp,  # type: ignore[arg-type]
+        amp=None if options.amp == "none" else options.amp,
         compile=options.compile,
     )
+    task_weights: str | GroupDRO | None = GROUP if method.reweighted else None
+    if method.group_dro:
+        task_weights = GroupDRO(int(targets[GROUP].max()) + 1, target=GROUP).to(device)
     return Trainer(
         parts.features,
         parts.classifier,
         adversaries,
         config,
+        task_loss=label_loss(options.class_weights, data.train.labels, len(data.labels), device),
         image_transform=method.image_transform(IMAGENET_MEAN, IMAGENET_STD),
-        logit_adjustment=ADJUSTMENT if options.logit_adjustment else None,
+        logit_adjustment=ADJUSTMENT if ADJUSTMENT in targets else None,
+        task_weights=task_weights,
     )
+
+
+_POINTS = 100  # of the curves on the page
 
 
 class _Run:
     """Evaluations of a trainer: at the end of epochs, and the whole at the end."""
 
-    def __init__(self, options: TrainOptions, data: RunData, processes: Processes) -> None:
+    def __init__(
+        self, options: TrainOptions, data: RunData, processes: Processes, best: BestEpoch
+    ) -> None:
         self.options, self.data, self.processes = options, data, processes
+        self.best = best
+        self.associations = associations(data.train, data.labels, data.bias)
 
     def predictions(self, trainer: Trainer) -> Predictions:
         model = nn.Sequential(*trainer.inference_modules())
@@ -115,7 +131,10 @@ class _Run:
         return gather_predictions(predict(model, batches))
 
     def report(self, predictions: Predictions) -> Report:
-        return Report.of(predictions, self.data.validation.bias, self.data.bias, self.data.labels)
+        data = self.data
+        return Report.of(
+            predictions, data.validation.bias, data.bias, data.labels, self.associations
+        )
 
     def leakage(self, trainer: Trainer) -> Figures:
         """Audit the features of the validation images: those of images trained on say less."""
@@ -127,30 +146,32 @@ class _Run:
         return figures(audits(features, held_out, self.options.seed))
 
     def evaluate(self, trainer: Trainer) -> dict[str, float]:
-        """Evaluate an epoch; at the end of pretraining the leakage as well."""
+        """Evaluate an epoch; at the end of the last one before unlearning the leakage as well."""
         report = self.report(self.predictions(trainer))
-        record = {
-            "validation_accuracy": report.accuracy,
-            "worst_group_accuracy": report.worst,
-        }
+        record = record_of(report)
+        better = self.best.note(trainer, report, is_main=self.processes.is_main)
         assert trainer.steps_per_epoch is not None
-        stages = trainer.config.stages(trainer.steps_per_epoch)
-        if len(stages) > 1 and trainer.step == stages[0].steps:
+        steps = trainer.config.steps(trainer.steps_per_epoch)
+        here, later = (
+            trainer.config.strength_at(min(1.0, step / steps))
+            for step in (trainer.step, trainer.step + trainer.steps_per_epoch)
+        )
+        if trainer.adversaries and here == 0.0 < later:
             # In the record, so that a resumed run has it too.
             for name, leakage in self.leakage(trainer).items():
                 record |= {f"before:{name}:{k}": float(v) for k, v in leakage.items()}
         if self.processes.is_main:
-            stage = stages[0] if trainer.step <= stages[0].steps else stages[-1]
-            passes = (trainer.step - stage.first) / trainer.steps_per_epoch
-            length = stage.steps / trainer.steps_per_epoch
+            passes = trainer.step / trainer.steps_per_epoch
             tqdm.write(  # above the progress bar
-                f"{stage.name} {passes:g}/{length:g}: validation accuracy {report.accuracy:.3f}"
+                f"epoch {passes:g}/{steps / trainer.steps_per_epoch:g}: "
+                f"validation accuracy {report.accuracy:.3f}"
                 + (f", worst group {report.worst:.3f}" if report.columns else "")
+                + (", the best so far" if better else "")
             )
         return record
 
     def before(self, trainer: Trainer) -> Figures:
-        """Return the leakage at the end of pretraining from the run's history."""
+        """Return the leakage before unlearning from the run's history."""
         found: dict[str, dict[str, float]] = {}
         for record in trainer.history:
             for key, value in record.items():
@@ -187,10 +208,12 @@ def train(flags: Mapping[str, Any], processes: Processes) -> None:
     new_layer = None if goes_on else load_weights(network, options.arch, options.weights)
     if new_layer is not None:
         print(f"Weights from {options.weights}; the last layer ({new_layer}) is new")
+    if options.feature_width:
+        narrow_output(network, options.feature_width)
     parts = split_network(network, options.feature_layer)
-    trainer = _trainer(options, data, network, parts, device)
-    adjustment = label_adjustment(data) if options.logit_adjustment else None
-    batches = training_batches(data.train, options, processes, adjustment)
+    targets = label_targets(data, options)
+    trainer = _trainer(options, data, network, parts, device, targets)
+    batches = training_batches(data.train, options, processes, targets)
     if goes_on:
         if (folder / SPLIT).read_text(encoding="utf-8") != data.split:
             raise UserError(
@@ -202,8 +225,12 @@ def train(flags: Mapping[str, Any], processes: Processes) -> None:
         _prepare(folder, options, data, parts)
     if processes.is_main:
         print(data.describe())
-        if adjustment is not None:
-            print(predicted_by_the_bias(data, adjustment))
+        if told := hint(options):
+            print(told)
+        if data.bias:
+            print(summarize(data, options), end="\n\n")
+        if ADJUSTMENT in targets:
+            print(predicted_by_the_bias(data, targets[ADJUSTMENT]))
         shape = feature_shape(parts.features, options.image_size)
         print(
             f"{options.arch}, bias heads at {parts.feature_layer} {shape}, "
@@ -212,7 +239,7 @@ def train(flags: Mapping[str, Any], processes: Processes) -> None:
             + (f"; resuming at step {trainer.step}" if trainer.step else ""),
             flush=True,
         )
-    run = _Run(options, data, processes)
+    run = _Run(options, data, processes, BestEpoch(folder, network, options.keep, options.patience))
     _fit(run, trainer, batches, folder)
     _finish(run, trainer, network, folder, command_line("train", flags))
 
@@ -236,7 +263,9 @@ def _fit(run: _Run, trainer: Trainer, batches: DataLoader[Sample], folder: Path)
                 output=folder,
                 evaluate=run.evaluate,
                 checkpoint_every=run.options.checkpoint_every,
+                log_every=max(1, round(len(batches) * run.options.epochs) // _POINTS),
                 progress=run.processes.is_main,
+                stop=run.best.stop,
             )
         except Interrupted as stop:
             if not alone:
@@ -269,38 +298,62 @@ def _prepare(
         label_column=options.label_column,
         bias_columns=list(options.bias_column),
         bias_classes=data.bias,
+        keep=options.keep,
+        feature_width=options.feature_width or 0,
     ).save(folder)
     write_toml(folder / CONFIG, options)  # last: with it there is a run to resume
 
 
 def _finish(run: _Run, trainer: Trainer, network: nn.Module, folder: Path, command: str) -> None:
+    keep, which = run.options.keep, "last epoch"
+    if keep == "best":
+        run.best.load()
+        which = f"best epoch ({run.best.epoch(trainer)} of {len(trainer.history)})"
     predictions = run.predictions(trainer)
     report = run.report(predictions)
     before, after = run.before(trainer), run.leakage(trainer)
+    if run.processes.is_main:
+        save_weights(folder / MODEL, network)
+        if keep == "best":
+            (folder / BEST).unlink(missing_ok=True)
+    best: dict[str, Any] = {}
+    if keep == "both":
+        run.best.load()
+        chosen = run.report(run.predictions(trainer))
+        best = {"best": {"epoch": run.best.epoch(trainer), **chosen.to_dict()}}
     if not run.processes.is_main:
         return
-    save_weights(folder / MODEL, network)
     print()
-    print(report.text("validation images, last epoch"))
+    if best:
+        print(
+            f"Best epoch by the worst group ({run.best.epoch(trainer)} of {len(trainer.history)}): "
+            f"accuracy {chosen.accuracy:.3f}, worst group {chosen.worst:.3f}, in {BEST}. The "
+            "validation images chose it: on others it will be lower\n"
+        )
+    print(report.text(f"validation images, {which}"))
     if after:
-        stages = {"before (end of pretraining)": before} if before else {}
+        stages = {"before unlearning": before} if before else {}
         print()
         print(leakage_text(stages | {"after (end of training)": after}))
     write_json(
         folder / REPORT,
         {
             **report.to_dict(),
+            "epoch": run.best.epoch(trainer) if keep == "best" else len(trainer.history),
+            **best,
             "leakage_before": before,
             "leakage_after": after,
             "seconds": trainer.seconds,
         },
     )
-    found = Found(predictions, report, before, after)
+    found = Found(predictions, report, before, after, which)
     told = write_run_page(
         folder / PAGE,
         run_summary(run.options, run.data, trainer, found, command, run.processes),
     )
     if told:
         warnings.warn(told, stacklevel=1)
-    names = ", ".join(name for name in (CONFIG, REPORT, PAGE, SPLIT) if (folder / name).exists())
+    names = ", ".join(
+        name for name in (BEST, CONFIG, REPORT, PAGE, SPLIT) if (folder / name).exists()
+    )
     print(f"\nWrote {folder}: {MODEL} (weights of {run.options.arch}), {names}")

@@ -10,7 +10,7 @@ from torch import nn
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.paper.networks import GlobalColorHead, SeparatePixelColorHeads
-from lnl_ext.schedules import Linear, Schedule
+from lnl_ext.schedules import Linear
 from lnl_ext.training.config import OptimizerConfig, TrainerConfig
 from lnl_ext.training.methods import Method
 
@@ -30,7 +30,7 @@ class HeadRecipe:
     heads
         Predictions (of red, green and blue) side by side in its logits.
     reversal, entropy_weight, confusion_weight
-        Coefficients of the terms that the method has, each at progress 1.
+        Coefficients of the terms that the method has.
     over_batch
         Divide every head's sums by the batch size instead of by the number of targets that are
         not ignored, which for a head of one digit is often none.
@@ -44,25 +44,16 @@ class HeadRecipe:
     confusion_weight: float
     over_batch: bool = False
 
-    def adversary(self, method: Method, batch_size: int, strength: Linear | None) -> BiasAdversary:
+    def adversary(self, method: Method, batch_size: int) -> BiasAdversary:
         """Make the adversary with the terms that ``method`` has."""
         scale = 1 / batch_size if self.over_batch else 1.0
-
-        def coefficient(value: float) -> float | Schedule:
-            if strength is None:
-                return value * scale
-            factor = value * scale
-            return dataclasses.replace(
-                strength, start=factor * strength.start, end=factor * strength.end
-            )
-
         # With sums the head's own gradient is larger by the batch size, to which Adam is invariant.
         return method.adversary(
             self.build(),
             heads=self.heads,
-            reversal=coefficient(self.reversal),
-            entropy_weight=coefficient(self.entropy_weight),
-            confusion_weight=coefficient(self.confusion_weight),
+            reversal=scale * self.reversal,
+            entropy_weight=scale * self.entropy_weight,
+            confusion_weight=scale * self.confusion_weight,
             reduction="sum" if self.over_batch else "mean",
             mask_entropy=self.over_batch,
         )
@@ -82,9 +73,8 @@ class Recipe:
         Training with adversaries.
     heads
         The colour heads of the methods that have any.
-    strength
-        The part of every coefficient by the progress of ``unlearning`` (of its ``ramp_steps``,
-        where it has them); None: the whole, always.
+    ramp_steps
+        Steps of ``unlearning`` over which the strength rises from 0; None: the whole, always.
     from_baseline
         Whether unlearning starts from a finished baseline or from new weights.
     logit_adjustment
@@ -96,7 +86,7 @@ class Recipe:
     baseline: TrainerConfig
     unlearning: TrainerConfig
     heads: tuple[HeadRecipe, ...]
-    strength: Linear | None
+    ramp_steps: int | None
     from_baseline: bool
     logit_adjustment: str | None = None
 
@@ -113,14 +103,19 @@ class Recipe:
         unlearns = method.reversal or method.entropy_weight
         return self.logit_adjustment if unlearns or method.adjusted else None
 
+    def unlearning_for(self, samples: int, epochs: float | None = None) -> TrainerConfig:
+        """Return ``unlearning`` for a number of samples, with the strength's schedule."""
+        config = dataclasses.replace(self.unlearning, epochs=epochs or self.unlearning.epochs)
+        if self.ramp_steps is None:
+            return config
+        finish = self.ramp_steps / config.steps(samples // self.batch_size)
+        return dataclasses.replace(config, strength=Linear(finish=min(1.0, finish)))
+
     def adversaries(self, method: Method) -> dict[str, BiasAdversary]:
         """Make the method's adversaries by bias target, none for a method without."""
         if not method.adversarial:
             return {}
-        return {
-            head.target: head.adversary(method, self.batch_size, self.strength)
-            for head in self.heads
-        }
+        return {head.target: head.adversary(method, self.batch_size) for head in self.heads}
 
 
 _ADAM = OptimizerConfig(
@@ -134,7 +129,6 @@ _UNADJUSTED = Recipe(
         optimizer=_ADAM,
         head_optimizer=OptimizerConfig(name="adam", learning_rate=3e-3, betas=(0.5, 0.999)),
         average_decay=0.9995,
-        ramp_steps=600,
         channels_last=True,
     ),
     heads=(
@@ -148,7 +142,7 @@ _UNADJUSTED = Recipe(
             over_batch=True,
         ),
     ),
-    strength=Linear(),
+    ramp_steps=600,
     from_baseline=False,
 )
 # The adjusted label loss does not gain from the colour, so that little strength removes it. Where
@@ -193,7 +187,7 @@ _PAPER = Recipe(
             confusion_weight=0.01,
         ),
     ),
-    strength=None,
+    ramp_steps=None,
     from_baseline=True,
 )
 

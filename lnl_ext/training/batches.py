@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from lnl_ext.training import distributed
+from lnl_ext.training.balance import balanced_weights
 from lnl_ext.training.checkpoint import capture_random_state, restore_random_state
 
 Batch = tuple[Tensor, Tensor, dict[str, Tensor]]
@@ -40,6 +41,9 @@ class ShardedBatchSampler(Sampler[list[int]]):
     drop_last : bool
         Leave out the last batch when it is smaller than ``batch_size``. Where it has fewer samples
         than there are processes it is left out in any case, since one of them would have nothing.
+    weights : Tensor, shape (samples,), optional
+        Draw every sample of a pass anew, with replacement, in proportion to these weights >= 0
+        (`lnl_ext.training.balance.balanced_weights`); needs ``shuffle``.
     processes : Processes, optional
         By default those of :func:`lnl_ext.training.distributed.current`.
 
@@ -62,6 +66,7 @@ class ShardedBatchSampler(Sampler[list[int]]):
         *,
         shuffle: bool = True,
         drop_last: bool = False,
+        weights: Tensor | None = None,
         processes: distributed.Processes | None = None,
     ) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
@@ -73,8 +78,16 @@ class ShardedBatchSampler(Sampler[list[int]]):
                 f"batch_size is {batch_size} for {self.world_size} processes: it counts the "
                 "samples of all processes together, and each needs one"
             )
+        if weights is not None:
+            if weights.shape != (samples,):
+                raise ValueError(
+                    f"weights has shape {tuple(weights.shape)}, expected ({samples},), one a sample"
+                )
+            if not shuffle:
+                raise ValueError("weights are for drawing samples: shuffle=False has an order")
         self.samples = samples
         self.batch_size = batch_size
+        self.weights = weights
         self.shuffle = shuffle
         self.drop_last = drop_last
         if samples > 0 and len(self) == 0:
@@ -95,7 +108,11 @@ class ShardedBatchSampler(Sampler[list[int]]):
         device
             Where the numbers are to be; the CPU by default.
         """
-        if self.shuffle:
+        if self.weights is not None:
+            order = torch.multinomial(
+                self.weights.cpu(), self.samples, replacement=True, generator=self.generator
+            )
+        elif self.shuffle:
             order = torch.randperm(self.samples, generator=self.generator)
         else:
             order = torch.arange(self.samples)
@@ -120,7 +137,7 @@ class TensorBatches:
     labels : Tensor, shape (M,), integer
     bias : mapping of str to Tensor, shape (M, ...), optional
         One bias target per adversary.
-    batch_size, shuffle, drop_last
+    batch_size, shuffle, drop_last, weights
         As for `ShardedBatchSampler`, which decides on the order and, with several processes, on
         this process's share of every batch.
     prepare : callable, optional
@@ -148,6 +165,7 @@ class TensorBatches:
         batch_size: int,
         shuffle: bool = True,
         drop_last: bool = False,
+        weights: Tensor | None = None,
         prepare: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.bias = dict(bias or {})
@@ -161,9 +179,37 @@ class TensorBatches:
         self.labels = labels
         self.prepare = prepare
         self._sampler = ShardedBatchSampler(
-            len(images), batch_size, shuffle=shuffle, drop_last=drop_last
+            len(images), batch_size, shuffle=shuffle, drop_last=drop_last, weights=weights
         )
         self.generator = self._sampler.generator
+        self.weights = weights
+
+    def balanced(self) -> TensorBatches:
+        """Return the same batches, but drawn with `balanced_weights`, and a generator of their own.
+
+        The groups are the combinations of the label and all integer bias targets of shape (M,).
+
+        Raises
+        ------
+        ValueError
+            There is no such target, or the order is fixed.
+        """
+        columns = [b for b in self.bias.values() if b.dim() == 1 and not b.is_floating_point()]
+        if not columns:
+            raise ValueError(
+                f"balance needs an integer bias target of shape ({len(self.images)},) in the "
+                f"batches, which have {', '.join(map(repr, self.bias)) or 'none'}"
+            )
+        return TensorBatches(
+            self.images,
+            self.labels,
+            self.bias,
+            batch_size=self._sampler.batch_size,
+            shuffle=self._sampler.shuffle,
+            drop_last=self._sampler.drop_last,
+            weights=balanced_weights(self.labels, columns),
+            prepare=self.prepare,
+        )
 
     def __len__(self) -> int:
         """Return the number of batches in a pass."""
@@ -311,11 +357,37 @@ class BatchStream:
 
 def _generators(batches: Any) -> list[torch.Generator]:
     """Return the generators that decide on the order of batches, each once."""
+    return list({id(found): found for found in _attributes(batches, "generator")}.values())
+
+
+def _attributes(batches: Any, name: str) -> list[Any]:
+    """Return what batches and their samplers have under a name."""
     sampler = getattr(batches, "batch_sampler", None)
     inner = getattr(sampler, "sampler", None)
     places = (batches, getattr(batches, "sampler", None), sampler, inner)
-    found = [getattr(place, "generator", None) for place in places]
-    return list({id(place): place for place in found if place is not None}.values())
+    found = [getattr(place, name, None) for place in places]
+    return [value for value in found if value is not None]
+
+
+def balanced(batches: Iterable[Batch]) -> Iterable[Batch]:
+    """Return batches that are balanced over groups: these, or those of `TensorBatches.balanced`.
+
+    Raises
+    ------
+    ValueError
+        They are of another kind and nothing in them has weights. They may be balanced in a way that
+        cannot be seen: an attribute ``weights`` says so.
+    """
+    if _attributes(batches, "weights"):
+        return batches
+    if isinstance(batches, TensorBatches):
+        return batches.balanced()
+    raise ValueError(
+        f"balance: {type(batches).__name__} has no sampler with weights. Draw its samples with "
+        "ShardedBatchSampler(..., weights=lnl_ext.training.balance.balanced_weights(labels, bias)) "
+        "as the batch_sampler of a DataLoader, or set an attribute weights on batches of your own "
+        "that are balanced"
+    )
 
 
 def to_device(

@@ -17,7 +17,7 @@ from torch import nn
 from lnl_ext.files import write_state
 from lnl_ext.training.config import changed_fields
 
-FORMAT = 3
+FORMAT = 4
 _UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
 
 from lnl_ext.ops.checks import check_number
+from lnl_ext.schedules import Schedule, as_schedule, evaluate
 
 _OPTIMIZERS = ("adam", "adamw", "sgd")
 _SCHEDULES = ("constant", "cosine", "step")
@@ -68,9 +69,8 @@ class OptimizerConfig:
     betas : tuple of two floats
         For ``"adam"`` and ``"adamw"``, each in [0, 1).
     schedule : {"constant", "cosine", "step"}
-        The learning rate over the steps of the training stage (it stays at its initial value in
-        the pretraining stage): unchanged, half a cosine down to ``final_rate`` at the last step,
-        or ``StepLR``.
+        The learning rate over the steps of the run: unchanged, half a cosine down to
+        ``final_rate`` at the last step, or ``StepLR``.
     final_rate : float
         ``"cosine"`` only: the learning rate at the end, >= 0.
     decay_epochs : float
@@ -135,19 +135,6 @@ class OptimizerConfig:
         return lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
 
 
-class Stage(NamedTuple):
-    """A part of a run: its name, its first step and its length in steps."""
-
-    name: Literal["pretrain", "train"]
-    first: int
-    steps: int
-
-    @property
-    def end(self) -> int:
-        """The step after its last."""
-        return self.first + self.steps
-
-
 @dataclasses.dataclass(frozen=True)
 class TrainerConfig:
     """Everything that decides the weights a run ends with, besides its modules and its data.
@@ -157,10 +144,7 @@ class TrainerConfig:
     Attributes
     ----------
     epochs : float
-        Length of the training stage, > 0.
-    pretrain_epochs : float
-        Length of the stage before it, in which the adversaries' heads learn on detached
-        features and the features see the task loss only.
+        Length of the run, > 0.
     update : {"joint", "two_step"}
         One forward and one backward per batch, or the procedure of the paper's authors
         (:mod:`lnl_ext.training.updates`).
@@ -171,16 +155,28 @@ class TrainerConfig:
     clip_norm : float or None
         Scale the gradients of a step down to this norm, > 0: those of features and classifier
         together, and those of the heads together, so that neither takes the other's room.
-    ramp_steps : int or None
-        Steps of the training stage after which the adversaries' progress t has gone from 0 to 1;
-        None: the whole stage.
+    strength : float, schedule or its name
+        Factor, >= 0, of every adversary's coefficients: a number, or a schedule of
+        `lnl_ext.schedules` (or another frozen dataclass that is one) over the steps of the run; by
+        name it rises from 0 to 1. Coefficients that were given to `BiasAdversary` as 0-dim tensors
+        are the caller's, and are left alone. Where it is 0, as at the beginning of
+        ``Linear(begin=0.1, finish=0.6)``, the heads learn on detached features, and the features
+        see the task loss only.
+    head_steps : int
+        Further steps of the heads after every step, >= 0, each on the detached features of one of
+        the last 8 steps, drawn at random. They need no forward of the features: a head near its
+        optimum is what makes unlearning real. A checkpoint holds these features.
+    balance : bool
+        Draw batches with replacement so that every combination of label and bias is as frequent
+        (`lnl_ext.training.balance.balanced_weights`). `TensorBatches` are balanced by the trainer
+        over all their bias targets of shape (N,); a DataLoader must have a sampler with weights.
     optimizer : OptimizerConfig
         For the features and the classifier.
     head_optimizer : OptimizerConfig
         For the heads of the adversaries.
     average_decay : float or None
         Keep an exponential moving average of features and classifier (weights and buffers) over
-        the steps of the training stage, with this decay in [0, 1); evaluation then uses it.
+        the steps of the run, with this decay in [0, 1); evaluation then uses it.
     seed : int
         Seeds Python's, NumPy's and torch's generators and the order of the batches when the run
         starts.
@@ -193,11 +189,12 @@ class TrainerConfig:
     """
 
     epochs: float = 1.0
-    pretrain_epochs: float = 0.0
     update: Literal["joint", "two_step"] = "joint"
     accumulate: int = 1
     clip_norm: float | None = None
-    ramp_steps: int | None = None
+    strength: float | Schedule | str = 1.0
+    head_steps: int = 0
+    balance: bool = False
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     head_optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     average_decay: float | None = None
@@ -209,13 +206,13 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         """Check every field."""
         _plain(self, "epochs", positive=True)
-        _plain(self, "pretrain_epochs")
         _check_choice("update", self.update, _UPDATES)
         _check_whole("accumulate", self.accumulate, 1)
         if self.clip_norm is not None:
             _plain(self, "clip_norm", positive=True)
-        if self.ramp_steps is not None:
-            _check_whole("ramp_steps", self.ramp_steps, 1)
+        self._check_strength()
+        _check_whole("head_steps", self.head_steps, 0)
+        _check_flag("balance", self.balance)
         for name in ("optimizer", "head_optimizer"):
             given = getattr(self, name)
             if not isinstance(given, OptimizerConfig):
@@ -230,13 +227,22 @@ class TrainerConfig:
         _check_choice("amp", self.amp, _AMP)
         _check_flag("compile", self.compile)
 
-    def stages(self, steps_per_epoch: int) -> list[Stage]:
-        """Return the stages that have steps, in order; the last is the training stage."""
+    def _check_strength(self) -> None:
+        if isinstance(self.strength, str):
+            object.__setattr__(self, "strength", as_schedule("strength", self.strength, 1.0))
+        elif not dataclasses.is_dataclass(self.strength):
+            _plain(self, "strength")  # a function could not be compared when a run resumes
+
+    def strength_at(self, progress: float) -> float:
+        """Return the factor of the adversaries' coefficients at ``progress`` in [0, 1]."""
+        if callable(self.strength):
+            return evaluate("strength", self.strength, progress)
+        return cast(float, self.strength)
+
+    def steps(self, steps_per_epoch: int) -> int:
+        """Return the length of the run in steps."""
         # Rounded first: 2/3 of an epoch of 3 steps is 2 steps, whatever the last binary digit says.
-        pretrain = math.ceil(round(self.pretrain_epochs * steps_per_epoch, 6))
-        train = max(1, math.ceil(round(self.epochs * steps_per_epoch, 6)))
-        stages = [Stage("pretrain", 0, pretrain), Stage("train", pretrain, train)]
-        return [stage for stage in stages if stage.steps]
+        return max(1, math.ceil(round(self.epochs * steps_per_epoch, 6)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as nested plain containers, fit for JSON."""

@@ -233,6 +233,16 @@ def replicate(module: nn.Module, *, unused: bool) -> nn.Module:
     )
 
 
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Average gradients over the processes, outside of a `replicate`d module."""
+    if current().world_size == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= current().world_size
+
+
 def broadcast_buffers(modules: Iterable[nn.Module]) -> None:
     """Give every process the buffers of process 0, as its next forward in training would.
 

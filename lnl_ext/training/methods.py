@@ -1,4 +1,4 @@
-"""The methods of the paper's tables as presets of one mechanism.
+"""The methods: what a label loss, batches and bias heads are made of, as presets of one trainer.
 
 Importing this does not import torch: the command's help lists the methods.
 """
@@ -34,6 +34,14 @@ class Method:
     adjusted : bool
         Whether the label loss is adjusted by what the bias says about the label, and nothing else
         is done (`lnl_ext.logit_adjustment`).
+    balanced : bool
+        Whether batches are balanced over the groups of label and bias
+        (`TrainerConfig.balance`). Methods with bias heads leave it to their recipe.
+    reweighted : bool
+        Whether the label loss is weighted by the inverse size of the sample's group
+        (`lnl_ext.training.balance.balanced_weights`).
+    group_dro : bool
+        Whether the label loss is that of `lnl_ext.training.group_dro.GroupDRO`.
     """
 
     name: str
@@ -43,6 +51,14 @@ class Method:
     confusion_weight: bool = False
     grey: bool = False
     adjusted: bool = False
+    balanced: bool = False
+    reweighted: bool = False
+    group_dro: bool = False
+
+    @property
+    def knows_bias(self) -> bool:
+        """Whether the method needs bias labels."""
+        return self.adversarial or self.adjusted or self.balanced or self.reweighted
 
     @property
     def adversarial(self) -> bool:
@@ -64,9 +80,13 @@ class Method:
         ----------
         head
             Features to bias logits.
-        reversal, entropy_weight, confusion_weight
-            Used where the method has the term, else replaced by 0; the first two default to the
-            values of the authors' code.
+        reversal
+            Used where the method has the term, else replaced by 0. The default is that of the
+            authors' code.
+        entropy_weight
+            Likewise.
+        confusion_weight
+            Likewise, without a value of the authors'.
         **options
             Passed on to `BiasAdversary`.
 
@@ -106,6 +126,14 @@ METHODS = {
         Method("entropy", "entropy of the bias prediction", entropy_weight=True),
         Method("lnl", "both (Kim et al. 2019, eq. 9)", reversal=True, entropy_weight=True),
         Method("adjusted", "logit adjustment by bias (Hong and Yang 2021)", adjusted=True),
+        Method("resample", "batches balanced over label and bias", balanced=True),
+        Method("reweight", "label loss weighted by inverse group size", reweighted=True),
+        Method(
+            "groupdro",
+            "loss of the worst group, balanced batches (Sagawa et al. 2020)",
+            balanced=True,
+            group_dro=True,
+        ),
     )
 }
 """The methods by name."""

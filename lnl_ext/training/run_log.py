@@ -25,7 +25,17 @@ Record = dict[str, Any]
 Tracker = Callable[[Record], object]
 """Called with every record as soon as there is one; what it returns is not used."""
 
+METRICS = "metrics.jsonl"
+"""Name of the file of records in a run's output folder."""
+
 _FLUSH = 50  # steps between transfers of the losses from a GPU, which wait for it
+
+
+def read_records(path: Path) -> list[Record]:
+    """Return the records in a file of `JsonLines`; none where there is no file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 class LossMeter:
@@ -220,14 +230,13 @@ class Progress:
             total=total, initial=done, unit="step", mininterval=self._interval, dynamic_ncols=True
         )
 
-    def update(self, stage: str, meter: LossMeter) -> None:
+    def update(self, meter: LossMeter) -> None:
         """Advance by one step."""
         now = time.monotonic()
         if now >= self._due:
             self._due = now + self._interval
             losses = {n: v for n, v in meter.means().items() if n.endswith(self._SHOWN)}
             shown = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
-            self._bar.set_description_str(stage, refresh=False)
             self._bar.set_postfix_str(shown, refresh=False)
         self._bar.update()
 
@@ -271,7 +280,7 @@ class RunLog(ExitStack):
         self._every = every
         self._trackers = [] if tracker is None else [tracker]
         if output is not None:
-            lines = JsonLines(output / "metrics.jsonl", done_steps)
+            lines = JsonLines(output / METRICS, done_steps)
             self._trackers.insert(0, self.enter_context(closing(lines)))
         self._bar = None
         if progress:
@@ -279,7 +288,7 @@ class RunLog(ExitStack):
 
     def add(self, record: Record, batch: str, terms: Mapping[str, Term]) -> None:
         """Take a step's terms, and write its record if one is due; `batch` names it in errors."""
-        where = f"stage {record['stage']}, epoch {record['epoch']}, step {record['step']} ({batch})"
+        where = f"epoch {record['epoch']}, step {record['step']} ({batch})"
         self._meter.add(where, terms)
         due = self._every is not None and record["step"] % self._every == 0
         on_cpu = all(term.total.device.type == "cpu" for term in terms.values())
@@ -288,7 +297,7 @@ class RunLog(ExitStack):
         if due:
             self.write(record | self._meter.last)
         if self._bar is not None:
-            self._bar.update(record["stage"], self._meter)
+            self._bar.update(self._meter)
 
     def write(self, record: Record) -> None:
         """Give a record to the file and the tracker."""

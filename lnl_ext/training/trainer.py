@@ -1,4 +1,4 @@
-"""The training loop: stages, epochs, schedules, and a state that can be saved at any step."""
+"""The training loop: epochs, schedules, and a state that can be saved at any step."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
-from lnl_ext.training.batches import Batch, BatchStream, to_device
+from lnl_ext.training.batches import Batch, BatchStream, balanced, to_device
 from lnl_ext.training.checkpoint import load_run, save_run
-from lnl_ext.training.config import Stage, TrainerConfig
+from lnl_ext.training.config import TrainerConfig
 from lnl_ext.training.denominators import Term
 from lnl_ext.training.distributed import (
     broadcast_buffers,
@@ -25,8 +25,10 @@ from lnl_ext.training.distributed import (
     naming_lost_processes,
     on_main,
 )
+from lnl_ext.training.group_dro import GroupDRO
 from lnl_ext.training.image_transform import Transformed
 from lnl_ext.training.run_log import LossMeter, Record, RunLog, Tracker
+from lnl_ext.training.strength_checks import StrengthChecks
 from lnl_ext.training.updates import Objective, TaskLoss, Update
 
 CHECKPOINT = "checkpoint.pt"  # in a run's output folder
@@ -60,6 +62,11 @@ class Trainer:
         Under which name the batches' bias targets have what is added to the class logits in the
         task loss only: ``(N, C)`` floating point (`lnl_ext.logit_adjustment`). The task loss must
         then have no label smoothing.
+    task_weights : str or GroupDRO, optional
+        Weights of the samples in the task loss: under which name the batches' bias targets have
+        them, ``(N,)`` floating point (`lnl_ext.training.balance.balanced_weights`); or
+        `lnl_ext.training.group_dro.GroupDRO`, which makes them from the groups in the batches.
+        ``task_loss`` must then take ``reduction="none"``, as `torch.nn.functional` has it.
 
     Examples
     --------
@@ -87,6 +94,7 @@ class Trainer:
         image_transform: Callable[[Tensor], Tensor] | None = None,
         sample_weights: Mapping[str, str] | None = None,
         logit_adjustment: str | None = None,
+        task_weights: str | GroupDRO | None = None,
     ) -> None:
         self.config = config = TrainerConfig() if config is None else config
         self.features = features
@@ -102,14 +110,23 @@ class Trainer:
         if config.channels_last:
             for module in self._modules:
                 module.to(memory_format=torch.channels_last)
-        losses = (task_loss, sample_weights, logit_adjustment, config.update == "two_step")
-        self._objective = Objective(features, classifier, self.adversaries, *losses)
+        self._objective = Objective(
+            features,
+            classifier,
+            self.adversaries,
+            task_loss,
+            sample_weights,
+            logit_adjustment,
+            config.update == "two_step",
+            task_weights,
+        )
         self.device = self._objective.device
         self._processes = current()
         self.update = Update(self._objective, config)
         self._meter = LossMeter()
+        self._checks = StrengthChecks(self.adversaries, config.strength_at(1.0))
         self._stream: BatchStream | None = None
-        self._loaded_stream: Any = None
+        self._loaded: Any = None
 
     def fit(
         self,
@@ -121,6 +138,7 @@ class Trainer:
         log_every: int | None = None,
         tracker: Tracker | None = None,
         progress: bool = True,
+        stop: Callable[[Trainer], bool] | None = None,
     ) -> list[Record]:
         """Run to the end of the configuration, from wherever the trainer stands.
 
@@ -146,6 +164,10 @@ class Trainer:
             `lnl_ext.training.run_log.TensorBoard`.
         progress : bool
             Show a progress bar.
+        stop : callable, optional
+            Called with the trainer before every epoch; True ends the run there (early stopping). It
+            must follow from :attr:`history`, which is the same in all processes and in a resumed
+            run.
 
         Returns
         -------
@@ -175,7 +197,8 @@ class Trainer:
         if checkpoint_every is not None and folder is None:
             raise ValueError("checkpoint_every needs output, the folder to write to")
         with naming_lost_processes():
-            stream = BatchStream(batches, self.config.accumulate)
+            source = balanced(batches) if self.config.balance else batches
+            stream = BatchStream(source, self.config.accumulate)
             check_alike(
                 **self._identity(),
                 step=self.step,
@@ -185,30 +208,31 @@ class Trainer:
                 log_every=log_every,
                 evaluate=evaluate is not None,
             )
-            stages = self._begin(stream, folder)
+            end = self._begin(stream, folder)
             writes = self._processes.is_main
+            if writes:
+                self._checks.warn_before()
             with RunLog(
                 self._meter,
-                stages[-1].end,
+                end,
                 self.step,
                 log_every,
                 output=folder if writes else None,
                 tracker=tracker if writes else None,
                 progress=progress and writes,
             ) as log:
-                for stage in stages:
-                    while self.step < stage.end:
-                        for _ in self._epoch(stage, stream, log):
-                            if folder and checkpoint_every and self.step % checkpoint_every == 0:
-                                self.save(folder / CHECKPOINT)
-                        self.history.append(self._end_epoch(stage, evaluate))
-                        log.write(self.history[-1])
-                        if folder is not None:
+                while self.step < end and not (stop is not None and stop(self)):
+                    for _ in self._epoch(end, stream, log):
+                        if folder and checkpoint_every and self.step % checkpoint_every == 0:
                             self.save(folder / CHECKPOINT)
+                    self.history.append(self._end_epoch(evaluate))
+                    log.write(self.history[-1])
+                    if folder is not None:
+                        self.save(folder / CHECKPOINT)
         return self.history
 
-    def _begin(self, stream: BatchStream, folder: Path | None) -> list[Stage]:
-        """Seed a new run, or put the random state of one back; return its stages."""
+    def _begin(self, stream: BatchStream, folder: Path | None) -> int:
+        """Seed a new run, or put the random state of one back; return its length in steps."""
         if self.steps_per_epoch is None:
             if on_main(lambda: folder is not None and (folder / CHECKPOINT).exists()):
                 raise FileExistsError(
@@ -224,35 +248,37 @@ class Trainer:
             )
         elif self._stream is not None:  # fit was called before in this process
             stream.load_state_dict(self._stream.state_dict())
-        elif self._loaded_stream is not None:
-            stream.load_state_dict(self._loaded_stream)
-        self._stream, self._loaded_stream = stream, None
-        return self.config.stages(stream.steps)
+        elif self._loaded is not None:
+            stream.load_state_dict(self._loaded["stream"])
+        self._stream, self._loaded = stream, None
+        return self.config.steps(stream.steps)
 
-    def _epoch(self, stage: Stage, stream: BatchStream, log: RunLog) -> Iterator[None]:
-        """Train to the end of the epoch or of the stage, whichever comes first.
+    def _epoch(self, run_end: int, stream: BatchStream, log: RunLog) -> Iterator[None]:
+        """Train to the end of the epoch or of the run, whichever comes first.
 
         Yields between two steps, where the run can be saved.
         """
-        offset = (self.step - stage.first) % stream.steps
-        end = min(stage.end, self.step - offset + stream.steps)
+        offset = self.step % stream.steps
+        end = min(run_end, self.step - offset + stream.steps)
         for module in self._modules:
             module.train()
         began = time.monotonic() - self.seconds
         for number, batches in enumerate(stream.one_pass(offset), offset + 1):
-            terms = self._train_step(stage, batches)
+            terms = self._train_step(self.step / run_end, batches)
             self.step += 1
             self.seconds = time.monotonic() - began
-            log.add(self._record("step", stage), f"batch {number} of {stream.steps}", terms)
+            log.add(self._record("step"), f"batch {number} of {stream.steps}", terms)
             if self.step == end:
                 break
             yield
 
-    def _end_epoch(self, stage: Stage, evaluate: Evaluate | None) -> Record:
+    def _end_epoch(self, evaluate: Evaluate | None) -> Record:
         """Return the record of the epoch that ends at this step."""
         self._meter.flush()
-        record = self._record("epoch", stage) | self._meter.means()
+        record = self._record("epoch") | self._meter.means()
         self._meter.reset()
+        if self._processes.is_main:
+            self._checks.warn_after(record)
         if evaluate is not None:
             broadcast_buffers([*self._modules, *self.update.inference_modules()])
             found = {name: float(value) for name, value in evaluate(self).items()}
@@ -262,25 +288,30 @@ class Trainer:
             record |= figures
         return record
 
-    def _train_step(self, stage: Stage, batches: Sequence[Batch]) -> dict[str, Term]:
-        training = stage.name == "train"
-        progress = (self.step - stage.first) / (self.config.ramp_steps or stage.steps)
+    def _train_step(self, progress: float, batches: Sequence[Batch]) -> dict[str, Term]:
+        strength = self.config.strength_at(progress)
+        scaled = {} if self.config.strength == 1.0 else {"strength": strength}
         for adversary in self.adversaries.values():
-            adversary.set_progress(min(1.0, progress) if training else 0.0)
+            adversary.set_progress(progress, **scaled)
         taken = self._objective.bias_names
         ready = [to_device(b, taken, self.device, self._prepare_images) for b in batches]
-        return self.update(ready, pretraining=not training)
+        self._checks.count(ready)
+        return self.update(ready, heads_only=strength == 0.0)
 
     def _prepare_images(self, images: Tensor) -> Tensor:
         images = images if self.image_transform is None else self.image_transform(images)
         layout = self.config.channels_last and images.dim() == 4
         return images.contiguous(memory_format=torch.channels_last) if layout else images
 
-    def _record(self, kind: str, stage: Stage) -> Record:
+    def _record(self, kind: str) -> Record:
         assert self.steps_per_epoch is not None
-        epoch = (self.step - stage.first - 1) // self.steps_per_epoch
-        record = {"kind": kind, "stage": stage.name, "epoch": epoch, "step": self.step}
-        return record | {"seconds": round(self.seconds, 3)} | self.update.learning_rates()
+        epoch = (self.step - 1) // self.steps_per_epoch
+        record = {"kind": kind, "epoch": epoch, "step": self.step}
+        record |= {"seconds": round(self.seconds, 3)} | self.update.learning_rates()
+        if self.adversaries:
+            last = (self.step - 1) / self.config.steps(self.steps_per_epoch)
+            record["strength"] = self.config.strength_at(last)
+        return record
 
     def inference_modules(self) -> tuple[nn.Module, nn.Module]:
         """Return f and g to evaluate with.
@@ -312,7 +343,8 @@ class Trainer:
         self._meter.flush()  # a loss that is not finite is found before it is saved
         names = ("step", "steps_per_epoch", "seconds", "history")
         state = {name: getattr(self, name) for name in names} | {"identity": self._identity()}
-        state["streams"] = gather_objects(self._stream.state_dict())
+        own = {"stream": self._stream.state_dict(), "recent": self.update.recent_state()}
+        state["processes"] = gather_objects(own)
         on_main(lambda: save_run(path, state, self.update.parts() | {"meter": self._meter}))
 
     def load(self, path: str | os.PathLike[str]) -> None:
@@ -330,7 +362,8 @@ class Trainer:
         """
         state = load_run(path, self._identity(), lambda s: self._start(s["steps_per_epoch"]))
         self.step, self.seconds, self.history = (state[n] for n in ("step", "seconds", "history"))
-        self._stream, self._loaded_stream = None, state["streams"][self._processes.rank]
+        self._stream, self._loaded = None, state["processes"][self._processes.rank]
+        self.update.load_recent_state(self._loaded["recent"])
 
     def _identity(self) -> dict[str, Any]:
         """Return what must be the same where a run resumes, and in all its processes."""
@@ -344,5 +377,5 @@ class Trainer:
     def _start(self, steps_per_epoch: int) -> dict[str, Any]:
         """Fix the length of the run, which the schedules need; return what has a state then."""
         self.steps_per_epoch = steps_per_epoch
-        self.update.start(self.config.stages(steps_per_epoch)[-1].steps, steps_per_epoch)
+        self.update.start(self.config.steps(steps_per_epoch), steps_per_epoch)
         return self.update.parts() | {"meter": self._meter}

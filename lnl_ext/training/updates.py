@@ -13,19 +13,23 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
+from lnl_ext.adversary.refusals import check_classes
 from lnl_ext.training.batches import Batch
 from lnl_ext.training.config import TrainerConfig
 from lnl_ext.training.denominators import Counter, Denominators, Term
-from lnl_ext.training.distributed import replicate
+from lnl_ext.training.distributed import average_gradients, replicate
+from lnl_ext.training.group_dro import GroupDRO
+from lnl_ext.training.head_steps import HeadSteps, Seen
 
 Terms = dict[str, Tensor]
-TaskLoss = Callable[[Tensor, Tensor], Tensor]
+TaskLoss = Callable[..., Tensor]
 Pass = Literal["joint", "detached", "fool", "predict"]
 """What a forward and backward pass is for; see `Objective`."""
 
@@ -63,6 +67,9 @@ class Objective(nn.Module):
         Under which name the bias targets have what is added to the class logits in the task loss.
     two_step : bool
         Whether to train by the authors' procedure; without adversaries it is the joint update.
+    task_weights : str or GroupDRO, optional
+        The weights of the samples in the task loss: under which name they stand among the bias
+        targets, or what makes them. ``task_loss`` then takes ``reduction="none"``.
 
     Raises
     ------
@@ -79,8 +86,10 @@ class Objective(nn.Module):
         sample_weights: Mapping[str, str] | None = None,
         logit_adjustment: str | None = None,
         two_step: bool = False,
+        task_weights: str | GroupDRO | None = None,
     ) -> None:
         super().__init__()
+        self.task_weights = task_weights
         self.features = features
         self.classifier = classifier
         self.task_loss = task_loss
@@ -118,13 +127,28 @@ class Objective(nn.Module):
     @property
     def taken(self) -> dict[str, Any]:
         """What it takes from the batches, beside the targets of the adversaries."""
-        return {"logit_adjustment": self.logit_adjustment, "sample_weights": self.sample_weights}
+        return {
+            "logit_adjustment": self.logit_adjustment,
+            "sample_weights": self.sample_weights,
+            "task_weights": self._task_target,
+        }
+
+    @property
+    def _task_target(self) -> str | None:
+        """Under which name the bias targets have the samples' weights or groups."""
+        given = self.task_weights
+        return given.target if isinstance(given, GroupDRO) else given
+
+    @property
+    def head_names(self) -> list[str]:
+        """The names of the bias targets that the heads take."""
+        return [*self.names, *self.sample_weights.values()]
 
     @property
     def bias_names(self) -> list[str]:
         """The names of the bias targets it takes."""
-        adjustment = [] if self.logit_adjustment is None else [self.logit_adjustment]
-        return [*self.names, *self.sample_weights.values(), *adjustment]
+        of_task = [self.logit_adjustment, self._task_target]
+        return [*self.head_names, *(name for name in of_task if name is not None)]
 
     def forward(
         self,
@@ -133,8 +157,8 @@ class Objective(nn.Module):
         labels: Tensor,
         bias: Mapping[str, Tensor],
         denominators: Denominators,
-    ) -> tuple[Tensor, Terms]:
-        """Return the loss to back-propagate, and the detached terms.
+    ) -> tuple[Tensor, Terms, Tensor]:
+        """Return the loss to back-propagate, the detached terms and the detached features.
 
         Where all targets of a head are ignored its terms are NaN, as means over nothing are, and
         their gradients 0. So the value of the loss may be NaN: nobody reads it.
@@ -158,7 +182,18 @@ class Objective(nn.Module):
                 terms[f"{name}_entropy"] = result.entropy
             if which in ("joint", "detached"):
                 terms[f"{name}_loss"] = result.loss.detach()
-        return total, terms
+        return total, terms, hidden.detach()
+
+    def of_heads(
+        self, seen: Tensor, bias: Mapping[str, Tensor], denominators: Denominators
+    ) -> Tensor:
+        """Return the loss of the heads alone on detached features."""
+        total = seen.new_zeros((), dtype=torch.float32)
+        for name, adversary in zip(self.names, self.adversaries, strict=True):
+            total = total + adversary(
+                seen, bias[name], return_terms=False, **self._reduction(name, bias, denominators)
+            )
+        return total
 
     def named_adversaries(self) -> dict[str, BiasAdversary]:
         """Return the adversaries by name."""
@@ -172,6 +207,14 @@ class Objective(nn.Module):
         bias: Mapping[str, Tensor],
         denominators: Denominators,
     ) -> tuple[Tensor, Terms]:
+        if self.task_loss is F.cross_entropy:
+            check_classes(
+                logits,
+                1,
+                "the classifier's output",
+                "Two labels have two outputs; for one output give a task_loss, such as binary "
+                "cross-entropy",
+            )
         adjusted = logits
         if self.logit_adjustment is not None:
             added = bias[self.logit_adjustment]
@@ -182,12 +225,26 @@ class Objective(nn.Module):
                     "the class logits"
                 )
             adjusted = logits + added
-        loss = self.task_loss(adjusted, labels)
+        loss = self._mean_task_loss(adjusted, labels, bias)
         accuracy = (logits.detach().argmax(1) == labels).float().mean()
         if denominators.samples is not None:
             share = (len(labels) / denominators.samples).to(loss.dtype)
             loss, accuracy = loss * share, accuracy * share
         return loss, {"label_loss": loss.detach(), "label_accuracy": accuracy}
+
+    def _mean_task_loss(self, logits: Tensor, labels: Tensor, bias: Mapping[str, Tensor]) -> Tensor:
+        if self._task_target is None:
+            return self.task_loss(logits, labels)
+        losses = self.task_loss(logits, labels, reduction="none")
+        weights = bias[self._task_target]
+        if weights.shape != losses.shape:
+            raise ValueError(
+                f"task weights {self._task_target!r} have shape {tuple(weights.shape)}, expected "
+                f"{tuple(losses.shape)}, one a sample"
+            )
+        if isinstance(self.task_weights, GroupDRO):
+            weights = self.task_weights(losses, weights)
+        return (weights.to(losses.dtype) * losses).mean()
 
     def _reduction(
         self, name: str, bias: Mapping[str, Tensor], denominators: Denominators
@@ -273,6 +330,8 @@ class Update:
             objective.compile()
         # Step 2 of the authors' procedure has no gradient for the classifier, step 1 for the heads.
         self._objective = replicate(objective, unused=self._two_step)
+        self._losses = objective
+        self._head_steps = HeadSteps(config.head_steps if "heads" in self.optimizers else 0, config)
 
     def start(self, train_steps: int, steps_per_epoch: int) -> None:
         """Begin the learning rate schedules, which need the length of the training stage."""
@@ -281,7 +340,7 @@ class Update:
             for name, optimizer in self.optimizers.items()
         }
 
-    def __call__(self, batches: Sequence[Batch], *, pretraining: bool = False) -> dict[str, Term]:
+    def __call__(self, batches: Sequence[Batch], *, heads_only: bool = False) -> dict[str, Term]:
         """Train on the batches of a step and return its loss terms.
 
         The joint update is one forward of f, g and the heads, one backward, one step of both
@@ -292,44 +351,65 @@ class Update:
            the heads. g's gradient is zero there, not None, so that its momentum and weight decay
            still move it, as they do in the authors' code (their zero_grad filled with zeros).
 
-        In the pretraining stage, which the authors do not have, both are one joint step with heads
-        cut from the features; learning rates and averages stay.
+        With ``heads_only`` both are one joint step with heads cut from the features. Further steps
+        of the heads follow, if there are to be any.
         """
         counts = self._counter.count(batches)
         denominators = self._counter.denominators(counts)
-        two_step = self._two_step and not pretraining
+        two_step = self._two_step and not heads_only
         self._zero_gradients(set_to_none=not two_step)
         if two_step:
             with _frozen(self._parameters["heads"]):  # this step does not move them
-                terms = self._backward("fool", batches, denominators)
+                terms, _ = self._backward("fool", batches, denominators)
             self._step(["model"])
             self._zero_gradients(set_to_none=False)
-            terms |= self._backward("predict", batches, denominators)
+            predicted, seen = self._backward("predict", batches, denominators)
+            terms |= predicted
         else:
-            which: Pass = "detached" if pretraining else "joint"
-            terms = self._backward(which, batches, denominators)
+            which: Pass = "detached" if heads_only else "joint"
+            terms, seen = self._backward(which, batches, denominators)
         self._step(self.optimizers)
-        if not pretraining:
-            for scheduler in self._schedulers.values():
-                scheduler.step()
-            if self.averaged is not None:
-                self.averaged.update_parameters(self._network)
+        self._head_steps.remember(seen)
+        for recent in self._head_steps.draws():
+            self._step_heads(recent)
+        for scheduler in self._schedulers.values():
+            scheduler.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self._network)
         return self._counter.terms(counts, terms)
 
     def _zero_gradients(self, *, set_to_none: bool) -> None:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=set_to_none)
 
-    def _backward(self, which: Pass, batches: Sequence[Batch], denominators: Denominators) -> Terms:
-        """Add up the gradients and the terms of the batches."""
+    def _backward(
+        self, which: Pass, batches: Sequence[Batch], denominators: Denominators
+    ) -> tuple[Terms, Seen]:
+        """Add up the gradients and the terms of the batches; return these and what heads saw."""
         sums: Terms = {}
+        seen = Seen([], denominators)
         for number, batch in enumerate(batches, 1):
             with self._transfer(last=number == len(batches)):
-                with torch.autocast(self._device_type, self._amp, self._amp is not None):
-                    loss, terms = self._objective(which, *batch, denominators)
+                with self._autocast():
+                    loss, terms, hidden = self._objective(which, *batch, denominators)
                 self._scaler.scale(loss).backward()
             sums = {name: sums[name] + term if sums else term for name, term in terms.items()}
-        return sums
+            bias = batch[2]
+            seen.parts.append((hidden, {name: bias[name] for name in self._losses.head_names}))
+        return sums, seen
+
+    def _step_heads(self, seen: Seen) -> None:
+        """Step the heads alone on what they saw in one of the last steps."""
+        self.optimizers["heads"].zero_grad()
+        for hidden, bias in seen.parts:
+            with self._autocast():
+                loss = self._losses.of_heads(hidden, bias, seen.denominators)
+            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        average_gradients(self._parameters["heads"])
+        self._step(["heads"])
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device_type, self._amp, self._amp is not None)
 
     def _transfer(self, *, last: bool) -> AbstractContextManager[None]:
         """Average gradients over the processes in the last backward only, which has the sums."""
@@ -358,6 +438,14 @@ class Update:
         fields = {"model": "learning_rate", "heads": "head_learning_rate"}
         return {fields[n]: part.param_groups[0]["lr"] for n, part in self.optimizers.items()}
 
+    def recent_state(self) -> dict[str, Any]:
+        """Return what further head steps draw from; each process has its own."""
+        return self._head_steps.state_dict()
+
+    def load_recent_state(self, state: Mapping[str, Any]) -> None:
+        """Put back what `recent_state` returned."""
+        self._head_steps.load_state_dict(state, self._losses.device)
+
     def parts(self) -> dict[str, Any]:
         """Return everything that has a state_dict, by its name in a checkpoint."""
         features, classifier = self._network
@@ -365,6 +453,8 @@ class Update:
         parts |= {f"adversary:{name}": part for name, part in self._adversaries.items()}
         parts |= {f"optimizer:{name}": part for name, part in self.optimizers.items()}
         parts |= {f"scheduler:{name}": part for name, part in self._schedulers.items()}
+        if isinstance(self._losses.task_weights, nn.Module):
+            parts["task_weights"] = self._losses.task_weights
         if self.averaged is not None:
             parts["averaged"] = self.averaged
         if self._scaler.is_enabled():

@@ -25,11 +25,13 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_label_loss_is_told_the_bias(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    short = ["--pretrain-epochs=0", "--epochs=0.5", "--reversal=0", "--entropy-weight=0"]
+    short = ["--warm-up=0", "--epochs=0.5", "--reversal=0", "--entropy-weight=0"]
     trained = {}
     for name, more in (
-        ("lnl", []),
-        ("told", ["--logit-adjustment"]),
+        ("lnl", ["--no-balance"]),
+        ("balanced", []),
+        ("balanced and told", ["--logit-adjustment"]),
+        ("told", ["--logit-adjustment", "--no-balance"]),
         ("baseline", ["--method=baseline"]),
         ("adjusted", ["--method=adjusted"]),
     ):
@@ -40,6 +42,7 @@ def test_the_label_loss_is_told_the_bias(
         trained[name] = state["fc.weight"]
     assert not torch.equal(trained["told"], trained["lnl"])
     assert not torch.equal(trained["adjusted"], trained["baseline"])
+    assert torch.equal(trained["balanced and told"], trained["balanced"])  # nothing to adjust for
     for name in ("told", "adjusted"):
         assert "logit_adjustment = true" in (tmp_path / name / "config.toml").read_text()
 
@@ -72,7 +75,7 @@ def test_an_adjustment_without_a_bias_is_refused(
     command = ["train", f"--csv={table}", "--label-column=disease", f"--output={tmp_path}/run"]
     for more in (["--method=adjusted"], ["--method=baseline", "--logit-adjustment"]):
         assert main([*command, *more]) == 2
-        assert "adjusted by a bias: give --bias-column NAME" in capsys.readouterr().err
+        assert "give --bias-column NAME" in capsys.readouterr().err
     named = ["--method=adjusted", "--bias-column=logit_adjustment"]
     assert main([*command, *named]) == 2
     assert "give the column another name" in capsys.readouterr().err

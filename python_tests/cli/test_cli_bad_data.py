@@ -30,7 +30,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(table: Path) -> Path:
     """A finished run, in bfloat16."""
     output = table.parent.parent / "run"
-    assert main(train_flags(table, output, "--amp=bfloat16", "--pretrain-epochs=0")) == 0
+    assert main(train_flags(table, output, "--amp=bfloat16", "--warm-up=0")) == 0
     return output
 
 
@@ -156,7 +156,7 @@ def test_a_bias_class_that_training_lacks_and_empty_groups_are_told(
         if rows[number]["disease"] == "ill":
             sites[number] = "west"
     path = changed(table, hospital=sites, fold=part)
-    more = ["--split-column=fold", "--epochs=0.5", "--pretrain-epochs=0"]
+    more = ["--split-column=fold", "--epochs=0.5", "--warm-up=0"]
     assert main(train_flags(path, tmp_path / "run", *more)) == 0
     text = capsys.readouterr().out
     assert "Note: no training image has hospital 'west'; the heads cannot learn it" in text
@@ -201,7 +201,7 @@ def test_nan_bias_is_missing(
     rows = list(csv.DictReader(table.open()))
     ages = ["NaN" if number % 3 else row["age"] for number, row in enumerate(rows)]
     missing = sum(age in ("NaN", "") for age in ages)
-    more = ["--epochs=0.5", "--pretrain-epochs=0"]
+    more = ["--epochs=0.5", "--warm-up=0"]
     assert main(train_flags(changed(table, age=ages), tmp_path / "run", *more)) == 0
     assert f"missing {missing}" in capsys.readouterr().out
 
@@ -218,7 +218,7 @@ def test_labels_of_any_text_in_folders_of_any_name(
     values = [labels[row["disease"] == "ill"] for row in rows]
     listed = changed(folder / table.name, disease=values)
     monkeypatch.chdir(tmp_path)
-    more = ["--epochs=0.2", "--pretrain-epochs=0"]
+    more = ["--epochs=0.2", "--warm-up=0"]
     assert main(train_flags(listed.relative_to(tmp_path), Path("läuft hier"), *more)) == 0
     monkeypatch.chdir("/")
     run, output = tmp_path / "läuft hier", tmp_path / "vorher gesagt.csv"
@@ -238,7 +238,7 @@ def test_spreadsheets_and_other_spellings_are_read_and_told(
     sites = ["#N/A" if n == 3 else row["hospital"] for n, row in enumerate(rows)]
     path = changed(table, disease=labels, hospital=sites)
     path.write_text("sep=;\n" + path.read_text().replace(",", ";"), encoding="utf-8-sig")
-    more = ["--epochs=0.2", "--pretrain-epochs=0"]
+    more = ["--epochs=0.2", "--warm-up=0"]
     assert main(train_flags(path, tmp_path / "run", *more)) == 0
     text = capsys.readouterr().out
     assert f"Note: {path} is separated by ';'" in text
@@ -271,7 +271,7 @@ def test_hidden_files_are_left_out_and_counted_by_every_command(
     listed = tmp_path / "bias.csv"
     listed.write_text("\n".join(lines) + "\n")
     images, one = [f"--images={folder}", "--workers=0"], "--bias-column=hospital"
-    small = ["--arch=small", f"--image-size={SIZE}", "--epochs=0.2", "--pretrain-epochs=0"]
+    small = ["--arch=small", f"--image-size={SIZE}", "--epochs=0.2", "--warm-up=0"]
     train = ["train", *images, f"--csv={listed}", one, f"--output={output}", *small]
     others = [*images, f"--csv={listed}", "--weights", f"{output}/model.pt", *small[:2], one]
     for command in (

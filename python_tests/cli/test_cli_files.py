@@ -242,7 +242,7 @@ def test_resuming_does_not_read_the_first_weights_again(table: Path, tmp_path: P
     given, output = tmp_path / "given.pt", tmp_path / "run"
     torch.manual_seed(3)
     torch.save(build_network("shufflenet_v2_x0_5", 2).state_dict(), given)
-    more = [f"--weights={given}", "--epochs=0.2", "--pretrain-epochs=0"]
+    more = [f"--weights={given}", "--epochs=0.2", "--warm-up=0"]
     assert main(train_flags(table, output, *more)) == 0
     weights = torch.load(output / "model.pt", weights_only=True)
     given.unlink()

@@ -101,7 +101,7 @@ def test_compiled_losses_are_the_same(table: Path, tmp_path: Path, launcher: lis
     # Weights that stand still, as Adam makes whole steps of the rounding of gradients near zero;
     # and a network without dropout, which uses a different random sequence when it is compiled.
     still = ["--learning-rate=1e-9", "--head-learning-rate=1e-9", "--arch=resnet18"]
-    more = [*still, "--augment=none", "--pretrain-epochs=0", "--checkpoint-every=100"]
+    more = [*still, "--augment=none", "--warm-up=0", "--checkpoint-every=100"]
     records = []
     for name in ("plain", "compiled"):
         compiled = ["--compile"] if name == "compiled" else []

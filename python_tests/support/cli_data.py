@@ -50,8 +50,9 @@ def train_flags(table: Path, output: Path, *more: str) -> list[str]:
         "--arch=shufflenet_v2_x0_5",
         f"--image-size={SIZE}",
         "--batch-size=8",
-        "--epochs=1",
-        "--pretrain-epochs=0.5",
+        "--epochs=2",
+        "--warm-up=0.5",
+        "--feature-width=0",  # so that torchvision alone takes the weights
         "--validation=0.25",
         "--workers=0",
         "--threads=1",

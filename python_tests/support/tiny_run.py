@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
+from lnl_ext.schedules import Linear
 from lnl_ext.training.batches import TensorBatches
 from lnl_ext.training.config import OptimizerConfig, TrainerConfig
 from lnl_ext.training.trainer import Trainer
@@ -17,9 +18,8 @@ SAMPLES, BATCH, CLASSES, BINS = 22, 4, 3, 4
 STEPS_PER_EPOCH = 6  # the last batch has 2 samples
 
 CONFIG: dict[str, Any] = {
-    "epochs": 1.5,
-    "pretrain_epochs": 0.5,
-    "ramp_steps": 5,
+    "epochs": 2.0,
+    "strength": Linear(begin=2.5 / 12, finish=8 / 12),  # 0 in the first 3 of 12 steps
     "optimizer": OptimizerConfig(name="adam", learning_rate=0.01, schedule="cosine"),
     "head_optimizer": OptimizerConfig(
         name="sgd", learning_rate=0.05, momentum=0.9, schedule="step", decay_epochs=0.5

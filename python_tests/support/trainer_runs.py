@@ -20,12 +20,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lnl_ext.measuring.evaluation import predict
+from lnl_ext.training.balance import balanced_weights
 from lnl_ext.training.config import OptimizerConfig
 from lnl_ext.training.trainer import Trainer
 
-PRETRAIN_STEPS = 3  # of the tiny run: half an epoch
-TRAIN_STEPS = 9  # one and a half
-STEPS = PRETRAIN_STEPS + TRAIN_STEPS
+STEPS = 12  # of the tiny run: two epochs
 
 
 # Adam would turn the rounding noise of a gradient that is zero (a bias before batch norm) to steps.
@@ -42,6 +41,7 @@ class Watched:
     def __init__(self, batches: Any, before: Callable[[], None]) -> None:
         self.batches, self.before = batches, before
         self.generator = getattr(batches, "generator", None)
+        self.weights = getattr(batches, "weights", None)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -81,6 +81,9 @@ def loader(kind: str) -> Any:
     """Batches of the tiny data from a source of some kind."""
     if kind == "tensors":
         return tiny_batches()
+    if kind == "balanced":
+        _, labels, bias = tiny_data()
+        return tiny_batches(weights=balanced_weights(labels, bias["image"]))
     if kind == "list":
         return list(tiny_batches(shuffle=False))
     options: dict[str, Any] = {"batch_size": BATCH, "shuffle": True}

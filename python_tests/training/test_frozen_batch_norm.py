@@ -59,7 +59,7 @@ def frozen_run(update: str, dtype: torch.dtype) -> dict[str, Any]:
         "pixel": BiasAdversary(heads["pixel"], reversal=0.3, entropy_weight=0.05, heads=3),
         "image": BiasAdversary(heads["image"], reversal=0.5, entropy_weight=0.1),
     }
-    settings = {**CONFIG, "epochs": 1, "pretrain_epochs": 0, "update": update}
+    settings = {**CONFIG, "epochs": 1, "strength": 1.0, "update": update}
     settings |= {"optimizer": SGD, "head_optimizer": SGD, "average_decay": None}
     trainer = Trainer(features, classifier, adversaries, TrainerConfig(**settings))
     without_dropout(trainer)

@@ -13,12 +13,13 @@ from tiny_run import differences
 from torch.nn import functional as F  # noqa: N812
 
 from lnl_ext.ops.types import IGNORE_INDEX
+from lnl_ext.schedules import Linear
 
 
 @pytest.mark.parametrize("update", ["joint", "two_step"])
-@pytest.mark.parametrize("pretrain_epochs", [0.0, 0.5])
+@pytest.mark.parametrize("strength", [1.0, Linear(begin=0.5)])
 def test_a_head_without_any_target_is_as_if_it_were_not_there(
-    update: str, pretrain_epochs: float
+    update: str, strength: float | Linear
 ) -> None:
     results = []
     for with_head in (True, False):
@@ -31,9 +32,7 @@ def test_a_head_without_any_target_is_as_if_it_were_not_there(
         problem.images = problem.images[: 2 * BATCH]
         problem.labels, problem.one = problem.labels[: 2 * BATCH], problem.one[: 2 * BATCH]
         problem.many = problem.many[: 2 * BATCH]
-        record = problem.fit(
-            adversaries, update=update, epochs=0.5, pretrain_epochs=pretrain_epochs
-        )
+        record = problem.fit(adversaries, update=update, strength=strength)
         if with_head:
             assert math.isnan(record["one_cross_entropy"])
             assert math.isnan(record["one_entropy"])

@@ -1,4 +1,4 @@
-"""The training loop: its stages and schedules, its records, the options of the computation."""
+"""The training loop: its schedules, its records, the options of the computation."""
 
 from __future__ import annotations
 
@@ -23,10 +23,8 @@ from tiny_run import (
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from trainer_runs import (
-    PRETRAIN_STEPS,
     SGD,
     STEPS,
-    TRAIN_STEPS,
     Kill,
     evaluate,
     killing,
@@ -35,15 +33,16 @@ from trainer_runs import (
 )
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
+from lnl_ext.schedules import Linear
 from lnl_ext.training.batches import TensorBatches
 from lnl_ext.training.config import OptimizerConfig, TrainerConfig
 from lnl_ext.training.run_log import TensorBoard
 from lnl_ext.training.trainer import Trainer
 
-# ---------------------------------------------------------------------- stages and schedules
+# ---------------------------------------------------------------------- schedules
 
 
-def test_in_pretraining_the_features_see_the_task_loss_only() -> None:
+def test_at_strength_0_the_features_see_the_task_loss_only() -> None:
     """Features and classifier end as if there were no heads, and the heads have learned."""
     results = []
     for with_heads in (True, False):
@@ -53,7 +52,7 @@ def test_in_pretraining_the_features_see_the_task_loss_only() -> None:
         heads["image"][2].p = 0.0  # dropout would draw, and so change what f draws
         before = copy.deepcopy(heads["image"].state_dict())
         adversaries = {"image": BiasAdversary(heads["image"], reversal=5.0, entropy_weight=5.0)}
-        config = TrainerConfig(epochs=1e-9, pretrain_epochs=2)
+        config = TrainerConfig(epochs=3, strength=Linear(begin=2 / 3))
         trainer = Trainer(f, g, adversaries if with_heads else {}, config)
         with pytest.raises(Kill):
             trainer.fit(killing(tiny_batches(), trainer, 2 * STEPS_PER_EPOCH), progress=False)
@@ -62,7 +61,7 @@ def test_in_pretraining_the_features_see_the_task_loss_only() -> None:
     assert differences(*results) == []
 
 
-def test_in_pretraining_the_heads_learn_from_dce() -> None:
+def test_at_strength_0_the_heads_learn_from_dce() -> None:
     f, g = tiny_networks(torch.float64)
     f[3].p = 0.0
     head = nn.Conv2d(8, 4, 1).double()
@@ -70,7 +69,7 @@ def test_in_pretraining_the_heads_learn_from_dce() -> None:
     images, target = images.double(), bias["pixel"][:, 0]
     loss = F.cross_entropy(head(f(images).detach()), target)
     expected = torch.autograd.grad(loss, list(head.parameters()))
-    config = TrainerConfig(epochs=1, pretrain_epochs=1)
+    config = TrainerConfig(epochs=2, strength=Linear(begin=0.5))
     batches = TensorBatches(images, labels, {"c": target}, batch_size=SAMPLES, shuffle=False)
     adversary = BiasAdversary(head, reversal=5.0, entropy_weight=5.0)
     trainer = Trainer(f, g, {"c": adversary}, config)
@@ -81,26 +80,33 @@ def test_in_pretraining_the_heads_learn_from_dce() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ramp_steps", "expected"),
-    [(None, [t / 9 for t in range(9)]), (4, [0, 0.25, 0.5, 0.75, 1, 1, 1, 1, 1])],
+    ("strength", "factors"),
+    [
+        (1.0, [1.0] * STEPS),
+        (0.5, [0.5] * STEPS),
+        ("linear", [t / STEPS for t in range(STEPS)]),
+        (Linear(begin=0.25, finish=0.75), [min(max(t / 6 - 0.5, 0), 1) for t in range(STEPS)]),
+    ],
 )
-def test_the_trainer_drives_the_progress_of_the_adversaries(
-    ramp_steps: int | None, expected: list[float]
+def test_strength_scales_schedules_and_numbers_and_leaves_the_callers_tensors(
+    strength: Any, factors: list[float]
 ) -> None:
-    seen = []
-
-    class Recording(BiasAdversary):
-        def set_progress(self, progress: float) -> None:
-            super().set_progress(progress)
-            seen.append((progress, self.reversal.item()))
-
     head = nn.Conv2d(8, 12, 1)
-    adversary = Recording(head, heads=3, reversal=lambda t: 2 * t, entropy_weight=0.1)
-    config = TrainerConfig(**{**CONFIG, "ramp_steps": ramp_steps})
-    Trainer(*tiny_networks(), {"pixel": adversary}, config).fit(tiny_batches(), progress=False)
-    wanted = [0.0] * PRETRAIN_STEPS + expected
-    assert [t for t, _ in seen] == pytest.approx(wanted)
-    assert [value for _, value in seen] == pytest.approx([2 * t for t in wanted])
+    own = torch.tensor(0.2)
+    adversary = BiasAdversary(
+        head, heads=3, reversal=lambda t: 2 * t, entropy_weight=0.1, confusion_weight=own
+    )
+    seen = []
+    adversary.register_forward_hook(
+        lambda *_: seen.append([adversary.reversal.item(), adversary.entropy_weight.item()])
+    )
+    config = TrainerConfig(**{**CONFIG, "strength": strength})
+    trainer = Trainer(*tiny_networks(), {"pixel": adversary}, config)
+    history = trainer.fit(tiny_batches(), progress=False)
+    for step, (found, factor) in enumerate(zip(seen, factors, strict=True)):
+        assert found == pytest.approx([factor * 2 * step / STEPS, factor * 0.1])
+    assert [record["strength"] for record in history] == pytest.approx([factors[5], factors[11]])
+    assert own.item() == pytest.approx(0.2)
 
 
 def rates(**optimizer: Any) -> list[float]:
@@ -113,24 +119,20 @@ def rates(**optimizer: Any) -> list[float]:
     return seen
 
 
-def test_learning_rates_follow_their_schedule_in_the_training_stage() -> None:
-    before = [0.1] * PRETRAIN_STEPS
-    assert rates() == pytest.approx(before + [0.1] * TRAIN_STEPS)
-    cosine = [0.01 + 0.09 * (1 + np.cos(np.pi * t / 9)) / 2 for t in range(TRAIN_STEPS)]
-    assert rates(schedule="cosine", final_rate=0.01) == pytest.approx(before + cosine)
-    step = [0.1 * 0.5 ** (t // 3) for t in range(TRAIN_STEPS)]
-    assert rates(schedule="step", decay_epochs=0.5, decay_factor=0.5) == pytest.approx(
-        before + step
-    )
+def test_learning_rates_follow_their_schedule() -> None:
+    assert rates() == pytest.approx([0.1] * STEPS)
+    cosine = [0.01 + 0.09 * (1 + np.cos(np.pi * t / STEPS)) / 2 for t in range(STEPS)]
+    assert rates(schedule="cosine", final_rate=0.01) == pytest.approx(cosine)
+    step = [0.1 * 0.5 ** (t // 3) for t in range(STEPS)]
+    assert rates(schedule="step", decay_epochs=0.5, decay_factor=0.5) == pytest.approx(step)
 
 
-def test_averages_are_those_of_the_weights_and_buffers_of_the_training_stage() -> None:
+def test_averages_are_those_of_the_weights_and_buffers() -> None:
     trainer = tiny_trainer()
     snapshots: list[dict[str, Tensor]] = []
 
     def after_step(*_: Any) -> None:
-        if trainer.step >= PRETRAIN_STEPS:  # not yet counted: this is the step before its end
-            snapshots.append(copy.deepcopy(trainer.features.state_dict()))
+        snapshots.append(copy.deepcopy(trainer.features.state_dict()))
 
     features, classifier = trainer.inference_modules()
     assert features is trainer.features
@@ -139,7 +141,7 @@ def test_averages_are_those_of_the_weights_and_buffers_of_the_training_stage() -
     trainer.fit(tiny_batches(), progress=False)
     features, _ = trainer.inference_modules()
     assert features is not trainer.features
-    assert len(snapshots) == TRAIN_STEPS
+    assert len(snapshots) == STEPS
     average = snapshots[0]
     for snapshot in snapshots[1:]:
         average = {k: 0.8 * v + 0.2 * snapshot[k] for k, v in average.items()}
@@ -152,18 +154,14 @@ def test_records_say_what_happened(tmp_path: Path) -> None:
     tracked: list[dict[str, Any]] = []
     options: dict[str, Any] = {"evaluate": evaluate, "log_every": 5, "tracker": tracked.append}
     history = tiny_trainer().fit(tiny_batches(), output=tmp_path, progress=False, **options)
-    assert [(r["stage"], r["epoch"], r["step"]) for r in history] == [
-        ("pretrain", 0, 3),
-        ("train", 0, 9),
-        ("train", 1, 12),
-    ]
-    fields = {"kind", "stage", "epoch", "step", "seconds", "learning_rate", "head_learning_rate"}
-    fields |= {"label_loss", "label_accuracy", "accuracy", "draw"}
+    assert [(r["epoch"], r["step"]) for r in history] == [(0, 6), (1, 12)]
+    fields = {"kind", "epoch", "step", "seconds", "learning_rate", "head_learning_rate"}
+    fields |= {"strength", "label_loss", "label_accuracy", "accuracy", "draw"}
     fields |= {f"{n}_{t}" for n in ("pixel", "image") for t in ("loss", "cross_entropy", "entropy")}
     assert all(set(record) == fields for record in history)
     written = metrics(tmp_path)
     assert [(r["kind"], r["step"]) for r in written] == [
-        ("epoch", 3), ("step", 5), ("epoch", 9), ("step", 10), ("epoch", 12)
+        ("step", 5), ("epoch", 6), ("step", 10), ("epoch", 12)
     ]  # fmt: skip
     assert [{k: v for k, v in r.items() if k != "seconds"} for r in tracked] == written
     assert [record for record in tracked if record["kind"] == "epoch"] == history
@@ -187,7 +185,7 @@ def test_evaluation_leaves_the_networks_in_training_mode() -> None:
     trainer.features.register_forward_pre_hook(lambda module, _: modes.append(module.training))
     trainer.fit(tiny_batches(), evaluate=evaluate, progress=False)
     assert modes.count(True) == STEPS
-    assert modes.count(False) == 3 * STEPS_PER_EPOCH
+    assert modes.count(False) == 2 * STEPS_PER_EPOCH
 
 
 # ---------------------------------------------------------------------- options of the computation
@@ -246,7 +244,7 @@ def test_compiled_losses_are_the_same(monkeypatch: pytest.MonkeyPatch, update: s
     batches = TensorBatches(images, labels, bias, batch_size=SAMPLES // 2)
     results = []
     for flag in (False, True):
-        config = {"pretrain_epochs": 0.0, "epochs": 1.0, "optimizer": SGD, "update": update}
+        config = {"strength": 1.0, "epochs": 1.0, "optimizer": SGD, "update": update}
         trainer = without_dropout(tiny_trainer(compile=flag, **config))
         trainer.fit(batches, progress=False)
         results.append([p.detach() for p in trainer.classifier.parameters()])

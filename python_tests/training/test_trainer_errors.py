@@ -17,6 +17,7 @@ from tiny_run import (
     tiny_trainer,
 )
 from torch import nn
+from torch.nn import functional as F  # noqa: N812
 from trainer_runs import SGD, Watched
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
@@ -43,7 +44,7 @@ def test_a_loss_that_is_not_finite_names_term_epoch_and_step(
 
     with pytest.raises(
         NonFiniteError,
-        match=rf"{term} is nan at stage train, epoch 1, step 11 \(batch 2 of 6\)",
+        match=rf"{term} is nan at epoch 1, step 11 \(batch 5 of 6\)",
     ):
         trainer.fit(
             Watched(tiny_batches(), poison_step_11),
@@ -138,17 +139,48 @@ def test_an_adversary_must_reduce_to_a_number() -> None:
         Trainer(*tiny_networks(), {"pixel": adversary})
 
 
+def test_a_classifier_of_one_output_is_refused() -> None:
+    f, _ = tiny_networks()
+    g = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1))
+    labels = torch.zeros(4).long()
+    batches = [(torch.zeros(4, 3, 8, 8), labels, {})]
+    message = r"the classifier's output has shape \(4, 1\), a single class: .* two outputs"
+    with pytest.raises(ValueError, match=message):
+        Trainer(f, g).fit(batches, progress=False)
+
+    def binary(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.binary_cross_entropy_with_logits(logits[:, 0], labels.float())
+
+    (record,) = Trainer(f, g, task_loss=binary).fit(batches, progress=False)
+    assert record["label_loss"] > 0
+
+
+def test_an_adversary_of_one_class_or_no_probabilities_is_refused() -> None:
+    images, labels = torch.zeros(4, 3, 8, 8), torch.zeros(4).long()
+    for target, classes, message in (
+        (torch.rand(4, 1), 1, "the head's output has shape .* a single class"),
+        (torch.randn(4, 3), 3, "target of probabilities has the value -"),
+    ):
+        head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+        trainer = Trainer(*tiny_networks(), {"image": BiasAdversary(head)})
+        with pytest.raises(ValueError, match=message):
+            trainer.fit([(images, labels, {"image": target})], progress=False)
+
+
 @pytest.mark.parametrize(
     ("cls", "arguments", "error", "message"),
     [
         (TrainerConfig, {"epochs": 0}, ValueError, "epochs is 0, expected a finite number > 0"),
         (TrainerConfig, {"epochs": "3"}, TypeError, "epochs is '3', expected a number"),
-        (TrainerConfig, {"pretrain_epochs": -1}, ValueError, "pretrain_epochs is -1, .* >= 0"),
+        (TrainerConfig, {"strength": -1}, ValueError, "strength is -1, .* >= 0"),
+        (TrainerConfig, {"strength": "step"}, ValueError, "strength is 'step', .* linear, ramp"),
+        (TrainerConfig, {"strength": lambda t: t}, TypeError, "strength is <function"),
         (TrainerConfig, {"update": "three"}, ValueError, "update is 'three', .* one of 'joint', "),
         (TrainerConfig, {"accumulate": 0}, ValueError, "accumulate is 0, .* an integer >= 1"),
         (TrainerConfig, {"clip_norm": 0.0}, ValueError, "clip_norm is 0.0, .* > 0"),
-        (TrainerConfig, {"ramp_steps": 0}, ValueError, "ramp_steps is 0, .* >= 1"),
-        (TrainerConfig, {"ramp_steps": 2.5}, TypeError, "ramp_steps is 2.5, expected an integer"),
+        (TrainerConfig, {"head_steps": -1}, ValueError, "head_steps is -1, .* >= 0"),
+        (TrainerConfig, {"head_steps": 2.5}, TypeError, "head_steps is 2.5, expected an integer"),
+        (TrainerConfig, {"balance": 1}, TypeError, "balance is 1, expected True or False"),
         (TrainerConfig, {"optimizer": "adam"}, TypeError, "optimizer is 'adam', .*OptimizerConfig"),
         (TrainerConfig, {"average_decay": 1.0}, ValueError, "average_decay is 1.0, .* < 1"),
         (TrainerConfig, {"average_decay": np.nan}, ValueError, "average_decay is nan, .*finite"),

@@ -221,7 +221,7 @@ def test_a_loss_that_is_not_finite_in_one_process_ends_all(tmp_path: Path) -> No
     ends = in_processes(failing, "not finite", str(tmp_path))
     assert ends[0] == ends[1]
     assert ends[0][0] == "NonFiniteError"
-    assert f"is nan at stage train, epoch 0, step {SAMPLES // 4}" in ends[0][1]
+    assert f"is nan at epoch 0, step {SAMPLES // 4}" in ends[0][1]
 
 
 def test_an_error_in_one_process_ends_all(tmp_path: Path) -> None:

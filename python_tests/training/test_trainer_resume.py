@@ -27,6 +27,7 @@ from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.training.batches import TensorBatches
 from lnl_ext.training.checkpoint import CheckpointError, load_checkpoint
 from lnl_ext.training.config import OptimizerConfig, TrainerConfig
+from lnl_ext.training.group_dro import GroupDRO
 from lnl_ext.training.trainer import CHECKPOINT, Trainer
 
 # ---------------------------------------------------------------------- exact resume
@@ -88,9 +89,8 @@ def check_resume(
     assert metrics(whole) == metrics(folder)
 
 
-# 1: in the pretraining stage; 3: between the stages; 4: first step of training;
-# 9: between epochs; 11: in the last, shorter epoch
-@pytest.mark.parametrize("stop", [1, 3, 4, 7, 9, 11])
+# 1: only the heads learn; 3: the features begin to; 6: between epochs; 11: before the last step
+@pytest.mark.parametrize("stop", [1, 3, 4, 6, 7, 11])
 @pytest.mark.parametrize("update", ["joint", "two_step"])
 def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(
     uninterrupted: Callable[..., Path], tmp_path: Path, update: str, stop: int
@@ -122,6 +122,8 @@ def test_resume_is_exact_with_any_source_of_batches(
         {"amp": "bfloat16"},
         {"average_decay": None},
         {"clip_norm": 0.5},
+        {"head_steps": 3},
+        {"head_steps": 2, "accumulate": 2, "update": "two_step", "epochs": 4.0},
         # NumPy's numbers come from np.logspace, for instance.
         {
             "optimizer": OptimizerConfig(
@@ -135,6 +137,26 @@ def test_resume_is_exact_with_every_option(
     uninterrupted: Callable[..., Path], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     check_resume(uninterrupted, tmp_path, 5, **changes)
+
+
+@pytest.mark.parametrize("stop", [5, 6])
+def test_resume_is_exact_with_balanced_batches(
+    uninterrupted: Callable[..., Path], tmp_path: Path, stop: int
+) -> None:
+    check_resume(uninterrupted, tmp_path, stop, "balanced", balance=True)
+
+
+def group_dro_trainer(**changes: Any) -> Trainer:
+    return Trainer(
+        *tiny_networks(),
+        None,
+        TrainerConfig(**{**CONFIG, **changes}),
+        task_weights=GroupDRO(4, target="image", step_size=0.5),
+    )
+
+
+def test_resume_is_exact_with_group_dro(uninterrupted: Callable[..., Path], tmp_path: Path) -> None:
+    check_resume(uninterrupted, tmp_path, 7, make=group_dro_trainer)
 
 
 @pytest.mark.parametrize("coefficient", ["reversal", "entropy_weight", "confusion_weight"])
@@ -217,10 +239,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_another_configuration_is_refused_by_field(finished: Path) -> None:
-    other = tiny_trainer(epochs=2.0, optimizer=OptimizerConfig(learning_rate=0.02))
+    other = tiny_trainer(epochs=3.0, optimizer=OptimizerConfig(learning_rate=0.02))
     with pytest.raises(
         CheckpointError,
-        match=r"checkpoint\.pt does not fit.*: .*epochs: 1\.5, now 2\.0; .*"
+        match=r"checkpoint\.pt does not fit.*: .*epochs: 2\.0, now 3\.0; .*"
         r"optimizer\.learning_rate: 0\.01, now 0\.02",
     ):
         other.load(finished)

@@ -1,0 +1,70 @@
+"""Compare ways to handle a known bias on four data sets: accuracy and what features say of it.
+
+    python benchmarks/compare.py --faces utkface.tar --pets dogs_and_cats.tar
+
+trains every way with three seeds on every data set, on the same network, with the same
+augmentation and as many steps, appends a line a run to ``benchmarks/results/compare.jsonl``, prints
+the table and draws the trade-off. It can be stopped and started again: a run with a line is not
+repeated. Faces and pets are files of the user; without them these sets are left out. ``--choose``
+measures on the validation parts, for the choice of settings, and appends nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from comparison.protocol import ADULT, DATA_SETS, FIGURE, MNIST, RESULTS, WAYS
+from recording.options import command
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = command(__doc__)
+    add = parser.add_argument
+    add("--data", nargs="+", choices=DATA_SETS, default=list(DATA_SETS), metavar="SET")
+    add("--methods", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY")
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED")
+    add("--faces", type=Path, help="tar of UTKFace's images")
+    add("--pets", type=Path, help="tar of Kaggle's cats and dogs and the authors' two lists")
+    add("--adult", type=Path, default=ADULT, help="adult.data.gz with a line of names")
+    add("--colored-mnist", type=Path, default=MNIST, help="a folder with MNIST's IDX files")
+    add("--results", type=Path, default=RESULTS, help="file to append the runs to")
+    add("--figure", type=Path, default=FIGURE, help="where to draw the trade-off")
+    add("--table", action="store_true", help="print and draw the recorded runs, train nothing")
+    add("--choose", action="store_true", help="measure on validation parts, append nothing")
+    add("--threads", type=int, help="CPU threads; torch's choice by default")
+    add("--no-progress", action="store_true")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train what has no line yet, append, print and draw."""
+    options = parse(arguments)
+    import torch
+    from comparison import figure, runs, table
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    if not options.table:
+        done = [] if options.choose else table.finished(options.results)
+        chosen = runs.run_missing(options, done)
+        if options.choose:
+            print(table.table(chosen))
+            return
+    recorded = [
+        run
+        for run in table.finished(options.results)
+        if run["data"] in options.data and run["method"] in options.methods
+    ]
+    if not recorded:
+        sys.exit(f"there is no run in {options.results}")
+    print(table.table(recorded))
+    figure.draw(recorded, options.figure)
+    print(f"drawn: {options.figure}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""The data sets and the ways that are compared, and how long each is trained.
+
+It imports no torch, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from recording.options import RESULTS as FOLDER
+
+HERE = Path(__file__).resolve().parent.parent / "data"
+MNIST, ADULT = HERE / "mnist", HERE / "adult" / "adult.data.gz"
+RESULTS = FOLDER / "compare.jsonl"
+FIGURE = FOLDER / "compare.png"
+
+WAYS = {
+    "erm": "label loss only",
+    "resample": "batches balanced over groups of label and bias",
+    "reweight": "label loss weighted by the inverse size of the group",
+    "groupdro": "group DRO (Sagawa et al. 2020)",
+    "adjusted": "logit adjustment by bias (Hong and Yang 2021)",
+    "grl": "gradient reversal (Ganin and Lempitsky 2015)",
+    "entropy": "entropy of the bias prediction",
+    "blindeye": "confusion loss (Alvi et al. 2018)",
+    "lnl": "both (Kim et al. 2019)",
+    "erasure": "linear erasure of erm's features, classifier refitted (LEACE, Belrose et al. 2023)",
+    "estimator": "lnl_ext.AdversarialClassifier, tables only: lnl and the adjusted loss",
+    "fairlearn": "fairlearn's adversarial classifier, tables only (Zhang et al. 2018)",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Length:
+    """How long every way is trained on a data set."""
+
+    epochs: int
+    batch_size: int
+
+
+DATA_SETS = {
+    "faces": Length(epochs=20, batch_size=32),
+    "adult": Length(epochs=10, batch_size=128),
+    "pets": Length(epochs=20, batch_size=32),
+    "colored_mnist": Length(epochs=6, batch_size=64),
+}
+TABLES = ("adult",)
+TABLES_ONLY = ("estimator", "fairlearn")

@@ -1,0 +1,76 @@
+"""Groups of samples by label and bias, and weights under which the groups are as frequent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lnl_ext.ops.types import IGNORE_INDEX
+
+__all__ = ["balanced_weights", "group_numbers"]
+
+
+def group_numbers(labels: Tensor, bias: Tensor | Sequence[Tensor]) -> Tensor:
+    """Give every group a number: the combinations of label and bias values that occur.
+
+    Parameters
+    ----------
+    labels
+        ``(N,)`` integers.
+    bias
+        ``(N,)`` integers, or several such columns; -100 where the bias is not known.
+
+    Returns
+    -------
+    Tensor
+        ``(N,)`` int64 from 0, in the order of the label and then of the columns; -100 for samples
+        of which a bias is not known.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not integers, or shapes that do not fit.
+    """
+    columns = [bias] if isinstance(bias, Tensor) else list(bias)
+    if not columns:
+        raise ValueError("bias has no column, expected one or more of shape (N,)")
+    for name, given in (("labels", labels), *(("bias", column) for column in columns)):
+        if given.is_floating_point() or given.is_complex():
+            raise TypeError(f"{name} has dtype {given.dtype}, expected integers")
+        if given.dim() != 1 or len(given) != len(labels):
+            raise ValueError(f"{name} has shape {tuple(given.shape)}, expected ({len(labels)},)")
+    values = torch.stack([column.long() for column in (labels, *columns)], 1)
+    known = (values[:, 1:] != IGNORE_INDEX).all(1)
+    numbers = torch.full((len(labels),), IGNORE_INDEX, device=labels.device)
+    if known.any():
+        numbers[known] = torch.unique(values[known], dim=0, return_inverse=True)[1]
+    return numbers
+
+
+def balanced_weights(labels: Tensor, bias: Tensor | Sequence[Tensor]) -> Tensor:
+    """Weights of the samples under which all groups of label and bias weigh the same.
+
+    Parameters
+    ----------
+    labels, bias
+        As for `group_numbers`.
+
+    Returns
+    -------
+    Tensor
+        ``(N,)`` float64 with mean 1: inversely proportional to the size of the sample's group. A
+        sample of which a bias is not known has weight 1, as without balance.
+
+    Examples
+    --------
+    >>> weights = balanced_weights(labels, [gender, age])
+    >>> sampler = ShardedBatchSampler(len(labels), 64, weights=weights)
+    """
+    numbers = group_numbers(labels, bias)
+    known = numbers != IGNORE_INDEX
+    weights = torch.ones(len(numbers), dtype=torch.float64, device=numbers.device)
+    sizes = torch.bincount(numbers[known])
+    weights[known] = (known.sum() / (len(sizes) * sizes.double()))[numbers[known]]
+    return weights
