@@ -138,6 +138,7 @@ class Trainer:
         log_every: int | None = None,
         tracker: Tracker | None = None,
         progress: bool = True,
+        stop: Callable[[Trainer], bool] | None = None,
     ) -> list[Record]:
         """Run to the end of the configuration, from wherever the trainer stands.
 
@@ -163,6 +164,10 @@ class Trainer:
             `lnl_ext.training.run_log.TensorBoard`.
         progress : bool
             Show a progress bar.
+        stop : callable, optional
+            Called with the trainer before every epoch; True ends the run there (early stopping). It
+            must follow from :attr:`history`, which is the same in all processes and in a resumed
+            run.
 
         Returns
         -------
@@ -216,7 +221,7 @@ class Trainer:
                 tracker=tracker if writes else None,
                 progress=progress and writes,
             ) as log:
-                while self.step < end:
+                while self.step < end and not (stop is not None and stop(self)):
                     for _ in self._epoch(end, stream, log):
                         if folder and checkpoint_every and self.step % checkpoint_every == 0:
                             self.save(folder / CHECKPOINT)
