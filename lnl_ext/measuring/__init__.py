@@ -2,7 +2,8 @@
 
 from lnl_ext.measuring.audit import TooFewSamplesError, audit
 from lnl_ext.measuring.groups import GroupAccuracy, demographic_parity_difference
-from lnl_ext.measuring.report import AuditReport, BiasAudit, Interval, ProbeAudit
+from lnl_ext.measuring.interval import Interval
+from lnl_ext.measuring.report import AuditReport, BiasAudit, ProbeAudit
 
 __all__ = [
     "AuditReport",

@@ -394,8 +394,8 @@ def _split(labels: Tensor, validation: float, test: Any, seed: int) -> _Split:
 def _divided(rows: Tensor, labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
     try:
         first, second = stratified_split(labels[rows].tolist(), [], share, seed)
-    except UserError as error:
-        raise TooFewSamplesError(str(error)) from error
+    except UserError:  # nothing for one of the two
+        return rows, rows[:0]
     return rows[first], rows[second]
 
 

@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor
 
+from lnl_ext.measuring.interval import Interval, proportion_interval
+
 __all__ = ["GroupAccuracy", "demographic_parity_difference"]
 
 Group = tuple[int, int]
@@ -27,6 +29,8 @@ class GroupAccuracy:
     aligned, conflicting
         Accuracy on the samples of known bias that agrees, or does not agree, with what the
         training set suggests; None where that was not given or there is no such sample.
+    aligned_samples, conflicting_samples
+        How many these are.
     """
 
     overall: float
@@ -34,6 +38,8 @@ class GroupAccuracy:
     samples: dict[Group, int]
     aligned: float | None = None
     conflicting: float | None = None
+    aligned_samples: int = 0
+    conflicting_samples: int = 0
 
     @classmethod
     def of(
@@ -72,12 +78,15 @@ class GroupAccuracy:
         def mean(rows: Tensor) -> float | None:
             return right[rows].double().mean().item() if rows.any() else None
 
+        sides = [known & False] * 2 if aligned is None else [aligned & known, ~aligned & known]
         return cls(
             overall=right.double().mean().item(),
             accuracy=dict(zip(groups, accuracy.tolist(), strict=True)),
             samples=dict(zip(groups, samples.tolist(), strict=True)),
-            aligned=None if aligned is None else mean(aligned & known),
-            conflicting=None if aligned is None else mean(~aligned & known),
+            aligned=mean(sides[0]),
+            conflicting=mean(sides[1]),
+            aligned_samples=int(sides[0].sum()),
+            conflicting_samples=int(sides[1].sum()),
         )
 
     @property
@@ -89,6 +98,15 @@ class GroupAccuracy:
     def worst(self) -> float:
         """The lowest accuracy of all groups (worst-group accuracy)."""
         return self.accuracy[self.worst_group]
+
+    @property
+    def balanced(self) -> float:
+        """The mean accuracy of the groups: that on data with as many samples of each."""
+        return sum(self.accuracy.values()) / len(self.accuracy)
+
+    def interval(self, group: Group) -> Interval:
+        """Return the 95 % interval of a group's accuracy."""
+        return proportion_interval(self.accuracy[group], self.samples[group])
 
     @property
     def difference(self) -> float:
