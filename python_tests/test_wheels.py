@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 OLDEST = "2.11.0"
 OTHERS = ["2.13.0", torch.__version__]
-CORE = ["ops", "adversary", "test_gradient_reversal.py"]
+CORE = ["ops", "adversary/test_adversary.py", "test_gradient_reversal.py"]
 SETTINGS = {
     "cpu": {"LNL_EXT_CUDA": "0"},
     "cuda": {"LNL_EXT_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0"},

@@ -41,6 +41,8 @@ def train(data: Data, way: str, seed: int, *, progress: bool = True) -> Trained:
     """Train one way from new weights."""
     if way == "erasure":
         return _erased(data, seed, progress)
+    if way == "estimator":
+        return _estimator(data, seed)
     if way == "fairlearn":
         return _fairlearn(data, seed)
     return train_by_trainer(data, way, seed, progress)
@@ -71,7 +73,7 @@ def train_by_trainer(data: Data, way: str, seed: int, progress: bool) -> Trained
     if method.group_dro:
         bias["group"] = group_numbers(part.labels, part.bias)
         options["task_weights"] = GroupDRO(int(bias["group"].max()) + 1)
-    settings = {"epochs": length.epochs, "optimizer": OPTIMIZER, "seed": seed}
+    settings: dict[str, Any] = {"epochs": length.epochs, "optimizer": OPTIMIZER, "seed": seed}
     config = (
         LNL.config(**settings)
         if method.adversarial
@@ -117,6 +119,20 @@ def _erased(data: Data, seed: int, progress: bool) -> Trained:
     classifier = refitted(erasure(features), data.train.labels, weight)
     seconds = learned.seconds + time.monotonic() - began
     return Trained(nn.Sequential(learned.features, erasure), classifier, learned.steps, seconds)
+
+
+def _estimator(data: Data, seed: int) -> Trained:
+    """Train `AdversarialClassifier` with its own strength, for as many steps as the other ways."""
+    from lnl_ext import AdversarialClassifier
+
+    length, part = DATA_SETS[data.name], data.train
+    model = AdversarialClassifier(
+        epochs=length.epochs, batch_size=length.batch_size, random_state=seed
+    )
+    model.fit(part.inputs.numpy(), part.labels.numpy(), bias=part.bias.numpy())
+    features, classifier = model.network_
+    last = model.history_[-1]
+    return Trained(features, classifier, last["step"], last["seconds"])
 
 
 def _fairlearn(data: Data, seed: int) -> Trained:

@@ -12,7 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
+from sklearn.base import (
+    BaseEstimator,
+    ClassifierMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+)
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -30,29 +35,32 @@ from lnl_ext.training.trainer import Trainer
 
 __all__ = ["AdversarialClassifier"]
 
+_STEPS = 2000  # chosen on Adult, like the defaults of the strength
 _HEAD_WIDTH = 128
 _PREDICTED_AT_ONCE = 8192
 
 
 class AdversarialClassifier(
     ClassifierMixin,  # type: ignore[misc]  # scikit-learn has no types
+    ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc]
     TransformerMixin,  # type: ignore[misc]
     BaseEstimator,  # type: ignore[misc]
 ):
-    """A multilayer perceptron whose last hidden layer unlearns a bias.
+    """A multilayer perceptron whose features unlearn a bias.
 
-    The classes are predicted from the last hidden layer, and a bias head tries to predict the bias
-    from it (`lnl_ext.BiasAdversary`; Kim et al., CVPR 2019). The bias is needed in training only.
-    What the bias alone says about the label is added to the logits in the training loss
-    (`lnl_ext.logit_adjustment`), so that the network gains nothing from predicting it.
+    Hidden layers lead to a narrow feature layer of 16 units. The classes are predicted from it, and
+    a bias head tries to predict the bias from it (`lnl_ext.BiasAdversary`; Kim et al., CVPR 2019).
+    The bias is needed in training only. What the bias alone says about the label is added to the
+    logits in the training loss (`lnl_ext.logit_adjustment`), so that the network gains nothing from
+    predicting it. The rest is the recipe of ``lnl``, but for balanced batches: the shares of
+    the labels stay those of the table.
 
     scikit-learn must be installed (``pip install 'lnl_ext[train]'``).
 
     Parameters
     ----------
     hidden_sizes : tuple of int
-        Units of the hidden layers, at least one. The last is the feature layer: the narrower, the
-        less room for the bias.
+        Units of the hidden layers before the feature layer.
     reversal : float
         Weight of the reversed gradient of the bias head, >= 0.
     entropy_weight : float
@@ -60,8 +68,8 @@ class AdversarialClassifier(
         training, in which only the head learns the bias, and rise over its next half.
     head_steps : int
         Further steps of the bias head a batch, on features of the last batches.
-    epochs : float
-        Passes over the training data, > 0.
+    epochs : float or None
+        Passes over the training data, > 0. None: as many as make 2,000 steps, and at least 5.
     batch_size : int
         Samples a step.
     learning_rate : float
@@ -84,7 +92,7 @@ class AdversarialClassifier(
     history_ : list of dict
         The losses of every epoch.
     network_ : torch.nn.Sequential
-        The hidden layers and the classifier.
+        The features and the classifier.
 
     See Also
     --------
@@ -111,11 +119,11 @@ class AdversarialClassifier(
         self,
         hidden_sizes: Sequence[int] = (64,),
         *,
-        reversal: float = 1.0,
-        entropy_weight: float = 0.1,
+        reversal: float = 0.5,
+        entropy_weight: float = 0.05,
         head_steps: int = 4,
-        epochs: float = 30,
-        batch_size: int = 256,
+        epochs: float | None = None,
+        batch_size: int = 128,
         learning_rate: float = 1e-3,
         random_state: Any = None,
         device: str = "cpu",
@@ -167,7 +175,7 @@ class AdversarialClassifier(
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(f"y has one class only, {self.classes_[0]!r}")
+            raise ValueError(f"y has one class only, {self.classes_.tolist()[0]!r}")
         if (bias is None) == (sensitive_features is None):
             given = "neither" if bias is None else "both"
             raise ValueError(f"fit needs bias or sensitive_features, the same thing; got {given}")
@@ -190,14 +198,12 @@ class AdversarialClassifier(
 
     def _train(self, rows: Tensor, labels: Tensor, bias: Tensor, seed: int) -> None:
         sizes = [rows.shape[1], *self.hidden_sizes]
-        if len(sizes) < 2:
-            raise ValueError("hidden_sizes is empty, expected at least one layer")
-        layers = [[nn.Linear(a, b), nn.ReLU()] for a, b in pairwise(sizes)]
-        hidden = nn.Sequential(*(layer for pair in layers for layer in pair))
-        classifier = nn.Linear(sizes[-1], len(self.classes_))
+        layers = [nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(sizes)]
+        hidden = nn.Sequential(*layers, LNL.feature_layer(sizes[-1]))
+        classifier = nn.Linear(LNL.feature_width, len(self.classes_))
         # Batch norm: a feature layer that only shrinks would mislead the head, and not the audit.
         head = nn.Sequential(
-            nn.Linear(sizes[-1], _HEAD_WIDTH),
+            nn.Linear(LNL.feature_width, _HEAD_WIDTH),
             nn.BatchNorm1d(_HEAD_WIDTH),
             nn.ReLU(),
             nn.Linear(_HEAD_WIDTH, len(self.bias_groups_)),
@@ -217,7 +223,6 @@ class AdversarialClassifier(
             batch_size=self.batch_size,
             drop_last=len(rows) > self.batch_size,  # the head's batch norm needs two samples
         )
-        # Not balanced over groups: the shares of the labels stay those of the table.
         recipe = dataclasses.replace(
             LNL,
             head_steps=self.head_steps,
@@ -225,7 +230,7 @@ class AdversarialClassifier(
             balance=False,
         )
         config = recipe.config(
-            epochs=self.epochs,
+            epochs=max(5, _STEPS / len(batches)) if self.epochs is None else self.epochs,
             optimizer=OptimizerConfig(
                 "adamw", self.learning_rate, weight_decay=0.01, schedule="cosine"
             ),
@@ -234,6 +239,7 @@ class AdversarialClassifier(
         trainer = Trainer(
             hidden, classifier, {"bias": adversary}, config, logit_adjustment="logit_adjustment"
         )
+        self._n_features_out = LNL.feature_width
         self.history_ = trainer.fit(batches, progress=False)
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
@@ -248,7 +254,7 @@ class AdversarialClassifier(
         return classes
 
     def transform(self, X: Any) -> NDArray[np.float32]:
-        """Return the features from which the classes are predicted, shape (N, hidden_sizes[-1])."""
+        """Return the features from which the classes are predicted, shape (N, 16)."""
         return self._outputs(self._network()[0], X).numpy()
 
     def __sklearn_tags__(self) -> Any:

@@ -142,8 +142,9 @@ def demographic_parity_difference(predicted: Tensor, bias: Tensor) -> float:
     groups = {b for b in bias.tolist() if b >= 0}
     if not groups:
         raise ValueError("bias puts no sample in a group (all are negative)")
+    classes = int(predicted.max()) + 1
     counts = torch.stack(
-        [torch.bincount(predicted[bias == b], minlength=int(predicted.max()) + 1) for b in groups]
+        [torch.bincount(predicted[bias == b], minlength=classes).double() for b in groups]
     )
     shares = counts / counts.sum(1, keepdim=True)
     return (shares.max(0).values - shares.min(0).values).max().item()

@@ -28,6 +28,7 @@ from lnl_ext.training.distributed import (
 from lnl_ext.training.group_dro import GroupDRO
 from lnl_ext.training.image_transform import Transformed
 from lnl_ext.training.run_log import LossMeter, Record, RunLog, Tracker
+from lnl_ext.training.strength_checks import StrengthChecks
 from lnl_ext.training.updates import Objective, TaskLoss, Update
 
 CHECKPOINT = "checkpoint.pt"  # in a run's output folder
@@ -123,6 +124,7 @@ class Trainer:
         self._processes = current()
         self.update = Update(self._objective, config)
         self._meter = LossMeter()
+        self._checks = StrengthChecks(self.adversaries, config.strength_at(1.0))
         self._stream: BatchStream | None = None
         self._loaded: Any = None
 
@@ -208,6 +210,8 @@ class Trainer:
             )
             end = self._begin(stream, folder)
             writes = self._processes.is_main
+            if writes:
+                self._checks.warn_before()
             with RunLog(
                 self._meter,
                 end,
@@ -273,6 +277,8 @@ class Trainer:
         self._meter.flush()
         record = self._record("epoch") | self._meter.means()
         self._meter.reset()
+        if self._processes.is_main:
+            self._checks.warn_after(record)
         if evaluate is not None:
             broadcast_buffers([*self._modules, *self.update.inference_modules()])
             found = {name: float(value) for name, value in evaluate(self).items()}
@@ -289,6 +295,7 @@ class Trainer:
             adversary.set_progress(progress, **scaled)
         taken = self._objective.bias_names
         ready = [to_device(b, taken, self.device, self._prepare_images) for b in batches]
+        self._checks.count(ready)
         return self.update(ready, heads_only=strength == 0.0)
 
     def _prepare_images(self, images: Tensor) -> Tensor:

@@ -24,6 +24,6 @@ def biased_table(samples: int, aligned: float, seed: int) -> Table:
     labels = random.integers(2, size=samples)
     bias = np.where(random.random(samples) < aligned, labels, 1 - labels)
     rows = random.normal(size=(samples, COLUMNS)).astype(np.float32)
-    rows[:, :2] += 1.2 * (2 * labels - 1)[:, None]
-    rows[:, 2:4] += 2.0 * (2 * bias - 1)[:, None]
+    rows[:, :2] += 0.8 * (2 * labels - 1)[:, None]
+    rows[:, 2:4] += 1.0 * (2 * bias - 1)[:, None]
     return Table(rows, labels, bias)
