@@ -15,7 +15,8 @@ CMAKE_BUILD := build/cmake
 CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 BUILD_INPUTS := $(CPP_FILES) $(wildcard build_support/*.py) csrc/sources.txt setup.py pyproject.toml
 
-.PHONY: help install tools demo docs test lint pytest ctest test-long test-install syntax format clean
+.PHONY: help install tools demo docs test lint pytest ctest test-long test-install wheel test-wheel rehearse-gpu \
+  syntax format clean
 
 help:
 	@echo "make demo          train baseline and lnl on coloured MNIST; table and figure in $(DEMO_OUTPUT)/"
@@ -23,6 +24,9 @@ help:
 	@echo "make lint|pytest|ctest    one part of make test"
 	@echo "make test-long     the Python tests on more cases as well"
 	@echo "make test-install  build and install from source, sdist and wheel in new environments (slow)"
+	@echo "make wheel         a source distribution and a wheel in dist/"
+	@echo "make test-wheel    wheels built with the oldest torch, in environments with newer ones (slow)"
+	@echo "make rehearse-gpu  benchmarks/gpu_check.py as with a GPU and no package index (slow)"
 	@echo "make docs          the documentation as a site in build/site/"
 	@echo "make syntax        compile csrc/ as C++17 and C++20 against torch's headers, syntax only"
 	@echo "make format        format the Python and C++ code"
@@ -40,7 +44,7 @@ $(VENV)/package.stamp: $(VENV)/torch.stamp $(BUILD_INPUTS)
 
 # By name, it is the package that is there already: only what it lacks is installed.
 $(VENV)/tools.stamp: $(VENV)/package.stamp pyproject.toml
-	$(BIN)/python -m pip install 'lnl_ext[test,docs]'
+	$(BIN)/python -m pip install 'lnl_ext[test,docs,compare,onnx]'
 	@touch $@
 
 install: $(VENV)/package.stamp
@@ -51,7 +55,7 @@ demo: install
 	$(BIN)/python benchmarks/demo.py --output $(DEMO_OUTPUT) $(DEMO_ARGS)
 
 docs: tools
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 test: lint pytest ctest
 
@@ -78,9 +82,39 @@ test-long: tools
 test-install: tools
 	$(BIN)/python -m pytest -m slow python_tests/test_installation.py
 
+# What a machine with a GPU has: Python 3.12, torch 2.11 and these packages, and no package index.
+# Once with a build for it (which needs nvcc), once with the compiled parts of a wheel.
+PYTHON_OF_GPU ?= python3.12
+PACKAGES_OF_GPU := torch==2.11.0 setuptools pybind11 ninja pytest hypothesis pytest-xdist
+REHEARSAL := build/rehearsal
+REHEARSE := cd $(REHEARSAL)/tree && env -u PYTHONPATH PIP_NO_INDEX=1 MAX_JOBS=1 ../bin/python
+
+$(REHEARSAL)/torch.stamp:
+	$(PYTHON_OF_GPU) -m venv $(REHEARSAL)
+	$(REHEARSAL)/bin/python -m pip install $(PACKAGES_OF_GPU)
+	@touch $@
+
+rehearse-gpu: $(REHEARSAL)/torch.stamp
+	$(REHEARSAL)/bin/python -m pip uninstall --yes lnl_ext
+	rm -rf $(REHEARSAL)/tree && mkdir $(REHEARSAL)/tree
+	git ls-files -z | xargs -0 cp --parents --target-directory $(REHEARSAL)/tree
+	$(REHEARSE) benchmarks/gpu_check.py --device cpu --build-for 9.0 --minutes 30 --output built
+	$(REHEARSE) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+	$(REHEARSE) -m pip uninstall --yes lnl_ext
+	rm $(REHEARSAL)/tree/lnl_ext/*.so
+	$(REHEARSE) benchmarks/gpu_check.py --device cpu --build-for 9.0 --minutes 30 --output prebuilt \
+	  --prebuilt dist/*.whl
+
 # TORCH_INCLUDE: the headers to compile against, those of the installed torch unless it says others.
 TORCH_INCLUDE ?= $(shell $(BIN)/python -c "import torch, os; print(os.path.dirname(torch.__file__))")/include
 STABLE_FILES := $(filter-out csrc/emulator/% csrc/tests/% csrc/bindings.cpp,$(filter %.cpp,$(CPP_FILES)))
+
+# It loads with every torch that the package supports, whichever it is built with.
+wheel: tools
+	$(BIN)/python -m build --no-isolation --outdir dist
+
+test-wheel: tools
+	$(BIN)/python -m pytest -m slow python_tests/test_wheels.py
 
 syntax: tools
 	for standard in 17 20; do for file in $(STABLE_FILES); do \

@@ -10,16 +10,20 @@ only when it is not.
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import shutil
 import site
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import TypeAlias
 
 import setuptools
 from setuptools import build_meta
-from setuptools.build_meta import build_sdist, get_requires_for_build_sdist
+from setuptools.build_meta import get_requires_for_build_sdist
 
 __all__ = [
     "build_editable",
@@ -90,6 +94,25 @@ def check_setuptools() -> None:
         )
 
 
+@contextmanager
+def writable_source() -> Iterator[None]:
+    """Stand in a copy of the source tree where it cannot be written to, as setuptools does."""
+    source = os.getcwd()
+    if os.access(source, os.W_OK):
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = os.path.join(folder, "source")
+        shutil.copytree(source, copy, ignore=shutil.ignore_patterns(".git", ".venv*", "build"))
+        for path, _, _ in os.walk(copy):
+            os.chmod(path, 0o755)
+        os.chdir(copy)
+        try:
+            yield
+        finally:
+            os.chdir(source)
+
+
 def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
     """Return torch where the target environment has none to build against."""
     return [] if find_torch() else [TORCH_REQUIREMENT]
@@ -105,7 +128,14 @@ def prepare_metadata_for_build_wheel(
 ) -> str:
     """Write the metadata; nothing is compiled."""
     check_setuptools()
-    return build_meta.prepare_metadata_for_build_wheel(metadata_directory, config_settings)
+    with writable_source():
+        return build_meta.prepare_metadata_for_build_wheel(metadata_directory, config_settings)
+
+
+def build_sdist(sdist_directory: str, config_settings: Settings = None) -> str:
+    """Pack the source distribution."""
+    with writable_source():
+        return build_meta.build_sdist(sdist_directory, config_settings)
 
 
 def prepare_metadata_for_build_editable(
@@ -124,7 +154,8 @@ def build_wheel(
     """Compile against the torch that find_torch found and pack the wheel."""
     check_setuptools()
     find_torch()
-    return build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
+    with writable_source():
+        return build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
 
 
 def build_editable(

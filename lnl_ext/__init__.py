@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lnl_ext.adversary.bias_adversary import BiasAdversary
     from lnl_ext.adversary.reweighting import independence_weights, logit_adjustment
     from lnl_ext.build import build_info
+    from lnl_ext.estimators.classifier import AdversarialClassifier
     from lnl_ext.functional import fused_bias_loss, fused_linear_bias_loss
     from lnl_ext.gradient_reversal import GradientReversal, grad_reverse
     from lnl_ext.measuring.audit import audit
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from lnl_ext.training.trainer import Trainer
 
 __all__ = [
+    "AdversarialClassifier",
     "AuditReport",
     "BiasAdversary",
     "BiasLoss",
@@ -48,6 +50,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "AdversarialClassifier": "estimators.classifier",
     "AuditReport": "measuring.report",
     "BiasAdversary": "adversary.bias_adversary",
     "BiasLoss": "ops.types",
@@ -64,7 +67,16 @@ _MODULES = {
     "logit_adjustment": "adversary.reweighting",
 }
 _SUBMODULES = {
-    *("adversary", "build", "data", "functional", "gradient_reversal", "measuring", "models"),
+    *(
+        "adversary",
+        "build",
+        "data",
+        "estimators",
+        "functional",
+        "gradient_reversal",
+        "measuring",
+        "models",
+    ),
     *("ops", "reference", "reporting", "schedules", "training"),
 }
 

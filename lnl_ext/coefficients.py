@@ -107,6 +107,14 @@ class ScheduledCoefficients(nn.Module):
         """Return the names of the coefficients."""
         return tuple(self._coefficients)
 
+    def final(self, name: str) -> float:
+        """Return a coefficient's value at the end of the training, as it was given."""
+        if name in self._schedules:
+            return evaluate(name, self._schedules[name], 1.0)
+        if name in self._numbers:
+            return self._numbers[name]
+        return float(self.get_buffer(name))
+
     def known_zero(self, name: str) -> bool:
         """Whether the coefficient was given as the number 0, which leaves its term out."""
         return name in self._absent

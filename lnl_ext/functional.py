@@ -156,8 +156,18 @@ def fused_linear_bias_loss(
         paper's mu): head_weight and head_bias get dCE only, the features
         ``-r * dCE - entropy_weight * dH`` (Kim et al., CVPR 2019, eq. 9), and the value stays. So
         one backward pass trains the head and unlearns the bias.
-    ignore_index, label_smoothing, reduction, mask_entropy, heads, return_terms
-        As in `fused_bias_loss`.
+    ignore_index
+        As in `fused_bias_loss`, like all that follow.
+    label_smoothing
+        Between 0 and 1.
+    reduction
+        ``"mean"``, ``"sum"`` or ``"none"``.
+    mask_entropy
+        Leave the ignored rows out of H as well.
+    heads
+        Number of independent heads side by side.
+    return_terms
+        Return a `BiasLoss`.
 
     Returns
     -------

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lnl_ext.coefficients import ScheduledCoefficients
 from lnl_ext.ops.arguments import Coefficient
-from lnl_ext.ops.checks import check_coefficient
+from lnl_ext.ops.checks import check_coefficient, check_has_shape
 from lnl_ext.schedules import Schedule
 
 
@@ -69,21 +69,24 @@ def grad_reverse(x: Tensor, scale: Coefficient = 1.0) -> Tensor:
     Returns
     -------
     Tensor
-        The values of `x`. Second derivatives, ``torch.func`` transforms and ``torch.compile`` are
-        supported.
+        A copy of `x`, which a layer that works in place may follow. Second derivatives,
+        ``torch.func`` transforms and ``torch.compile`` are supported.
 
     Raises
     ------
     TypeError, ValueError
-        `x` is not a floating-point tensor, or `scale` is negative, not finite, not 0-dim or
-        requires grad.
+        `x` is not a floating-point tensor or nested and not jagged, or `scale` is negative, not
+        finite, not 0-dim or requires grad.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"x: expected a Tensor, got {type(x).__name__}")
     if not (x.is_floating_point() or x.is_complex()):
         raise TypeError(f"x has dtype {x.dtype}, which has no gradient to reverse")
+    check_has_shape("x", x)
     check_coefficient("scale", scale, x.device)
-    return scale_gradient(x, -scale)
+    # A copy: autograd refuses to write into a view that a Function made, and what is written must
+    # not reach those who use x itself.
+    return scale_gradient(x, -scale).clone()
 
 
 class GradientReversal(ScheduledCoefficients):

@@ -33,8 +33,10 @@ class Linear:
         The value from `finish` on.
     start
         The value until `begin`.
-    begin, finish
-        Where the line begins and ends, ``0 <= begin < finish <= 1``.
+    begin
+        Where the line begins, at least 0.
+    finish
+        Where it ends, above `begin` and at most 1.
     """
 
     end: float = 1.0

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from nested import nested
 from torch.utils.checkpoint import checkpoint
 
 from lnl_ext import GradientReversal, grad_reverse
@@ -90,12 +91,6 @@ def test_what_has_no_gradient_is_refused():
         grad_reverse(1.0)
 
 
-def test_writing_in_place_behind_the_layer_is_an_error_and_not_a_wrong_gradient():
-    x = torch.randn(3, requires_grad=True)
-    with pytest.raises(RuntimeError, match=r"modified in-?place|being modified inplace"):
-        torch.relu_(grad_reverse(x * 1.0))
-
-
 def test_the_module_takes_schedules_and_a_later_progress_changes_no_earlier_forward():
     layer = GradientReversal(Linear(1.0))
     layer.set_progress(0.25)
@@ -121,6 +116,11 @@ def test_one_graph_for_every_scale_of_the_module():
             torch.testing.assert_close(x.grad, torch.full((3,), -t))
 
 
+@pytest.mark.xfail(
+    torch.__version__.startswith("2.11."),
+    reason="torch 2.11 compiles an autograd Function again for every number",
+    strict=True,
+)
 def test_the_function_compiles_with_numbers_that_change():
     torch._dynamo.reset()
     compiled = torch.compile(grad_reverse, fullgraph=True, backend="aot_eager")
@@ -138,3 +138,35 @@ def test_a_checkpoint_around_the_layer():
     x = torch.randn(4, requires_grad=True)
     checkpoint(lambda x: layer(x).sin(), x, use_reentrant=False).sum().backward()
     torch.testing.assert_close(x.grad, -0.3 * x.detach().cos())
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [torch.nn.ReLU(inplace=True), torch.nn.Dropout(0.5, inplace=True), torch.nn.SiLU(inplace=True)],
+    ids=str,
+)
+@pytest.mark.parametrize("needs_gradient", [True, False])
+def test_a_layer_in_place_may_follow_and_does_not_reach_the_others(layer, needs_gradient):
+    features = torch.randn(4, 3)
+    x = features.clone().requires_grad_(needs_gradient)
+    head = torch.nn.Sequential(GradientReversal(0.5), layer)
+    torch.manual_seed(0)
+    result = head(x)
+    assert torch.equal(x, features)
+    torch.manual_seed(0)
+    plain = features.clone().requires_grad_()
+    expected = layer(plain.clone())
+    assert torch.equal(result, expected)
+    if needs_gradient:
+        result.sum().backward()
+        expected.sum().backward()
+        assert torch.equal(x.grad, -0.5 * plain.grad)
+
+
+def test_nested_tensors():
+    rows = torch.randn(4, 3)
+    x = nested(rows, torch.jagged).requires_grad_()
+    grad_reverse(x, 0.5).values().sum().backward()
+    assert torch.equal(x.grad.values(), torch.full((4, 3), -0.5))
+    with pytest.raises(TypeError, match=r"x is a nested tensor of layout torch.strided, expected"):
+        grad_reverse(nested(rows, torch.strided))

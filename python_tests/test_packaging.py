@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -351,6 +353,37 @@ class TestToolkit:
         assert ("LNL_CUDA_ARCH_LIST", codes) in plan.macros(extension.MODULE)
         for words in ("CUDA 13.0", codes.replace(",", " "), "LNL_EXT_CUDA=0"):
             assert words in plan.announcement
+
+
+def test_what_is_built_is_said_on_the_terminal_though_pip_shows_no_output(tmp_path: Path) -> None:
+    code = "from build_support.extension import announce; announce('for CPUs only')"
+    child, terminal = pty.fork()
+    if child == 0:
+        with (tmp_path / "captured").open("w") as captured:
+            run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=captured)
+        os._exit(run.returncode)
+    with contextlib.closing(os.fdopen(terminal, "rb", buffering=0)) as stream:
+        shown = stream.read(100)
+        assert os.waitpid(child, 0)[1] == 0
+    assert shown == b"for CPUs only\r\n"
+    assert (tmp_path / "captured").read_text() == "for CPUs only\n"
+
+
+def test_source_that_cannot_be_written_to_is_copied(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "csrc" / "a.cpp").write_text("int a;")
+    (tmp_path / ".git").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with backend.writable_source():
+        assert Path.cwd() == tmp_path
+    monkeypatch.setattr(backend.os, "access", lambda path, mode: False)
+    with backend.writable_source():
+        assert Path.cwd() != tmp_path
+        assert (Path.cwd() / "csrc" / "a.cpp").read_text() == "int a;"
+        assert not Path(".git").exists()
+    assert Path.cwd() == tmp_path
 
 
 def test_module_without_cuda_runs_on_every_processor(monkeypatch: pytest.MonkeyPatch) -> None:

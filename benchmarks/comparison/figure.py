@@ -10,7 +10,7 @@ from comparison.protocol import WAYS
 from comparison.table import Line, Row, rows
 
 PANELS = {"worst_group": "worst-group accuracy", "accuracy": "accuracy"}
-_MARKERS = "osD^v<>PXp*h"
+_MARKERS = "osD^v<>PXp*h8d"
 _COLORS = {"lnl": "black", "lnl_adjusted": "crimson"}  # what is compared with the others
 
 

@@ -42,6 +42,8 @@ def train(data: Data, way: str, seed: int, *, progress: bool = True) -> Trained:
     """Train one way from new weights."""
     if way == "erasure":
         return _erased(data, seed, progress)
+    if way == "estimator":
+        return _estimator(data, seed)
     if way == "fairlearn":
         return _fairlearn(data, seed)
     return train_by_trainer(data, way, seed, progress)
@@ -127,6 +129,20 @@ def _erased(data: Data, seed: int, progress: bool) -> Trained:
     classifier = refitted(erasure(features), data.train.labels, weight)
     seconds = learned.seconds + time.monotonic() - began
     return Trained(nn.Sequential(learned.features, erasure), classifier, learned.steps, seconds)
+
+
+def _estimator(data: Data, seed: int) -> Trained:
+    """Train `AdversarialClassifier` with its own strength, for as many steps as the other ways."""
+    from lnl_ext import AdversarialClassifier
+
+    length, part = DATA_SETS[data.name], data.train
+    model = AdversarialClassifier(
+        epochs=length.epochs, batch_size=length.batch_size, random_state=seed
+    )
+    model.fit(part.inputs.numpy(), part.labels.numpy(), bias=part.bias.numpy())
+    features, classifier = model.network_
+    last = model.history_[-1]
+    return Trained(features, classifier, last["step"], last["seconds"])
 
 
 def _fairlearn(data: Data, seed: int) -> Trained:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lnl_ext.adversary.linear_head import LinearHead, is_first_layer, steps, take_apart
 from lnl_ext.adversary.loss_gradients import Operands, Wanted
+from lnl_ext.adversary.refusals import check_classes, check_probabilities, misfit
 from lnl_ext.adversary.reweighting import check_sample_weight, weigh_samples
 from lnl_ext.adversary.two_gradients import Boundary, adversary_loss, enter_head, enter_layer
 from lnl_ext.coefficients import ScheduledCoefficients
@@ -17,6 +18,7 @@ from lnl_ext.gradient_reversal import scale_gradient
 from lnl_ext.ops.arguments import Coefficient, LossArguments
 from lnl_ext.ops.checks import (
     check_denominators,
+    check_has_shape,
     check_logits,
     check_options,
     check_target,
@@ -33,11 +35,9 @@ class BiasAdversary(ScheduledCoefficients):
     The value is ``CE - entropy_weight * H + confusion_weight * CE(uniform, p)`` of the head's
     prediction p of the bias. The backward pass gives (Kim et al., CVPR 2019, eq. 9):
 
-    ========================  ==========================================================
-    the head                  dCE, unscaled: the head learns to predict the bias
-    the features              ``-reversal * dCE - entropy_weight * dH``
-                              ``+ confusion_weight * dCE(uniform, p)``
-    ========================  ==========================================================
+    * the head: dCE, unscaled, so that it learns to predict the bias;
+    * the features: ``-reversal * dCE - entropy_weight * dH`` plus
+      ``confusion_weight * dCE(uniform, p)``.
 
     The head runs forward once. The head's gradient goes to everything that its logits depend on
     beside the features: its parameters, weights that another module owns, a second input of a
@@ -62,8 +62,12 @@ class BiasAdversary(ScheduledCoefficients):
         Number of independent heads side by side in the logits; CE and H are summed over them.
     weight
         Class weights ``(C,)`` of CE, or None.
-    ignore_index, label_smoothing, reduction
+    ignore_index
         As in `torch.nn.functional.cross_entropy`.
+    label_smoothing
+        Likewise.
+    reduction
+        Likewise: ``"mean"``, ``"sum"`` or ``"none"``.
     mask_entropy
         Whether H leaves out the sites whose target is `ignore_index`.
     return_terms
@@ -193,8 +197,11 @@ class BiasAdversary(ScheduledCoefficients):
         Raises
         ------
         TypeError, ValueError
-            The head's output or the target has the wrong type, dtype or shape, or a class is out
-            of range.
+            The head's output or the target has the wrong type, dtype or shape, the head has a
+            single class or does not take the features, or probabilities on the CPU are negative or
+            do not sum to 1 within 1e-3.
+        IndexError
+            A class is out of range (CPU).
         RuntimeError
             The features are on another device than the head, or a ``torch.func`` transform is
             active.
@@ -221,10 +228,14 @@ class BiasAdversary(ScheduledCoefficients):
         sample_weight: Tensor | None,
     ) -> BiasLoss:
         self._check_features(features)
-        first, linear, boundary = self._run_head(features)
+        run = self._run_head if torch.compiler.is_compiling() else self._run_head_or_say_why_not
+        first, linear, boundary = run(features)
         logits = first if linear is None else linear.logits_stand_in(first)
         check_logits(logits, self.heads, "the head's output")
+        check_classes(logits, self.heads, "the head's output", "A bias of two values has two")
         check_target(target, logits, self.heads, self.ignore_index, "the head's output")
+        if target.is_floating_point():
+            check_probabilities(target, self.heads)
         check_weight(self.weight, logits, self.heads)
         reduction = self.reduction
         if sample_weight is not None:
@@ -270,6 +281,16 @@ class BiasAdversary(ScheduledCoefficients):
     # Autograd is called by hand in the backward, which torch.compile cannot trace.
     _loss_outside_of_graphs = torch.compiler.disable(_loss)  # type: ignore[no-untyped-call]
 
+    def _run_head_or_say_why_not(
+        self, features: Tensor
+    ) -> tuple[Tensor, LinearHead | None, Boundary | None]:
+        try:
+            return self._run_head(features)
+        except (RuntimeError, ValueError) as error:
+            if told := misfit(steps(self.head), features):
+                raise ValueError(told) from error
+            raise
+
     def _run_head(self, features: Tensor) -> tuple[Tensor, LinearHead | None, Boundary | None]:
         """Run the head to its logits, or to the input of a last layer that is one with the loss.
 
@@ -307,6 +328,7 @@ class BiasAdversary(ScheduledCoefficients):
     def _check_features(self, features: Tensor) -> None:
         if not isinstance(features, Tensor):
             raise TypeError(f"features: expected a Tensor, got {type(features).__name__}")
+        check_has_shape("features", features)
         if torch._C._are_functorch_transforms_active():
             raise RuntimeError(
                 "BiasAdversary does not work under torch.func transforms (grad, vmap, jvp, ...): "

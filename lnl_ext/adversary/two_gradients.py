@@ -84,8 +84,8 @@ def adversary_loss(
     """
     if boundary is None:
         return BiasLoss(*_Loss.apply(None, wanted, *operands, *arguments))
-    walk = (get_gradient_edge(operands.first), boundary)
-    return BiasLoss(*_LossOfTwo.apply(walk, wanted, *operands, *arguments))
+    ends = (get_gradient_edge(operands.first), boundary)
+    return BiasLoss(*_LossOfTwo.apply(ends, wanted, *operands, *arguments))
 
 
 class _Boundary(torch.autograd.Function):
@@ -158,11 +158,11 @@ def _taken(ctx: Any, gradient: Tensor) -> Tensor:
 _OPERANDS = len(Operands._fields)
 
 
-def _forward(ctx: Any, walk: Any, wanted: Wanted, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(ctx: Any, ends: Any, wanted: Wanted, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
     operands, arguments = Operands(*given[:_OPERANDS]), LossArguments(*given[_OPERANDS:])
     values = loss_values(operands, arguments, wanted)
     ctx.mark_non_differentiable(values.cross_entropy, values.entropy)
-    ctx.walk = walk
+    ctx.ends = ends
     # Not saved: where the gradients are made already, a write to the layer does no harm.
     ctx.layer = operands[1:]
     ctx.early = values.gradients is not None
@@ -221,7 +221,7 @@ def _backward_of_two(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     twice = torch.is_grad_enabled()
     with torch.no_grad():
         first, gradients = _gradients(ctx, grads[0])
-    edge, boundary = ctx.walk
+    edge, boundary = ctx.ends
     # Not where the features' gradient is not asked for, or the head does not use the features.
     if torch._C._will_engine_execute_node(boundary.edge.node):
         (found,) = torch.autograd.grad(

@@ -10,7 +10,7 @@ import shlex
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ else:
 __all__ = ["add_arguments", "build", "command_line", "option", "read_toml", "write_toml"]
 
 _Options = TypeVar("_Options")
+_NUMBERS = {int: "N", float: "X"}
 
 
 def option(
@@ -81,17 +82,48 @@ def _kinds(options: type[Any]) -> dict[str, type[Any]]:
     return kinds
 
 
-def add_arguments(parser: argparse.ArgumentParser, options: type[Any]) -> None:
-    """Add a flag for every field of a dataclass; those not given leave no trace."""
+def add_arguments(
+    parser: argparse.ArgumentParser,
+    options: type[Any],
+    groups: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """Add a flag for every field of a dataclass; those not given leave no trace.
+
+    Parameters
+    ----------
+    parser
+        What to add them to.
+    options
+        The dataclass.
+    groups
+        Titles of the help, and the fields below each. A title without a field of the dataclass is
+        left out; a field without a title stands first.
+    """
     kinds = _kinds(options)
-    for field in dataclasses.fields(options):
+    fields = {field.name: field for field in dataclasses.fields(options)}
+    places: dict[str, argparse._ActionsContainer] = dict.fromkeys(fields, parser)
+    order = dict.fromkeys(fields)
+    for title, names in (groups or {}).items():
+        found = [name for name in names if name in fields and not _positional(fields[name])]
+        if found:
+            places |= dict.fromkeys(found, parser.add_argument_group(title))
+            for name in found:  # in the order of the group
+                order[name] = order.pop(name)
+    for name in order:
+        field = fields[name]
         meta, kind = field.metadata, kinds[field.name]
         text = meta["description"].replace("%", "%%")
         if field.default not in (None, (), False):
             text += f" (default: {field.default})"
         if meta["positional"]:
-            # Not SUPPRESS, which argparse would hand to the type as a text.
-            parser.add_argument(field.name, nargs="?", type=_type(kind), help=text)
+            if kind is tuple:
+                of = _type(typing.get_args(typing.get_type_hints(options)[field.name])[0])
+                parser.add_argument(
+                    field.name, nargs="+", type=of, metavar=meta["metavar"], help=text
+                )
+            else:
+                # Not SUPPRESS, which argparse would hand to the type as a text.
+                parser.add_argument(field.name, nargs="?", type=_type(kind), help=text)
             continue
         extra: dict[str, Any] = {}
         if kind is bool:
@@ -99,11 +131,17 @@ def add_arguments(parser: argparse.ArgumentParser, options: type[Any]) -> None:
         elif kind is tuple:
             extra |= {"action": "append", "metavar": meta["metavar"]}
         else:
-            extra |= {"type": _type(kind), "metavar": meta["metavar"]}
+            extra |= {"type": _type(kind), "metavar": meta["metavar"] or _NUMBERS.get(kind)}
             if meta["choices"]:
                 extra["choices"] = meta["choices"]
         flag = "--" + field.name.replace("_", "-")
-        parser.add_argument(flag, dest=field.name, default=argparse.SUPPRESS, help=text, **extra)
+        place = places[field.name]
+        place.add_argument(flag, dest=field.name, default=argparse.SUPPRESS, help=text, **extra)
+
+
+def _positional(field: dataclasses.Field[Any]) -> bool:
+    positional: bool = field.metadata["positional"]
+    return positional
 
 
 def _type(kind: type[Any]) -> Callable[[str], Any]:

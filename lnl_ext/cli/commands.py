@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lnl_ext.cli.compare import compare
+from lnl_ext.cli.export import export
 from lnl_ext.cli.interruption import Interrupted, LostWorkerError, naming_lost_workers
 from lnl_ext.cli.training import train
 from lnl_ext.cli.using import evaluate, predict, probe
@@ -27,7 +29,14 @@ from lnl_ext.training.distributed import (
 
 __all__ = ["run"]
 
-_COMMANDS = {"train": train, "evaluate": evaluate, "probe": probe, "predict": predict}
+_COMMANDS = {
+    "train": train,
+    "compare": compare,
+    "evaluate": evaluate,
+    "probe": probe,
+    "predict": predict,
+    "export": export,
+}
 _USER_ERRORS = (
     UserError,
     CheckpointError,

@@ -110,7 +110,7 @@ def _interval(found: Mapping[str, float], figure: str) -> str:
     return f"{found[figure]:.3f} ({found[f'{figure}_low']:.3f} to {found[f'{figure}_high']:.3f})"
 
 
-def leaks(before: Figures, after: Figures, before_step: int) -> list[Leak]:
+def leaks(before: Figures, after: Figures) -> list[Leak]:
     """Return the same for the page of a run."""
     return [
         Leak(
@@ -118,7 +118,6 @@ def leaks(before: Figures, after: Figures, before_step: int) -> list[Leak]:
             accuracy=found["accuracy"],
             majority=found["majority"],
             before=before[name]["accuracy"] if name in before else None,
-            before_step=before_step,
             label_only=found["label_only"],
             information=found["information"],
             information_interval=(found["information_low"], found["information_high"]),

@@ -14,7 +14,10 @@ from lnl_ext.training.recipe import LNL
 __all__ = [
     "ADJUSTMENT",
     "GROUP",
+    "GROUPS",
+    "CompareOptions",
     "EvaluateOptions",
+    "ExportOptions",
     "ModelOptions",
     "PredictOptions",
     "ProbeOptions",
@@ -51,7 +54,7 @@ class DataOptions:
     )
     batch_size: int = option(64, "images per step, of all processes together", minimum=2)
     workers: int = option(2, "processes that decode images; 0: none", minimum=0)
-    device: str = option("auto", "auto (a GPU where there is one), cpu, cuda, cuda:1 ...")
+    device: str = option("auto", "auto (a CUDA GPU where there is one), cpu, cuda, cuda:1 ..., mps")
     threads: int | None = option(
         None,
         "CPU threads; by default torch's choice. A run keeps the number, because another one "
@@ -75,11 +78,13 @@ class DataOptions:
             try:
                 device = torch.device(self.device)
             except RuntimeError:
+                device = None
+            if device is None or device.type not in ("cpu", "cuda", "mps"):
                 raise UserError(
-                    f"device is {self.device!r}, expected auto, cpu, cuda or cuda:N"
-                ) from None
-            if device.type not in ("cpu", "cuda"):
-                raise UserError(f"device is {self.device!r}, expected auto, cpu, cuda or cuda:N")
+                    f"device is {self.device!r}, expected auto, cpu, cuda, cuda:N or mps"
+                )
+            if device.type == "mps" and not torch.backends.mps.is_available():
+                raise UserError("device is 'mps', which this machine or this torch does not have")
             if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
                 raise UserError(
                     f"device is {self.device!r}, but torch sees {torch.cuda.device_count()} GPUs"
@@ -98,9 +103,14 @@ class TrainOptions(DataOptions):
         False, "continue from the last checkpoint in --output, if there is one", saved=False
     )
     split_column: str | None = option(
-        None, "column that says train, validation or test (not used)", metavar="NAME"
+        None, "column that says train, validation or test; test images are left out", metavar="NAME"
     )
     validation: float = option(0.2, "share held out, if there is no split column", above=0)
+    balance_validation: bool = option(
+        False,
+        "hold out as many images of every group of label and bias, of rare groups half, instead of "
+        "an equal share",
+    )
     arch: str = option(
         "resnet18",
         "classification model of torchvision, or small (five convolutions)",
@@ -127,7 +137,7 @@ class TrainOptions(DataOptions):
     )
     balance: bool | None = option(
         None,
-        "draw batches in which all combinations of label and bias are as frequent; by default for "
+        "draw batches in which all groups of label and bias are as frequent; by default for "
         "resample, groupdro and the methods with bias heads",
     )
     feature_width: int | None = option(
@@ -177,6 +187,24 @@ class TrainOptions(DataOptions):
     learning_rate: float = option(1e-3, "of the network (AdamW, cosine decay)", above=0)
     head_learning_rate: float = option(LNL.head_learning_rate, "of the bias heads (Adam)", above=0)
     weight_decay: float = option(0.01, "of the network", minimum=0)
+    class_weights: str = option(
+        "none",
+        "balanced: the label loss weighs images as if labels were equally frequent",
+        choices=("none", "balanced"),
+    )
+    keep: str = option(
+        "both",
+        "weights to keep: of the last epoch (model.pt), of the epoch with the best worst group of "
+        "the validation images (model.pt), or both (model.pt and best.pt)",
+        choices=("best", "last", "both"),
+    )
+    patience: int | None = option(
+        None,
+        "end the training after so many epochs without a better worst group of the validation "
+        "images",
+        minimum=1,
+        metavar="EPOCHS",
+    )
     seed: int = option(
         0, "of the split, the weights and the order", minimum=0, maximum=_LARGEST_SEED
     )
@@ -248,6 +276,11 @@ class ModelOptions(DataOptions):
         "torch.export (.pt2)",
         metavar="FILE",
     )
+    use: str = option(
+        "model",
+        "which weights of a run: model.pt, or best.pt (see lnl train --keep)",
+        choices=("model", "best"),
+    )
     image_size: int | None = option(
         None,
         "side in pixels to which images are scaled and cut; that of the run, else 224",
@@ -298,3 +331,59 @@ class PredictOptions(ModelOptions):
         None, "labels in the order of the model's outputs, as in cat,dog (with --weights)"
     )
     output: Path | None = option(None, "CSV file for the predictions", metavar="FILE")
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareOptions:
+    """Finished runs, and how to show them."""
+
+    runs: tuple[Path, ...] = option(
+        (),
+        "folders of runs of lnl train: several methods, several seeds",
+        positional=True,
+        metavar="RUN",
+    )
+    format: str = option(
+        "text", "how to write the comparison", choices=("text", "json", "markdown", "html")
+    )
+    output: Path | None = option(None, "file for it, instead of the terminal", metavar="FILE")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """A run, and the file to make of it."""
+
+    run: Path | None = option(None, "folder of a run of lnl train", positional=True)
+    format: str = option(
+        "safetensors",
+        "safetensors (weights), pt2 (a program of torch.export), onnx (needs onnx and onnxscript)",
+        choices=("safetensors", "pt2", "onnx"),
+    )
+    output: Path | None = option(
+        None, "file to write; by default model.FORMAT in the folder of the run", metavar="FILE"
+    )
+    use: str = option(
+        "model",
+        "which weights of the run: model.pt, or best.pt (see lnl train --keep)",
+        choices=("model", "best"),
+    )
+
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "data": (
+        *("csv", "images", "image_column", "label_column", "bias_column"),
+        *("split_column", "validation", "balance_validation", "classes"),
+    ),
+    "model": ("arch", "weights", "use", "feature_layer", "feature_width", "image_size", "augment"),
+    "method": (
+        *("method", "reversal", "entropy_weight", "confusion_weight", "warm_up", "rise"),
+        *("head_steps", "head_learning_rate", "balance", "logit_adjustment", "class_weights"),
+        "update",
+    ),
+    "training": (*("epochs", "batch_size", "learning_rate", "weight_decay", "patience", "seed"),),
+    "machine": ("device", "threads", "workers", "amp", "compile"),
+    "run and results": (
+        *("output", "format", "json", "config", "keep", "checkpoint_every", "resume"),
+    ),
+}
+"""How the help sorts the options of all commands."""

@@ -15,7 +15,7 @@ from lnl_ext.cli.options import ADJUSTMENT, GROUP, TrainOptions
 from lnl_ext.cli.run_folder import split_text
 from lnl_ext.cli.samples import Samples, bias_classes, counts, encoded, read_samples
 from lnl_ext.data.images import Sample, evaluation_transform, training_transform
-from lnl_ext.data.split import stratified_split
+from lnl_ext.data.split import balanced_split, stratified_split
 from lnl_ext.data.table import BiasColumn, class_names
 from lnl_ext.errors import UserError
 from lnl_ext.files import check_names
@@ -116,7 +116,8 @@ def _split(samples: Samples, options: TrainOptions) -> tuple[Samples, Samples, l
         parts = [table.split[row] for row in samples.rows]
     else:
         assert table.labels is not None
-        _, held = stratified_split(
+        split = balanced_split if options.balance_validation else stratified_split
+        _, held = split(
             [table.labels[row] for row in samples.rows],
             [[values[row] for row in samples.rows] for values in table.bias.values()],
             options.validation,

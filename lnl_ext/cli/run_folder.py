@@ -11,20 +11,24 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lnl_ext.cli.samples import Samples
+from lnl_ext.data.association import Association
 from lnl_ext.data.images import IMAGENET_MEAN, IMAGENET_STD
 from lnl_ext.errors import UserError
 from lnl_ext.files import write_whole
 from lnl_ext.models.backbones import build_network, narrow_output
+from lnl_ext.ops.types import IGNORE_INDEX
 from lnl_ext.reporting import PAGE
 from lnl_ext.training.trainer import CHECKPOINT
 
-__all__ = ["CONFIG", "MODEL", "ModelCard", "check_output", "split_text"]
+__all__ = ["BEST", "CONFIG", "MODEL", "ModelCard", "check_output", "split_text"]
 
 CONFIG = "config.toml"
 MODEL = "model.pt"
+BEST = "best.pt"
 CARD = "model.json"
 REPORT = "report.json"
 SPLIT = "split.csv"
@@ -55,6 +59,8 @@ class ModelCard:
     mean: list[float] = dataclasses.field(default_factory=lambda: list(IMAGENET_MEAN))
     """Of red, green and blue: an input is (value in [0, 1] - mean) / std."""
     std: list[float] = dataclasses.field(default_factory=lambda: list(IMAGENET_STD))
+    keep: str = dataclasses.field(default_factory=lambda: "last")
+    """Which weights ``model.pt`` has: those of the best epoch for ``"best"``, else of the last."""
 
     def network(self) -> nn.Module:
         """Make the network, with new weights."""
@@ -117,7 +123,22 @@ def _is(value: Any, hint: Any) -> bool:
 
 def run_files(folder: Path) -> list[Path]:
     """Return the files of a run, there or not."""
-    return [folder / name for name in (CONFIG, CARD, SPLIT, MODEL, REPORT, PAGE, CHECKPOINT)]
+    return [folder / name for name in (CONFIG, CARD, SPLIT, MODEL, BEST, REPORT, PAGE, CHECKPOINT)]
+
+
+def weights_of(folder: Path, card: ModelCard, use: str) -> Path:
+    """Return the file of the weights that ``--use`` names.
+
+    Raises
+    ------
+    UserError
+        The run did not keep them.
+    """
+    if use == "model" or card.keep == "best":
+        return folder / MODEL
+    if not (folder / BEST).exists():
+        raise UserError(f"{folder} has no {BEST}: it was trained with --keep {card.keep}")
+    return folder / BEST
 
 
 def check_output(folder: Path, *, resume: bool) -> bool:
@@ -135,8 +156,9 @@ def check_output(folder: Path, *, resume: bool) -> bool:
                 f"{folder} holds a run: --resume continues it, or give another --output"
             )
         return True
-    # What a run writes before its first checkpoint, the configuration last.
-    begun = there <= {CARD, SPLIT} or there == {CARD, SPLIT, CONFIG}
+    # What a run writes before its first checkpoint, in this order: the weights of the first epoch
+    # are the best so far.
+    begun = there <= {CARD, SPLIT} or there - {BEST} == {CARD, SPLIT, CONFIG}
     if there and not (resume and begun):
         raise UserError(
             f"{folder} holds {', '.join(sorted(there))} and no checkpoint: give another --output"
@@ -166,11 +188,43 @@ def trained_on(folder: Path) -> set[Path]:
     UserError
         The folder has no list of them.
     """
+    return {Path(row[IMAGE_COLUMN]) for row in _training_rows(folder, [IMAGE_COLUMN])}
+
+
+def training_associations(folder: Path, card: ModelCard) -> dict[str, Association]:
+    """Return how labels and each bias column went together in the training of a run.
+
+    Raises
+    ------
+    UserError
+        The folder does not say it.
+    """
+    columns = {name: f"bias:{name}" for name in card.bias_classes}
+    rows = _training_rows(folder, [LABEL_COLUMN, *columns.values()])
+
+    def numbers(column: str, names: list[str]) -> Tensor:
+        number = {name: at for at, name in enumerate(names)} | {"": IGNORE_INDEX}
+        try:
+            return torch.tensor([number[row[column]] for row in rows], dtype=torch.long)
+        except KeyError as error:
+            raise UserError(
+                f"{folder / SPLIT} is damaged: column {column!r} has {error}, which {CARD} lacks"
+            ) from None
+
+    labels = numbers(LABEL_COLUMN, card.classes)
+    return {
+        name: Association.of(labels, numbers(columns[name], names), (len(card.classes), len(names)))
+        for name, names in card.bias_classes.items()
+    }
+
+
+def _training_rows(folder: Path, columns: list[str]) -> list[dict[str, str]]:
     try:
         with (folder / SPLIT).open(newline="", encoding="utf-8") as stream:
             rows = list(csv.DictReader(stream))
-        return {Path(row[IMAGE_COLUMN]) for row in rows if row[PART_COLUMN] == "train"}
     except FileNotFoundError:
         raise UserError(f"{folder} is not a run folder: it has no {SPLIT}") from None
-    except KeyError as error:
-        raise UserError(f"{folder / SPLIT} is damaged: it has no column {error}") from None
+    for name in (PART_COLUMN, *columns):
+        if rows and name not in rows[0]:
+            raise UserError(f"{folder / SPLIT} is damaged: it has no column {name!r}")
+    return [row for row in rows if row[PART_COLUMN] == "train"]

@@ -14,12 +14,16 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lnl_ext.cli.arguments import command_line, write_toml
+from lnl_ext.cli.best import BestEpoch, record_of
+from lnl_ext.cli.data_summary import associations, hint, summarize
 from lnl_ext.cli.interruption import Interrupted, StoppableBatches, StopSignals
+from lnl_ext.cli.label_loss import label_loss
 from lnl_ext.cli.leakage import Figures, audits, collect_features, figures, leakage_text
 from lnl_ext.cli.options import ADJUSTMENT, GROUP, TrainOptions
 from lnl_ext.cli.report import Report, write_json
 from lnl_ext.cli.run_data import RunData, label_targets, predicted_by_the_bias, training_batches
 from lnl_ext.cli.run_folder import (
+    BEST,
     CONFIG,
     MODEL,
     REPORT,
@@ -101,17 +105,25 @@ def _trainer(
         parts.classifier,
         adversaries,
         config,
+        task_loss=label_loss(options.class_weights, data.train.labels, len(data.labels), device),
         image_transform=method.image_transform(IMAGENET_MEAN, IMAGENET_STD),
         logit_adjustment=ADJUSTMENT if ADJUSTMENT in targets else None,
         task_weights=task_weights,
     )
 
 
+_POINTS = 100  # of the curves on the page
+
+
 class _Run:
     """Evaluations of a trainer: at the end of epochs, and the whole at the end."""
 
-    def __init__(self, options: TrainOptions, data: RunData, processes: Processes) -> None:
+    def __init__(
+        self, options: TrainOptions, data: RunData, processes: Processes, best: BestEpoch
+    ) -> None:
         self.options, self.data, self.processes = options, data, processes
+        self.best = best
+        self.associations = associations(data.train, data.labels, data.bias)
 
     def predictions(self, trainer: Trainer) -> Predictions:
         model = nn.Sequential(*trainer.inference_modules())
@@ -119,7 +131,10 @@ class _Run:
         return gather_predictions(predict(model, batches))
 
     def report(self, predictions: Predictions) -> Report:
-        return Report.of(predictions, self.data.validation.bias, self.data.bias, self.data.labels)
+        data = self.data
+        return Report.of(
+            predictions, data.validation.bias, data.bias, data.labels, self.associations
+        )
 
     def leakage(self, trainer: Trainer) -> Figures:
         """Audit the features of the validation images: those of images trained on say less."""
@@ -133,10 +148,8 @@ class _Run:
     def evaluate(self, trainer: Trainer) -> dict[str, float]:
         """Evaluate an epoch; at the end of the last one before unlearning the leakage as well."""
         report = self.report(self.predictions(trainer))
-        record = {
-            "validation_accuracy": report.accuracy,
-            "worst_group_accuracy": report.worst,
-        }
+        record = record_of(report)
+        better = self.best.note(trainer, report, is_main=self.processes.is_main)
         assert trainer.steps_per_epoch is not None
         steps = trainer.config.steps(trainer.steps_per_epoch)
         here, later = (
@@ -153,6 +166,7 @@ class _Run:
                 f"epoch {passes:g}/{steps / trainer.steps_per_epoch:g}: "
                 f"validation accuracy {report.accuracy:.3f}"
                 + (f", worst group {report.worst:.3f}" if report.columns else "")
+                + (", the best so far" if better else "")
             )
         return record
 
@@ -211,6 +225,10 @@ def train(flags: Mapping[str, Any], processes: Processes) -> None:
         _prepare(folder, options, data, parts)
     if processes.is_main:
         print(data.describe())
+        if told := hint(options):
+            print(told)
+        if data.bias:
+            print(summarize(data, options), end="\n\n")
         if ADJUSTMENT in targets:
             print(predicted_by_the_bias(data, targets[ADJUSTMENT]))
         shape = feature_shape(parts.features, options.image_size)
@@ -221,7 +239,7 @@ def train(flags: Mapping[str, Any], processes: Processes) -> None:
             + (f"; resuming at step {trainer.step}" if trainer.step else ""),
             flush=True,
         )
-    run = _Run(options, data, processes)
+    run = _Run(options, data, processes, BestEpoch(folder, network, options.keep, options.patience))
     _fit(run, trainer, batches, folder)
     _finish(run, trainer, network, folder, command_line("train", flags))
 
@@ -245,7 +263,9 @@ def _fit(run: _Run, trainer: Trainer, batches: DataLoader[Sample], folder: Path)
                 output=folder,
                 evaluate=run.evaluate,
                 checkpoint_every=run.options.checkpoint_every,
+                log_every=max(1, round(len(batches) * run.options.epochs) // _POINTS),
                 progress=run.processes.is_main,
+                stop=run.best.stop,
             )
         except Interrupted as stop:
             if not alone:
@@ -278,20 +298,39 @@ def _prepare(
         label_column=options.label_column,
         bias_columns=list(options.bias_column),
         bias_classes=data.bias,
+        keep=options.keep,
         feature_width=options.feature_width or 0,
     ).save(folder)
     write_toml(folder / CONFIG, options)  # last: with it there is a run to resume
 
 
 def _finish(run: _Run, trainer: Trainer, network: nn.Module, folder: Path, command: str) -> None:
+    keep, which = run.options.keep, "last epoch"
+    if keep == "best":
+        run.best.load()
+        which = f"best epoch ({run.best.epoch(trainer)} of {len(trainer.history)})"
     predictions = run.predictions(trainer)
     report = run.report(predictions)
     before, after = run.before(trainer), run.leakage(trainer)
+    if run.processes.is_main:
+        save_weights(folder / MODEL, network)
+        if keep == "best":
+            (folder / BEST).unlink(missing_ok=True)
+    best: dict[str, Any] = {}
+    if keep == "both":
+        run.best.load()
+        chosen = run.report(run.predictions(trainer))
+        best = {"best": {"epoch": run.best.epoch(trainer), **chosen.to_dict()}}
     if not run.processes.is_main:
         return
-    save_weights(folder / MODEL, network)
     print()
-    print(report.text("validation images, last epoch"))
+    if best:
+        print(
+            f"Best epoch by the worst group ({run.best.epoch(trainer)} of {len(trainer.history)}): "
+            f"accuracy {chosen.accuracy:.3f}, worst group {chosen.worst:.3f}, in {BEST}. The "
+            "validation images chose it: on others it will be lower\n"
+        )
+    print(report.text(f"validation images, {which}"))
     if after:
         stages = {"before unlearning": before} if before else {}
         print()
@@ -300,17 +339,21 @@ def _finish(run: _Run, trainer: Trainer, network: nn.Module, folder: Path, comma
         folder / REPORT,
         {
             **report.to_dict(),
+            "epoch": run.best.epoch(trainer) if keep == "best" else len(trainer.history),
+            **best,
             "leakage_before": before,
             "leakage_after": after,
             "seconds": trainer.seconds,
         },
     )
-    found = Found(predictions, report, before, after)
+    found = Found(predictions, report, before, after, which)
     told = write_run_page(
         folder / PAGE,
         run_summary(run.options, run.data, trainer, found, command, run.processes),
     )
     if told:
         warnings.warn(told, stacklevel=1)
-    names = ", ".join(name for name in (CONFIG, REPORT, PAGE, SPLIT) if (folder / name).exists())
+    names = ", ".join(
+        name for name in (BEST, CONFIG, REPORT, PAGE, SPLIT) if (folder / name).exists()
+    )
     print(f"\nWrote {folder}: {MODEL} (weights of {run.options.arch}), {names}")

@@ -18,12 +18,13 @@ from lnl_ext.cli.report import Report, write_json
 from lnl_ext.cli.run_folder import (
     IMAGE_COLUMN,
     LABEL_COLUMN,
-    MODEL,
     PART_COLUMN,
     SPLIT,
     ModelCard,
     run_files,
     trained_on,
+    training_associations,
+    weights_of,
 )
 from lnl_ext.cli.samples import (
     Samples,
@@ -33,6 +34,7 @@ from lnl_ext.cli.samples import (
     read_samples,
     tell,
 )
+from lnl_ext.data.csv_rows import CsvRows
 from lnl_ext.data.folder import find_images
 from lnl_ext.data.images import IMAGE_SUFFIXES, IMAGENET_MEAN, IMAGENET_STD
 from lnl_ext.data.table import BiasColumn, Table, class_names, read_table
@@ -66,9 +68,10 @@ class _Model:
     def load(cls, options: ModelOptions) -> _Model:
         if options.run is not None:
             card = ModelCard.load(options.run)
-            network = card.network()
-            state = read_weights(options.run / MODEL)
-            put_weights(network, state, str(options.run / MODEL), new_output=False)
+            # The layout of the training: in another one sums round differently.
+            network = card.network().to(memory_format=torch.channels_last)
+            path = weights_of(options.run, card, options.use)
+            put_weights(network, read_weights(path), str(path), new_output=False)
             size = options.image_size or card.image_size
             return cls(network, str(options.run), size, options.batch_size, card.grey, card)
         assert options.weights is not None
@@ -219,7 +222,10 @@ def evaluate(flags: Mapping[str, Any], processes: Processes) -> None:
             f"{model.source} has {outputs} outputs and the data {len(labels)} labels "
             f"({', '.join(labels)}): name them in the order of the outputs with --classes"
         )
-    report = Report.of(predictions, samples.bias, bias, labels)
+    trained = {}
+    if options.run is not None and model.card is not None:
+        trained = training_associations(options.run, model.card)
+    report = Report.of(predictions, samples.bias, bias, labels, trained)
     what = "images" if options.csv or options.images else "validation images of the run"
     print(report.text(what))
     if options.json is not None:
@@ -318,7 +324,10 @@ def predict(flags: Mapping[str, Any], processes: Processes) -> None:
         raise UserError(
             f"--classes has {len(classes)} names, the model {probabilities.shape[1]} outputs"
         )
-    _write_predictions(options.output, samples, classes, probabilities)
+    carried = {}
+    if options.csv is not None:
+        carried = _carried(options.csv, [samples.table.lines[row] for row in samples.rows])
+    _write_predictions(options.output, samples, classes, probabilities, carried)
     print(f"Wrote {len(samples)} predictions to {options.output}")
 
 
@@ -343,16 +352,38 @@ def _unlabelled(options: PredictOptions) -> Table:
 
 
 def _write_predictions(
-    path: Path, samples: Samples, classes: Sequence[str], probabilities: Tensor
+    path: Path,
+    samples: Samples,
+    classes: Sequence[str],
+    probabilities: Tensor,
+    carried: Mapping[str, Sequence[str]],
 ) -> None:
     with (
         replacing(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as stream,
     ):
         writer = csv.writer(stream)
-        writer.writerow(["path", "prediction", *(f"probability:{name}" for name in classes)])
-        for row, values in zip(samples.rows, probabilities.tolist(), strict=True):
+        own = ["path", "prediction", *(f"probability:{name}" for name in classes)]
+        others = [f"table:{name}" if name in own else name for name in carried]
+        writer.writerow([*own, *others])
+        for at, (row, values) in enumerate(zip(samples.rows, probabilities.tolist(), strict=True)):
             best = max(range(len(values)), key=values.__getitem__)
             writer.writerow(
-                [samples.table.names[row], classes[best], *(f"{value:.6f}" for value in values)]
+                [
+                    samples.table.names[row],
+                    classes[best],
+                    *(f"{value:.6f}" for value in values),
+                    *(cells[at] for cells in carried.values()),
+                ]
             )
+
+
+def _carried(csv_file: Path, lines: Sequence[int]) -> dict[str, list[str]]:
+    """Return the columns of a table, without that of the paths, at some of its lines."""
+    rows = CsvRows.read(csv_file, None)
+    at = {line: number for number, line in enumerate(rows.lines)}
+    return {
+        name: [cells[at[line]] for line in lines]
+        for name, cells in rows.columns.items()
+        if name != "path"
+    }

@@ -15,7 +15,7 @@ from lnl_ext.data.bias_column import BiasColumn
 from lnl_ext.data.values import is_missing, one_spelling, told
 from lnl_ext.errors import UserError
 
-__all__ = ["CsvRows", "examples"]
+__all__ = ["CsvRows", "columns_of_parts", "examples"]
 
 _SPLITS = {"train": "train"} | dict.fromkeys(("validation", "val", "valid"), "validation")
 _SPLITS["test"] = "test"
@@ -55,8 +55,8 @@ class CsvRows:
     """How cells were read that can be read in more than one way."""
 
     @classmethod
-    def read(cls, path: Path, wanted: Iterable[str], *, exact: bool = False) -> CsvRows:
-        """Read the columns called ``wanted``.
+    def read(cls, path: Path, wanted: Iterable[str] | None, *, exact: bool = False) -> CsvRows:
+        """Read the columns called ``wanted``; None: those whose name occurs once.
 
         A byte order mark (UTF-8 or UTF-16) and a first line ``sep=;``, which spreadsheets write,
         are understood. Without that line the separator is the one of comma, semicolon, tab and bar
@@ -71,7 +71,7 @@ class CsvRows:
         try:
             content = path.read_bytes()
             text = content.decode("utf-16" if content[:2] in _UTF16 else "utf-8-sig")
-            return cls._parse(path, text, list(wanted), exact)
+            return cls._parse(path, text, None if wanted is None else list(wanted), exact)
         except FileNotFoundError:
             raise UserError(f"no CSV file at {path}") from None
         except IsADirectoryError:
@@ -82,17 +82,19 @@ class CsvRows:
             raise UserError(f"{path} is not a CSV file: {error}") from None
 
     @classmethod
-    def _parse(cls, path: Path, text: str, wanted: list[str], exact: bool) -> CsvRows:
+    def _parse(cls, path: Path, text: str, wanted: list[str] | None, exact: bool) -> CsvRows:
         separator, above = ",", 0
         if not exact:
             named = re.match(r'"?sep=([^\r\n])"?[ \t]*(?:\r\n|\r|\n)', text, re.IGNORECASE)
             if named:
                 text, above = text[named.end() :], 1
-            separator = named[1] if named else _separator(text, wanted)
+            separator = named[1] if named else _separator(text, wanted or [])
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
         header = _header(reader)
         if not header:
             raise UserError(f"{path} is empty, expected a header line with the names of columns")
+        if wanted is None:
+            wanted = [name for name in header if header.count(name) == 1]
         for name in wanted:
             if name not in header:
                 raise UserError(
@@ -215,3 +217,19 @@ class CsvRows:
                 f"({examples(gone)}); relative paths start at {root}"
             )
         return paths
+
+
+def columns_of_parts(path: Path) -> list[str]:
+    """Return the columns of a CSV file that say train and another part in every row.
+
+    Raises
+    ------
+    UserError
+        As `CsvRows.read`.
+    """
+    names = []
+    for name, cells in CsvRows.read(path, None).columns.items():
+        words = {cell.lower() for cell in cells}
+        if words <= _SPLITS.keys() and "train" in words and len(words) > 1:
+            names.append(name)
+    return names

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from lnl_ext.errors import UserError
 
-__all__ = ["stratified_split"]
+__all__ = ["balanced_split", "stratified_split"]
 
 
 def stratified_split(
@@ -43,15 +43,10 @@ def stratified_split(
     UserError
         ``fraction`` is not between 0 and 1, or there is no sample for one of the parts.
     """
-    if not 0 < fraction < 1:
-        raise UserError(f"validation is {fraction:g}, expected a fraction between 0 and 1")
+    _check(fraction)
     chance = random.Random(seed)
     draws = [chance.random() for _ in labels]
-    kinds = [
-        # With the type: None is not "None".
-        tuple((type(value).__name__, str(value)) for value in values)
-        for values in zip(labels, *bias, strict=True)
-    ]
+    kinds = _kinds(labels, bias)
     order = sorted(range(len(labels)), key=lambda row: (kinds[row], draws[row]))
     held: set[int] = set()
     due = chance.random()
@@ -79,3 +74,57 @@ def stratified_split(
             f"{len(labels)} samples cannot be split with a validation fraction of {fraction:g}"
         )
     return [row for row in range(len(labels)) if row not in held], sorted(held)
+
+
+def balanced_split(
+    labels: Sequence[object], bias: Sequence[Sequence[object]], fraction: float, seed: int
+) -> tuple[list[int], list[int]]:
+    """Split samples so that the second part has as many of every group of label and bias.
+
+    Of a group that has too few it gets half, at most: the first part is to learn from the rest.
+
+    Parameters
+    ----------
+    labels, bias, fraction, seed
+        As in `stratified_split`; all biases together make the groups. The second part is smaller
+        than the fraction where there are small groups.
+
+    Returns
+    -------
+    tuple of two lists of int
+        Sample numbers of the first and the second part, in rising order.
+
+    Raises
+    ------
+    UserError
+        As `stratified_split`.
+    """
+    _check(fraction)
+    chance = random.Random(seed)
+    groups: dict[tuple[tuple[str, str], ...], list[int]] = defaultdict(list)
+    for row, kind in enumerate(_kinds(labels, bias)):
+        groups[kind].append(row)
+    wanted = max(1, round(fraction * len(labels) / max(1, len(groups))))
+    held: set[int] = set()
+    for kind in sorted(groups):
+        held.update(chance.sample(groups[kind], min(wanted, len(groups[kind]) // 2)))
+    if not held:
+        raise UserError(
+            f"{len(labels)} samples cannot be split: no group of label and bias has two"
+        )
+    return [row for row in range(len(labels)) if row not in held], sorted(held)
+
+
+def _check(fraction: float) -> None:
+    if not 0 < fraction < 1:
+        raise UserError(f"validation is {fraction:g}, expected a fraction between 0 and 1")
+
+
+def _kinds(
+    labels: Sequence[object], bias: Sequence[Sequence[object]]
+) -> list[tuple[tuple[str, str], ...]]:
+    """Return the group of every sample; with the types, as None is not "None"."""
+    return [
+        tuple((type(value).__name__, str(value)) for value in values)
+        for values in zip(labels, *bias, strict=True)
+    ]

@@ -105,13 +105,17 @@ def audit(
         must be able to (``reset_parameters``).
     heads
         Number of bias values per sample or position.
-    validation, test
-        Shares of the samples; the rest is what probes learn from. Or `test` says which samples
-        probes are measured on, shape (N,) bool; then `validation` is a share of the others.
+    validation
+        Share of the samples that end the probes' training.
+    test
+        Share of the samples that probes are measured on; the rest is what they learn from. Or
+        which these are, shape (N,) bool; then `validation` is a share of the others.
     permutations
         Of the permutation tests.
-    resamples, confidence
-        Of the bootstrap intervals over the test samples, and their coverage.
+    resamples
+        Of the bootstrap intervals over the test samples.
+    confidence
+        Coverage of these intervals.
     batch_size
         Of the probes' training, and of a module's forward passes.
     seed
@@ -390,8 +394,8 @@ def _split(labels: Tensor, validation: float, test: Any, seed: int) -> _Split:
 def _divided(rows: Tensor, labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
     try:
         first, second = stratified_split(labels[rows].tolist(), [], share, seed)
-    except UserError as error:
-        raise TooFewSamplesError(str(error)) from error
+    except UserError:  # nothing for one of the two
+        return rows, rows[:0]
     return rows[first], rows[second]
 
 

@@ -29,6 +29,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def as_tensor(name: str, values: Any) -> Tensor:
     """Return a tensor, or a NumPy array as one."""
     if isinstance(values, Tensor):
+        if values.is_nested:
+            raise TypeError(f"{name} is a nested tensor, expected a dense Tensor")
         return values.detach()
     if isinstance(values, np.ndarray):
         # A copy where the array's memory is read-only or not in order.

@@ -8,7 +8,9 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["GroupAccuracy"]
+from lnl_ext.measuring.interval import Interval, proportion_interval
+
+__all__ = ["GroupAccuracy", "demographic_parity_difference"]
 
 Group = tuple[int, int]
 """Label and bias class."""
@@ -27,6 +29,8 @@ class GroupAccuracy:
     aligned, conflicting
         Accuracy on the samples of known bias that agrees, or does not agree, with what the
         training set suggests; None where that was not given or there is no such sample.
+    aligned_samples, conflicting_samples
+        How many these are.
     """
 
     overall: float
@@ -34,6 +38,8 @@ class GroupAccuracy:
     samples: dict[Group, int]
     aligned: float | None = None
     conflicting: float | None = None
+    aligned_samples: int = 0
+    conflicting_samples: int = 0
 
     @classmethod
     def of(
@@ -72,12 +78,15 @@ class GroupAccuracy:
         def mean(rows: Tensor) -> float | None:
             return right[rows].double().mean().item() if rows.any() else None
 
+        sides = [known & False] * 2 if aligned is None else [aligned & known, ~aligned & known]
         return cls(
             overall=right.double().mean().item(),
             accuracy=dict(zip(groups, accuracy.tolist(), strict=True)),
             samples=dict(zip(groups, samples.tolist(), strict=True)),
-            aligned=None if aligned is None else mean(aligned & known),
-            conflicting=None if aligned is None else mean(~aligned & known),
+            aligned=mean(sides[0]),
+            conflicting=mean(sides[1]),
+            aligned_samples=int(sides[0].sum()),
+            conflicting_samples=int(sides[1].sum()),
         )
 
     @property
@@ -91,6 +100,15 @@ class GroupAccuracy:
         return self.accuracy[self.worst_group]
 
     @property
+    def balanced(self) -> float:
+        """The mean accuracy of the groups: that on data with as many samples of each."""
+        return sum(self.accuracy.values()) / len(self.accuracy)
+
+    def interval(self, group: Group) -> Interval:
+        """Return the 95 % interval of a group's accuracy."""
+        return proportion_interval(self.accuracy[group], self.samples[group])
+
+    @property
     def difference(self) -> float:
         """The highest accuracy of a group less the lowest."""
         return max(self.accuracy.values()) - self.worst
@@ -101,3 +119,32 @@ class GroupAccuracy:
         total = sum(self.samples[group] for group in groups)
         right = sum(self.accuracy[group] * self.samples[group] for group in groups)
         return (right / total if total else math.nan), total
+
+
+def demographic_parity_difference(predicted: Tensor, bias: Tensor) -> float:
+    """Return the largest difference between bias classes in how often a class is predicted.
+
+    ``max_c (max_b p(prediction = c | b) - min_b p(prediction = c | b))``: with two classes the
+    demographic-parity gap, as `fairlearn.metrics.demographic_parity_difference`.
+
+    Parameters
+    ----------
+    predicted, bias
+        Shape (N,) integers from 0; a negative bias is unknown, and the sample left out.
+
+    Raises
+    ------
+    ValueError
+        The shapes differ, or no sample has a known bias.
+    """
+    if predicted.shape != bias.shape:
+        raise ValueError(f"bias has shape {tuple(bias.shape)}, expected {tuple(predicted.shape)}")
+    groups = {b for b in bias.tolist() if b >= 0}
+    if not groups:
+        raise ValueError("bias puts no sample in a group (all are negative)")
+    classes = int(predicted.max()) + 1
+    counts = torch.stack(
+        [torch.bincount(predicted[bias == b], minlength=classes).double() for b in groups]
+    )
+    shares = counts / counts.sum(1, keepdim=True)
+    return (shares.max(0).values - shares.min(0).values).max().item()

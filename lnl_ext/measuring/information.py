@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lnl_ext.measuring.interval import Interval
 from lnl_ext.measuring.probe import true_class
-from lnl_ext.measuring.report import Interval
 from lnl_ext.ops.types import IGNORE_INDEX
 
 __all__ = [
@@ -159,7 +160,8 @@ def bootstrap_intervals(
     estimates
         The F statistics of the samples themselves, corrected for their bias where they have one.
     sampling
-        How many times N samples are drawn with replacement, and the coverage.
+        How many times N samples are drawn with replacement, and the coverage. Resamples in which a
+        statistic does not exist (NaN) are left out of its interval.
     """
     from scipy import stats
 
@@ -170,20 +172,23 @@ def bootstrap_intervals(
         found = figures(times).numpy()
         return found if rows.ndim == 2 else found[:, 0]
 
-    found = stats.bootstrap(
-        (np.arange(samples),),
-        of_rows,
-        n_resamples=sampling.resamples,
-        batch=max(1, _AT_ONCE // samples),
-        vectorized=True,
-        method="percentile",
-        rng=np.random.default_rng(sampling.seed),
-    ).bootstrap_distribution
+    with warnings.catch_warnings():
+        # Of its own interval, which is not used.
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        found = stats.bootstrap(
+            (np.arange(samples),),
+            of_rows,
+            n_resamples=sampling.resamples,
+            batch=max(1, _AT_ONCE // samples),
+            vectorized=True,
+            method="percentile",
+            rng=np.random.default_rng(sampling.seed),
+        ).bootstrap_distribution
     tails = [(1 - sampling.confidence) / 2, 0.5, (1 + sampling.confidence) / 2]
     return [
         Interval(min(estimate, estimate + low - middle), max(estimate, estimate + high - middle))
         for estimate, (low, middle, high) in zip(
-            estimates, np.quantile(found, tails, axis=-1).T.tolist(), strict=True
+            estimates, np.nanquantile(found, tails, axis=-1).T.tolist(), strict=True
         )
     ]
 

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
 from lnl_ext.files import finite_or_none
 from lnl_ext.measuring.groups import GroupAccuracy
+from lnl_ext.measuring.interval import Interval
 
 _NAMED = 12  # classes whose numbers are written out
-
-
-class Interval(NamedTuple):
-    """A bootstrap confidence interval."""
-
-    low: float
-    high: float
 
 
 @dataclasses.dataclass(frozen=True)

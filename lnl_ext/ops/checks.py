@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _CPU = torch.device("cpu")
+_INT64 = 2**63
 LOGITS_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -122,10 +123,13 @@ def check_target(
     """
     if not isinstance(target, Tensor):
         raise TypeError(f"target: expected a Tensor, got {type(target).__name__}")
+    _check_not_nested("target", target)
     if target.device != logits.device:
         raise RuntimeError(f"target is on {target.device}, expected {logits.device} as {name}")
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index is {ignore_index!r}, expected an int")
+    if not -_INT64 <= ignore_index < _INT64:
+        raise ValueError(f"ignore_index is {ignore_index}, expected an int of 64 bits")
     if target.is_floating_point():
         _check_probabilities(target, logits, heads, ignore_index, name)
         return
@@ -194,6 +198,7 @@ def check_weight(weight: Tensor | None, logits: Tensor, heads: int) -> None:
         return
     if not isinstance(weight, Tensor):
         raise TypeError(f"weight: expected a Tensor or None, got {type(weight).__name__}")
+    _check_not_nested("weight", weight)
     classes = logits.shape[1] // heads
     if weight.dim() != 1 or weight.shape[0] != classes:
         raise ValueError(
@@ -355,6 +360,7 @@ def _check_label_smoothing(label_smoothing: float) -> None:
 def _check_dense(name: str, value: Tensor) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}")
+    _check_not_nested(name, value)
     if value.layout != torch.strided:
         raise TypeError(f"{name} has layout {value.layout}, expected a dense tensor")
     if value.dtype not in LOGITS_DTYPES:
@@ -363,9 +369,24 @@ def _check_dense(name: str, value: Tensor) -> None:
         )
 
 
+def check_has_shape(name: str, value: Tensor) -> None:
+    """Refuse a nested tensor of the older kind, which has no shape; one that is jagged has."""
+    if value.is_nested and value.layout == torch.strided:
+        raise TypeError(
+            f"{name} is a nested tensor of layout torch.strided, expected torch.jagged or a dense "
+            "tensor"
+        )
+
+
+def _check_not_nested(name: str, value: Tensor) -> None:
+    if value.is_nested:
+        raise TypeError(f"{name} is a nested tensor, expected a dense tensor")
+
+
 def _check_head(name: str, value: Tensor, features: Tensor) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}")
+    _check_not_nested(name, value)
     if value.dtype != features.dtype:
         raise TypeError(f"{name} has dtype {value.dtype}, expected {features.dtype} as features")
     if value.device != features.device:

@@ -108,8 +108,6 @@ def _squares(axes: Any, colors: Sequence[Sequence[float]]) -> None:
 def history_figure(
     histories: Mapping[str, Sequence[Mapping[str, Any]]],
     panels: Mapping[str, Sequence[str]],
-    *,
-    levels: Mapping[str, float] | None = None,
 ) -> Any:
     """Draw what was recorded during training, a panel a subject, a line a run and field.
 
@@ -120,8 +118,6 @@ def history_figure(
     panels
         By title: the fields to draw. A record without a step, without
         a field, or with None, gives no point.
-    levels
-        By title: a height to draw a dotted line at (chance).
 
     Returns
     -------
@@ -147,8 +143,6 @@ def history_figure(
                     if label.startswith("_"):
                         label = f" {label}"  # else matplotlib's legend leaves it out
                     axes.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=4)
-        if levels and title in levels:
-            axes.axhline(levels[title], color="black", linewidth=1, linestyle=":", label="chance")
         axes.set(title=title, xlabel="step")
         axes.xaxis.get_major_locator().set_params(integer=True)
         if len(axes.lines) > 1 or len(histories) > 1:

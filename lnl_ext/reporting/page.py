@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lnl_ext.files import write_whole
+from lnl_ext.measuring.interval import proportion_interval
 from lnl_ext.reporting.figures import png
 
 __all__ = ["Page"]
@@ -23,29 +24,38 @@ _TEMPLATE = """<!doctype html>
 <meta http-equiv="Content-Security-Policy" \
 content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{{ title }}</title>
+<meta name="color-scheme" content="light dark">
 <style>
+:root { --ink: #1b1b1f; --paper: #fff; --faint: #55555f; --line: #d5d5dc; --shade: #f3f3f7; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e6ea; --paper: #16161a; --faint: #a4a4b0; --line: #3c3c46; --shade: #24242b; }
+}
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
-       color: #1b1b1f; background: #fff; overflow-wrap: anywhere; }
+       color: var(--ink); background: var(--paper); overflow-wrap: anywhere; }
 h1, h2 { line-height: 1.2; }
-h2 { margin-top: 2.2rem; border-bottom: 1px solid #d5d5dc; padding-bottom: .2rem; }
+h2 { margin-top: 2.2rem; border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: .8rem 0; font-size: .9rem; }
-th, td { border: 1px solid #d5d5dc; padding: .25rem .6rem; text-align: left; vertical-align: top;
-         overflow-wrap: normal; }
-th { background: #f3f3f7; }
+th, td { border: 1px solid var(--line); padding: .25rem .6rem; text-align: left;
+         vertical-align: top; overflow-wrap: normal; }
+th { background: var(--shade); }
 .many { font-size: .8rem; }
 .many th, .many td { padding: .2rem .4rem; }
 .names td { overflow-wrap: anywhere; min-width: 9rem; }
 .names td:first-child { white-space: nowrap; }
 @media (max-width: 40rem) { .names td:first-child { white-space: normal; } }
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td small, figcaption, .note { color: #55555f; }
+td small, figcaption, .note { color: var(--faint); }
 figcaption, .note { font-size: .9rem; }
-pre { background: #f3f3f7; padding: .6rem .8rem; white-space: pre-wrap; font-size: .9rem; }
+pre { background: var(--shade); padding: .6rem .8rem; white-space: pre-wrap; font-size: .9rem; }
 figure { margin: 1rem 0; }
-img { max-width: 100%; height: auto; }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 .gallery { display: grid; gap: 1rem; align-items: start;
            grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
+.pictures { display: grid; gap: .8rem; align-items: start;
+            grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); }
+.pictures figure { margin: 0; }
+.pictures img { width: 100%; background: none; }
 </style>
 </head>
 <body>
@@ -59,7 +69,8 @@ img { max-width: 100%; height: auto; }
 <thead><tr>{% for cell in content.header %}<th scope="col">{{ cell }}</th>{% endfor %}</tr></thead>
 <tbody>{% for row in content.rows %}
 <tr>{% for cell in row %}<td{% if cell.number %} class="number"{% endif %}>{{ cell.text }}\
-{% if cell.samples is defined %} <small>({{ cell.samples }})</small>{% endif %}</td>\
+{% if cell.samples is defined %} <small>({{ cell.samples }})<br>{{ cell.interval }}</small>\
+{% endif %}</td>\
 {% endfor %}</tr>{% endfor %}
 </tbody></table></div>
 {% elif kind == "figure" %}<figure>\
@@ -67,6 +78,10 @@ img { max-width: 100%; height: auto; }
 {% for alt, data in content.images %}<img alt="{{ alt }}" src="data:image/png;base64,{{ data }}">
 {% endfor %}{% if content.images|length > 1 %}</div>{% endif %}
 <figcaption>{{ content.caption }}</figcaption></figure>
+{% elif kind == "pictures" %}<div class="pictures">
+{% for caption, data in content %}<figure><img alt="" src="data:image/png;base64,{{ data }}">
+<figcaption>{{ caption }}</figcaption></figure>
+{% endfor %}</div>
 {% endif %}
 {% endfor %}
 </body>
@@ -116,8 +131,8 @@ class Page:
     def table(self, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Page:
         """Add a table.
 
-        Numbers are set to the right, floats with four digits. A pair is a number, with three
-        digits, and how many samples it is of; None is where there is nothing.
+        Numbers are set to the right, floats with three digits. A pair is a share and how many
+        samples it is of, and is shown with its 95 % interval; None is where there is nothing.
 
         Raises
         ------
@@ -160,6 +175,12 @@ class Page:
         self._parts.append(("figure", {"images": images, "caption": caption}))
         return self
 
+    def pictures(self, pictures: Sequence[tuple[str, bytes]]) -> Page:
+        """Show small images, PNG, each with a caption."""
+        shown = [(caption, base64.b64encode(data).decode("ascii")) for caption, data in pictures]
+        self._parts.append(("pictures", shown))
+        return self
+
     def render(self) -> str:
         """Return the page as HTML; whatever was added is escaped."""
         from jinja2 import Environment
@@ -183,9 +204,11 @@ class Page:
 def _cell(value: Any) -> dict[str, Any]:
     if isinstance(value, tuple):
         share, samples = value
-        return {"number": True, "text": f"{share:.3f}", "samples": samples}
+        low, high = proportion_interval(share, samples)
+        interval = f"{low:.3f} to {high:.3f}"
+        return {"number": True, "text": f"{share:.3f}", "samples": samples, "interval": interval}
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    text = f"{value:.4f}" if isinstance(value, float) else "-" if value is None else str(value)
+    text = f"{value:.3f}" if isinstance(value, float) else "-" if value is None else str(value)
     return {"number": number, "text": text}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ __all__ = ["PAGE", "Confusion", "Leak", "RunSummary", "trainer_settings", "write
 PAGE = "report.html"
 """Name of the page in a run's output folder."""
 
+_CURVE = 3  # points that make a curve
 _MATRIX = 30  # classes up to which a confusion matrix can be read
 _MISTAKES = 20
 
@@ -39,8 +41,6 @@ class Leak:
     """Of always naming the most frequent bias."""
     before: float | None = None
     """Of the probe, before the bias was unlearned."""
-    before_step: int = 0
-    """When that was."""
     label_only: float | None = None
     """Of naming the most frequent bias of the sample's label."""
     information: float | None = None
@@ -83,6 +83,8 @@ class RunSummary:
         Every setting, names and values, which may be nested.
     histories
         The records of training by stage, as `Trainer.fit` returns them.
+    data
+        What the training data are, by heading: labels and bias.
     groups
         Accuracy in groups, by heading.
     leaks
@@ -91,6 +93,8 @@ class RunSummary:
         What kind of probe it is and what it learned from.
     confusions
         Predictions, compared with the labels or with a bias.
+    pictures
+        Small images, PNG, and what to say about each; and the heading above them.
     environment
         Further facts beside `lnl_ext.reporting.environment`.
     """
@@ -101,10 +105,12 @@ class RunSummary:
     command: str
     configuration: Mapping[str, Any]
     histories: Mapping[str, Sequence[Mapping[str, Any]]]
+    data: Mapping[str, Table] = dataclasses.field(default_factory=dict)
     groups: Mapping[str, Table] = dataclasses.field(default_factory=dict)
     leaks: Sequence[Leak] = ()
     leakage_note: str = ""
     confusions: Sequence[Confusion] = ()
+    pictures: tuple[str, Sequence[tuple[str, bytes]]] = ("", ())
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -156,7 +162,7 @@ def _page(summary: RunSummary) -> tuple[Page, str]:
         page.text(paragraph)
     page.heading("Results")
     _table(page, summary.results)
-    for heading, table in summary.groups.items():
+    for heading, table in [*summary.data.items(), *summary.groups.items()]:
         page.heading(heading)
         _table(page, table)
     if summary.leaks:
@@ -164,13 +170,16 @@ def _page(summary: RunSummary) -> tuple[Page, str]:
         _table(page, _leakage(summary.leaks, summary.leakage_note))
     lacks = ""
     try:
-        with _plain_style():
+        with plain_style():
             _curves(page, summary)
             _confusions(page, summary.confusions, drawn=True)
     except ImportError as error:
         lacks = f"no figures: {error}; they need: pip install 'lnl_ext[train]'"
         page.heading("Figures").text(f"There are {lacks}")
         _confusions(page, summary.confusions, drawn=False)
+    heading, pictures = summary.pictures
+    if pictures:
+        page.heading(heading).pictures(pictures)
     page.heading("Command").code(summary.command)
     page.heading("Configuration").mapping(summary.configuration)
     now = datetime.datetime.now(datetime.timezone.utc)
@@ -209,7 +218,7 @@ def _leakage(leaks: Sequence[Leak], note: str) -> Table:
 
 
 @contextmanager
-def _plain_style() -> Iterator[None]:
+def plain_style() -> Iterator[None]:
     """Draw in matplotlib's own style, whatever the user's is, and names as they are.
 
     Raises
@@ -224,38 +233,27 @@ def _plain_style() -> Iterator[None]:
 
 
 def _curves(page: Page, summary: RunSummary) -> None:
-    histories = {name: list(records) for name, records in summary.histories.items()}
-    levels = {}
-    if histories:
-        name, last = list(histories.items())[-1]
-        end = max((record["step"] for record in last), default=0)
-        points: list[dict[str, Any]] = []
-        for leak in summary.leaks:
-            if leak.before is not None:
-                points.append({"step": leak.before_step, f"{leak.bias} leakage": leak.before})
-                points.append({"step": end, f"{leak.bias} leakage": leak.accuracy})
-        histories[name] = [*last, *points]
-    if len(summary.leaks) == 1:
-        levels["leakage: accuracy of a fresh probe"] = summary.leaks[0].majority
-    panels = _panels([record for records in histories.values() for record in records])
+    panels = _panels([record for records in summary.histories.values() for record in records])
     if not panels:
         return
     drawn = {
-        title: history_figure(histories, {title: fields}, levels=levels)
+        title: history_figure(summary.histories, {title: fields})
         for title, fields in panels.items()
     }
     page.heading("Training").gallery(
         drawn,
-        "Means over every epoch, and what was measured at its end. label_accuracy is that on the "
-        "training batches.",
+        "label_accuracy is the mean over the training batches of an epoch, the other accuracies "
+        "are those at its end. Losses are those of single steps, where such were recorded, or "
+        "means over epochs.",
     )
 
 
 def _panels(records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Return the fields to draw by title, those there are."""
-    names = dict.fromkeys(
+    """Return the fields to draw by title: those that have enough points for a curve."""
+    points = Counter(
         name for record in records for name, value in record.items() if value is not None
     )
+    names = [name for name, count in points.items() if count >= _CURVE]
     cross_entropy = [name for name in names if name.endswith("_cross_entropy")]
     panels = {
         "label loss": [name for name in names if name == "label_loss"],
@@ -264,7 +262,6 @@ def _panels(records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
         "entropy of the bias heads' predictions": [
             name for name in names if name.endswith("_entropy") and name not in cross_entropy
         ],
-        "leakage: accuracy of a fresh probe": [name for name in names if name.endswith("leakage")],
     }
     return {title: fields for title, fields in panels.items() if fields}
 

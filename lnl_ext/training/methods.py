@@ -80,9 +80,13 @@ class Method:
         ----------
         head
             Features to bias logits.
-        reversal, entropy_weight, confusion_weight
-            Used where the method has the term, else replaced by 0; the first two default to the
-            values of the authors' code.
+        reversal
+            Used where the method has the term, else replaced by 0. The default is that of the
+            authors' code.
+        entropy_weight
+            Likewise.
+        confusion_weight
+            Likewise, without a value of the authors'.
         **options
             Passed on to `BiasAdversary`.
 

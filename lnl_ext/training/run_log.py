@@ -25,7 +25,17 @@ Record = dict[str, Any]
 Tracker = Callable[[Record], object]
 """Called with every record as soon as there is one; what it returns is not used."""
 
+METRICS = "metrics.jsonl"
+"""Name of the file of records in a run's output folder."""
+
 _FLUSH = 50  # steps between transfers of the losses from a GPU, which wait for it
+
+
+def read_records(path: Path) -> list[Record]:
+    """Return the records in a file of `JsonLines`; none where there is no file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 class LossMeter:
@@ -270,7 +280,7 @@ class RunLog(ExitStack):
         self._every = every
         self._trackers = [] if tracker is None else [tracker]
         if output is not None:
-            lines = JsonLines(output / "metrics.jsonl", done_steps)
+            lines = JsonLines(output / METRICS, done_steps)
             self._trackers.insert(0, self.enter_context(closing(lines)))
         self._bar = None
         if progress:

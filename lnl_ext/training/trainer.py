@@ -28,6 +28,7 @@ from lnl_ext.training.distributed import (
 from lnl_ext.training.group_dro import GroupDRO
 from lnl_ext.training.image_transform import Transformed
 from lnl_ext.training.run_log import LossMeter, Record, RunLog, Tracker
+from lnl_ext.training.strength_checks import StrengthChecks
 from lnl_ext.training.updates import Objective, TaskLoss, Update
 
 CHECKPOINT = "checkpoint.pt"  # in a run's output folder
@@ -123,6 +124,7 @@ class Trainer:
         self._processes = current()
         self.update = Update(self._objective, config)
         self._meter = LossMeter()
+        self._checks = StrengthChecks(self.adversaries, config.strength_at(1.0))
         self._stream: BatchStream | None = None
         self._loaded: Any = None
 
@@ -136,6 +138,7 @@ class Trainer:
         log_every: int | None = None,
         tracker: Tracker | None = None,
         progress: bool = True,
+        stop: Callable[[Trainer], bool] | None = None,
     ) -> list[Record]:
         """Run to the end of the configuration, from wherever the trainer stands.
 
@@ -161,6 +164,10 @@ class Trainer:
             `lnl_ext.training.run_log.TensorBoard`.
         progress : bool
             Show a progress bar.
+        stop : callable, optional
+            Called with the trainer before every epoch; True ends the run there (early stopping). It
+            must follow from :attr:`history`, which is the same in all processes and in a resumed
+            run.
 
         Returns
         -------
@@ -203,6 +210,8 @@ class Trainer:
             )
             end = self._begin(stream, folder)
             writes = self._processes.is_main
+            if writes:
+                self._checks.warn_before()
             with RunLog(
                 self._meter,
                 end,
@@ -212,7 +221,7 @@ class Trainer:
                 tracker=tracker if writes else None,
                 progress=progress and writes,
             ) as log:
-                while self.step < end:
+                while self.step < end and not (stop is not None and stop(self)):
                     for _ in self._epoch(end, stream, log):
                         if folder and checkpoint_every and self.step % checkpoint_every == 0:
                             self.save(folder / CHECKPOINT)
@@ -268,6 +277,8 @@ class Trainer:
         self._meter.flush()
         record = self._record("epoch") | self._meter.means()
         self._meter.reset()
+        if self._processes.is_main:
+            self._checks.warn_after(record)
         if evaluate is not None:
             broadcast_buffers([*self._modules, *self.update.inference_modules()])
             found = {name: float(value) for name, value in evaluate(self).items()}
@@ -284,6 +295,7 @@ class Trainer:
             adversary.set_progress(progress, **scaled)
         taken = self._objective.bias_names
         ready = [to_device(b, taken, self.device, self._prepare_images) for b in batches]
+        self._checks.count(ready)
         return self.update(ready, heads_only=strength == 0.0)
 
     def _prepare_images(self, images: Tensor) -> Tensor:

@@ -13,12 +13,14 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
+from lnl_ext.adversary.refusals import check_classes
 from lnl_ext.training.batches import Batch
 from lnl_ext.training.config import TrainerConfig
 from lnl_ext.training.denominators import Counter, Denominators, Term
@@ -205,6 +207,14 @@ class Objective(nn.Module):
         bias: Mapping[str, Tensor],
         denominators: Denominators,
     ) -> tuple[Tensor, Terms]:
+        if self.task_loss is F.cross_entropy:
+            check_classes(
+                logits,
+                1,
+                "the classifier's output",
+                "Two labels have two outputs; for one output give a task_loss, such as binary "
+                "cross-entropy",
+            )
         adjusted = logits
         if self.logit_adjustment is not None:
             added = bias[self.logit_adjustment]

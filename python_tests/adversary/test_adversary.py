@@ -16,11 +16,13 @@ from adversary_networks import (
     map_head,
     terms,
 )
+from nested import nested
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 import lnl_ext.adversary.bias_adversary
 from lnl_ext import BiasAdversary
+from lnl_ext.adversary.heads import bias_head
 from lnl_ext.ops import bias_loss as ops
 
 COEFFICIENTS = {  # reversal, entropy_weight, confusion_weight
@@ -96,7 +98,7 @@ def test_options_and_upstream_factors(path, reduction, kind, entropy_weight):
     target = torch.randint(CLASSES, (7,))
     ignore_index = 2
     if kind == "probabilities":
-        target, ignore_index = torch.rand(7, CLASSES, dtype=torch.float64), -100
+        target, ignore_index = torch.rand(7, CLASSES, dtype=torch.float64).softmax(1), -100
     options = {"ignore_index": ignore_index, "label_smoothing": 0.1, "reduction": reduction}
     adversary = adversary_of(
         head, (0.3, entropy_weight, 0.0), weight=weight, mask_entropy=True, **options
@@ -316,6 +318,7 @@ class Returns(nn.Module):
 
 
 X, TARGET = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
+MAPS = torch.randn(4, 3, 5, 5)
 BAD_CALLS = {
     "head": (lambda: BiasAdversary(torch.relu), TypeError, "head: expected a torch.nn.Module"),
     "heads": (
@@ -373,6 +376,75 @@ BAD_CALLS = {
         ValueError,
         r"weight has shape \(3,\), expected \(2,\)",
     ),
+    "one class": (
+        lambda: BiasAdversary(nn.Linear(3, 1))(X, torch.rand(4, 1)),
+        ValueError,
+        r"the head's output has shape \(4, 1\), a single class: its cross-entropy is 0",
+    ),
+    "one class, heads": (
+        lambda: BiasAdversary(nn.Conv2d(3, 2, 1), heads=2)(MAPS, torch.zeros(4, 2, 5, 5).long()),
+        ValueError,
+        r"has shape \(4, 2, 5, 5\), a single class for each of 2 heads",
+    ),
+    "negative probability": (
+        lambda: BiasAdversary(nn.Linear(3, 2))(X, torch.tensor([[1.5, -0.5]] * 4)),
+        ValueError,
+        "target of probabilities has the value -0.5, expected none below 0",
+    ),
+    "NaN for a probability": (
+        lambda: BiasAdversary(nn.Linear(3, 2))(X, torch.full((4, 2), torch.nan)),
+        ValueError,
+        "target of probabilities has the value nan",
+    ),
+    "probabilities": (
+        lambda: BiasAdversary(nn.Linear(3, 2))(X, torch.tensor([[0.5, 0.5]] * 3 + [[0.5, 0.498]])),
+        ValueError,
+        "target of probabilities sums to 0.998 at a site, expected 1 within 0.001",
+    ),
+    "probabilities of a head": (
+        lambda: BiasAdversary(nn.Linear(3, 4), heads=2)(X, torch.tensor([[1.0, 1.0, 0, 0]] * 4)),
+        ValueError,
+        "target of probabilities sums to 0 at a site",
+    ),
+    "linear head": (
+        lambda: BiasAdversary(nn.Linear(5, 2))(X, TARGET),
+        ValueError,
+        r"features have shape \(4, 3\), but the head's first layer is Linear\(in_features=5.* with "
+        r"a weight of shape \(2, 5\)",
+    ),
+    "linear head of maps": (
+        lambda: BiasAdversary(nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(12, 2)))(
+            MAPS, TARGET
+        ),
+        ValueError,
+        r"features have shape \(4, 3, 5, 5\), which reach the layer as \(4, 75\), but the head's "
+        r"first layer is Linear.* with a weight of shape \(2, 12\)",
+    ),
+    "convolution": (
+        lambda: BiasAdversary(bias_head((8, 5, 5), 2))(MAPS, TARGET),
+        ValueError,
+        r"features have shape \(4, 3, 5, 5\), .* first layer is Conv2d.* shape \(128, 8, 3, 3\)",
+    ),
+    "convolution of rows": (
+        lambda: BiasAdversary(bias_head((8, 5, 5), 2))(X, TARGET),
+        ValueError,
+        r"features have shape \(4, 3\), .* first layer is Conv2d",
+    ),
+    "ignore_index": (
+        lambda: BiasAdversary(nn.Linear(3, 2), ignore_index=2**63)(X, TARGET),
+        ValueError,
+        "ignore_index is 9223372036854775808, expected an int of 64 bits",
+    ),
+    "nested features": (
+        lambda: BiasAdversary(nn.Linear(3, 2))(nested(X, torch.strided), TARGET),
+        TypeError,
+        "features is a nested tensor",
+    ),
+    "nested output": (
+        lambda: BiasAdversary(nn.Linear(3, 2))(nested(X, torch.jagged), TARGET),
+        TypeError,
+        "the head's output is a nested tensor, expected a dense tensor",
+    ),
     "class": (
         lambda: BiasAdversary(nn.Linear(3, 2))(X, TARGET + 1),
         IndexError,
@@ -386,3 +458,20 @@ def test_what_goes_wrong_is_named(name: str):
     call, error, message = BAD_CALLS[name]
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_probabilities_may_be_rounded(dtype):
+    target = torch.rand(4, 3, 7).softmax(1).to(dtype)
+    target[0, :, 0] = torch.tensor([1.0005, 0, 0])
+    adversary = BiasAdversary(nn.Conv1d(3, 3, 1).to(dtype))
+    assert adversary(torch.randn(4, 3, 7, dtype=dtype), target).isfinite()
+
+
+def test_an_error_of_the_head_itself_stays():
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise RuntimeError("no memory")
+
+    with pytest.raises(RuntimeError, match=r"^no memory$"):
+        BiasAdversary(nn.Sequential(Broken(), nn.Linear(9, 2)))(X, TARGET)

@@ -121,7 +121,7 @@ def test_every_option(name, reduction, monkeypatch, linear_calls):
     head = HEAD[name]().double()
     x = torch.randn(N, D, dtype=torch.float64, requires_grad=True)
     weight = torch.rand(CLASSES, dtype=torch.float64)
-    probabilities = torch.rand(N, CLASSES, dtype=torch.float64)
+    probabilities = torch.rand(N, CLASSES, dtype=torch.float64).softmax(1)
     cases = itertools.product((indices(), probabilities), (weight, None), (0.0, 0.1), (True, False))
     for target, class_weight, smoothing, mask in cases:
         adversary = adversary_of(
@@ -144,7 +144,8 @@ def test_several_heads_side_by_side(hidden, reduction, monkeypatch, linear_calls
     x = torch.randn(N, D, dtype=torch.float64, requires_grad=True)
     adversary = adversary_of(head, heads=HEADS, reduction=reduction, mask_entropy=True)
     same(adversary, x, indices((N, HEADS)), monkeypatch)
-    same(adversary, x, torch.rand(N, HEADS * CLASSES, dtype=torch.float64), monkeypatch)
+    probabilities = torch.rand(N, HEADS, CLASSES, dtype=torch.float64).softmax(2).flatten(1)
+    same(adversary, x, probabilities, monkeypatch)
     assert len(linear_calls) == 2
 
 
@@ -165,7 +166,8 @@ def test_a_convolution_of_one_position(dimensions, hidden, reduction, monkeypatc
     x = torch.randn(N, *sites, D, dtype=torch.float64).movedim(-1, 1).requires_grad_()
     adversary = adversary_of(head, (0.3, 0.2, 0.4), heads=HEADS, reduction=reduction)
     same(adversary, x, indices((N, HEADS, *sites)), monkeypatch)
-    probabilities = torch.rand(N, HEADS * CLASSES, *sites, dtype=torch.float64)
+    drawn = torch.rand(N, HEADS, CLASSES, *sites, dtype=torch.float64)
+    probabilities = drawn.softmax(2).flatten(1, 2)
     same(adversary, x, probabilities, monkeypatch)
     # Layers before the last decide whether its input is channels_last: torch's own in 2-D.
     if not hidden or dimensions == 2:

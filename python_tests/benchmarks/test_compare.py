@@ -13,7 +13,7 @@ import compare
 import numpy as np
 import pytest
 import torch
-from comparison import adjusted_lnl, data_sets, protocol, runs, ways
+from comparison import adjusted_lnl, data_sets, figure, protocol, runs, ways
 from comparison.erasure import LinearErasure, refitted
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
@@ -75,9 +75,13 @@ def test_a_finished_run_is_not_repeated(
     for way in ("erm", "erasure"):
         accuracies = [run["accuracy"] for run in found if run["method"] == way]
         assert f"| {way} | 2 | {np.mean(accuracies):.3f} |" in table  # type: ignore[arg-type]
-    with Image.open(tmp_path / "figure.png") as figure:
-        assert figure.width > 300
-        assert figure.height > 300
+    with Image.open(tmp_path / "figure.png") as drawn:
+        assert drawn.width > 300
+        assert drawn.height > 300
+
+
+def test_every_way_has_a_marker_of_its_own() -> None:
+    assert len(set(figure._MARKERS)) >= len(protocol.WAYS)
 
 
 @pytest.mark.parametrize("way", [way for way in protocol.WAYS if way != "fairlearn"])

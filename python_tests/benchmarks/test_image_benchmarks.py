@@ -56,7 +56,7 @@ def page(folder: Path, result: dict[str, object]) -> str:
     """Return the page of a run, which tells what its line of results does."""
     text = (folder / "report.html").read_text(encoding="utf-8")
     for name in ("test_accuracy", "opposite_accuracy", "leakage", "leakage_chance"):
-        assert f'<td class="number">{result[name]:.4f}</td>' in text
+        assert f'<td class="number">{result[name]:.3f}</td>' in text
     assert f"python benchmarks/{result['benchmark']}.py --data" in text
     return text
 

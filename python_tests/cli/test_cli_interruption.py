@@ -69,7 +69,11 @@ def flags(table: Path, output: Path, *more: str) -> list[str]:
 
 def results(folder: Path) -> dict[str, Any]:
     """Return weights and figures without the times, and what files there are."""
-    weights = torch.load(folder / "model.pt", weights_only=True)
+    weights = {
+        f"{file}, {name}": value
+        for file in ("model.pt", "best.pt")
+        for name, value in torch.load(folder / file, weights_only=True).items()
+    }
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     figures = [json.loads(line) for line in lines]
     figures.append(json.loads((folder / "report.json").read_text()))
@@ -115,15 +119,27 @@ def test_killed_at_a_step(
 
 
 @pytest.mark.parametrize(
-    "trouble", ["kill in half a checkpoint", "kill before the checkpoint's place"]
+    ("trouble", "number", "file"),
+    [
+        # After three checkpoints the first epoch ends: the best weights so far, and the fourth.
+        ("kill in half a checkpoint", 4, "best.pt"),
+        ("kill in half a checkpoint", 5, "checkpoint.pt"),
+        # split.csv, model.json and config.toml take their places first.
+        ("kill before the checkpoint's place", 7, "best.pt"),
+        ("kill before the checkpoint's place", 8, "checkpoint.pt"),
+    ],
 )
 def test_killed_while_a_checkpoint_is_written(
-    table: Path, tmp_path: Path, run: Run, expected: dict[str, Any], trouble: str
+    table: Path,
+    tmp_path: Path,
+    run: Run,
+    expected: dict[str, Any],
+    trouble: str,
+    number: int,
+    file: str,
 ) -> None:
-    # split.csv, model.json and config.toml take their places first: 7 is the 4th checkpoint.
-    number = 4 if "half" in trouble else 7
     assert run(flags(table, tmp_path / "run"), (trouble, number))[0] == -9
-    assert (tmp_path / "run" / ".checkpoint.pt.tmp").exists()
+    assert (tmp_path / "run" / f".{file}.tmp").exists()
     resume(run, tmp_path / "run", expected)
 
 
@@ -144,7 +160,7 @@ def test_killed_again_and_again_at_any_moment(
 def test_a_full_disk_leaves_the_last_checkpoint(
     table: Path, tmp_path: Path, run: Run, expected: dict[str, Any]
 ) -> None:
-    code, text = run(flags(table, tmp_path / "run"), ("full disk at a checkpoint", 4))
+    code, text = run(flags(table, tmp_path / "run"), ("full disk at a checkpoint", 5))
     assert code == 2, text
     assert f"lnl: error: could not write checkpoint {tmp_path}/run/checkpoint.pt" in text
     assert "File too large" in text

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from nested import nested
 from torch import nn
 
 import lnl_ext
@@ -151,3 +152,20 @@ def test_a_missing_library_is_named(monkeypatch, library):
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ImportError, match=rf"needs {library}: pip install 'lnl_ext\[train\]'"):
         lnl_ext.audit(*draw(), **QUICK)
+
+
+@pytest.mark.parametrize("samples", range(6))
+def test_a_handful_of_samples(samples):
+    features, labels, bias = (values[:samples] for values in draw())
+    with pytest.raises(
+        TooFewSamplesError,
+        match=rf"^{samples} samples are too few \(train \d, validation \d, test \d\), expected two",
+    ):
+        lnl_ext.audit(features, labels, bias)
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+def test_nested_features(layout):
+    features, labels, bias = draw()
+    with pytest.raises(TypeError, match="is a nested tensor, expected a dense Tensor"):
+        lnl_ext.audit(nested(features, layout), labels, bias)

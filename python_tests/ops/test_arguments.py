@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from nested import nested
 
 import lnl_ext
 from lnl_ext.ops.types import LossOptions
@@ -186,6 +187,18 @@ BAD = {
         [LOGITS, TARGET],
         {"ignore_index": 1.0},
     ),
+    "ignore_index: too large": (
+        ValueError,
+        r"ignore_index is 9223372036854775808, expected an int of 64 bits",
+        [LOGITS, TARGET],
+        {"ignore_index": 2**63},
+    ),
+    "ignore_index: too small": (
+        ValueError,
+        r"ignore_index is -9223372036854775809, expected an int of 64 bits",
+        [LOGITS, TARGET],
+        {"ignore_index": -(2**63) - 1},
+    ),
     "heads: none": (ValueError, r"heads is 0, expected at least 1", [LOGITS, TARGET], {"heads": 0}),
     "heads: a float": (
         TypeError,
@@ -214,6 +227,22 @@ for _name in ("reversal", "entropy_weight"):
             ("requires grad", ValueError, r"{} requires grad", torch.tensor(1.0, **GRAD)),
             ("device", RuntimeError, r"{} is on meta, expected cpu", torch.ones((), device="meta")),
         )
+    }
+
+
+for _layout in (torch.strided, torch.jagged):
+    BAD |= {
+        f"{name}: nested, {_layout}": (
+            TypeError,
+            f"{name} is a nested tensor, expected a dense tensor",
+            arguments,
+            {},
+        )
+        for name, arguments in {
+            "logits": [nested(LOGITS, _layout), TARGET],
+            "target": [LOGITS, nested(TARGET, _layout)],
+            "weight": [LOGITS, TARGET, nested(torch.ones(5), _layout)],
+        }.items()
     }
 
 
@@ -266,3 +295,21 @@ def test_type_checkers_know_the_keywords_that_the_functions_have(name):
     keywords = {p.name for p in signature.parameters.values() if p.kind == p.KEYWORD_ONLY}
     assert keywords == LossOptions.__annotations__.keys() | {"return_terms"}
     assert inspect.signature(getattr(lnl_ext.reference, name)) == signature
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+@pytest.mark.parametrize("name", ["features", "head_weight", "head_bias"])
+@pytest.mark.parametrize("module", [lnl_ext, lnl_ext.reference], ids=["fused", "reference"])
+def test_nested_tensors_of_a_linear_head_are_named(module, name, layout):
+    given = {"features": torch.zeros(8, 5), "head_weight": torch.zeros(3, 5)}
+    given |= {"head_bias": torch.zeros(3), "target": TARGET}
+    given[name] = nested(given[name], layout)
+    with pytest.raises(TypeError, match=f"{name} is a nested tensor, expected a dense tensor"):
+        module.fused_linear_bias_loss(**given)
+
+
+def test_one_class_and_any_probabilities_mean_what_they_do_in_cross_entropy(loss):
+    assert loss(torch.randn(4, 1), torch.zeros(4).long()) == 0
+    logits, target = torch.randn(4, 3), torch.randn(4, 3)
+    expected = torch.nn.functional.cross_entropy(logits, target)
+    torch.testing.assert_close(loss(logits, target), expected)

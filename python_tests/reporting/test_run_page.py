@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from cli_data import train_flags, write_images
 from PIL import Image
 
 from lnl_ext.cli.main import main
+from lnl_ext.measuring.interval import proportion_interval
 from lnl_ext.reporting import Confusion, Leak, RunSummary, Table, write_run_page
 
 pytestmark = pytest.mark.usefixtures("threads_kept")
@@ -25,6 +28,8 @@ CAT, NORTH = '<b>&"cats"', "$north_{x$"
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
+# Label loss and entropies (two) at steps; confusion of all, of two hospitals and of two ages.
+IMAGES_OF_RUN = 8
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
@@ -52,7 +57,8 @@ class Parsed(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if data.strip() and self.open:
-            self.text.setdefault(self.open[-1], []).append(data.strip())
+            place = "br" if self.tags[-1] == "br" else self.open[-1]
+            self.text.setdefault(place, []).append(data.strip())
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +73,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+def picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (160, 120), (200, 30, 30)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def summary(classes: int = 3, **changes: object) -> RunSummary:
     labels = torch.arange(60) % classes
     made = RunSummary(
@@ -75,12 +87,19 @@ def summary(classes: int = 3, **changes: object) -> RunSummary:
         results=Table(("accuracy", "nothing"), [(0.25, None)], note="a <note>"),
         command="lnl train --csv='a b'",
         configuration={"epochs": 1, "deep": {"er": None}},
-        histories={"lnl": [{"step": 3, "label_loss": 1.0, "b_entropy": None}, {"step": 6}]},
+        histories={
+            "lnl": [
+                *({"step": 3 * n, "label_loss": 1 / n, "b_entropy": None} for n in (1, 2, 3)),
+                *({"step": 6 * n, "few_accuracy": 0.5} for n in (1, 2)),
+            ]
+        },
+        data={"Data": Table(("bias", "a", "b"), [("x", 5, 2)], note="71 % aligned")},
         groups={"Groups": Table(("bias", "a"), [("x", (0.5, 7))])},
         leaks=[Leak("colour", accuracy=0.4, majority=0.3, before=0.9)],
         confusions=[
             Confusion("all", labels, labels.roll(1), [f"c{n}" for n in range(classes)]),
         ],
+        pictures=("Mistakes", [("a <picture>", picture())]),
     )
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
 
@@ -93,19 +112,24 @@ def written(tmp_path: Path, made: RunSummary) -> Parsed:
 def test_it_shows_what_it_is_given(tmp_path: Path) -> None:
     found = written(tmp_path, summary())
     assert found.text["h1"] == ["A <title>"]
-    headings = ["Results", "Groups", "Leakage: how well a fresh probe predicts the bias"]
-    headings += ["Training", "Confusion", "Command", "Configuration", "Environment"]
+    headings = ["Results", "Data", "Groups", "Leakage: how well a fresh probe predicts the bias"]
+    headings += ["Training", "Confusion", "Mistakes", "Command", "Configuration", "Environment"]
     assert found.text["h2"] == headings
     # What was not measured has no column; what is not there is a dash.
-    header = ["accuracy", "nothing", "bias", "a", "bias", "before", "after", "majority"]
-    assert found.text["th"][:8] == header
+    header = ["accuracy", "nothing", "bias", "a", "b", "bias", "a"]
+    assert found.text["th"][:11] == [*header, "bias", "before", "after", "majority"]
     cells = found.text["td"]
-    assert cells[:8] == ["0.2500", "-", "x", "0.500", "colour", "0.9000", "0.4000", "0.3000"]
-    assert cells[8:12] == ["epochs", "1", "deep.er", "-"]
+    assert cells[:7] == ["0.250", "-", "x", "5", "2", "x", "0.500"]
+    assert cells[7:15] == ["colour", "0.900", "0.400", "0.300", "epochs", "1", "deep.er", "-"]
+    # How many samples a share is of, and its interval.
     assert found.text["small"] == ["(7)"]
+    low, high = proportion_interval(0.5, 7)
+    assert found.text["br"] == [f"{low:.3f} to {high:.3f}"]
     assert found.text["code"] == ["lnl train --csv='a b'"]
     assert {torch.__version__} <= set(cells)
-    assert found.tags.count("img") == 3  # label loss, leakage, confusion
+    # Label loss, confusion and the picture; two points make no curve.
+    assert found.tags.count("img") == 3
+    assert "a <picture>" in found.text["figcaption"]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +137,7 @@ def test_it_shows_what_it_is_given(tmp_path: Path) -> None:
     [
         summary(histories={}, leaks=[], confusions=[], groups={}),
         summary(histories={"a": [], "b": []}),
-        summary(histories={"a": [{"step": 1, "label_loss": math.nan}]}),
+        summary(histories={"a": [{"step": n, "label_loss": math.nan} for n in range(3)]}),
         summary(leaks=[Leak("_a$", 0.1, 0.1, before=0.2), Leak("_b", 0.1, 0.1, before=0.2)]),
     ],
     ids=["nothing", "no records", "nan", "odd names"],
@@ -137,7 +161,7 @@ def test_of_many_classes_the_most_frequent_mistakes_are_told(tmp_path: Path) -> 
     confusion = Confusion("all", rows, predicted, [f"c{n}" for n in range(31)])
     cells = written(tmp_path, summary(confusions=[confusion])).text["td"]
     start = cells.index("c0")
-    assert cells[start : start + 8] == ["c0", "c2", "2", "0.6667", "c1", "c30", "1", "1.0000"]
+    assert cells[start : start + 8] == ["c0", "c2", "2", "0.667", "c1", "c30", "1", "1.000"]
     assert cells[start + 8] == "epochs"
 
 
@@ -151,7 +175,7 @@ def test_without_matplotlib_it_says_so_and_has_no_figures(
     assert told.endswith("; they need: pip install 'lnl_ext[train]'")
     assert "\n" not in told
     found = Parsed((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert "img" not in found.tags
+    assert found.tags.count("img") == 1  # the picture
     assert any(text.startswith("There are no figures: ") for text in found.text["p"])
     assert "share of the row" in found.text["th"]
 
@@ -190,8 +214,18 @@ def test_a_runs_page_is_whole_and_escaped(run: Path) -> None:
     assert {CAT, "ill"} <= set(found.text["th"])
     assert NORTH in found.text["td"]
     assert not {"b", "script", "link", "iframe"} & set(found.tags)
-    assert len(found.loaded) == found.tags.count("img") == 6
+    assert len(found.loaded) == found.tags.count("img") == IMAGES_OF_RUN + mistakes(run)
     assert all(source.startswith("data:image/png;base64,") for source in found.loaded)
+
+
+def mistakes(run: Path) -> int:
+    """Return how many images of the worst group of a run are classified wrongly."""
+    columns = json.loads((run / "report.json").read_text())["bias"].values()
+    worst = min(columns, key=lambda column: column["worst_group_accuracy"])
+    group = min(worst["groups"], key=lambda found: found["accuracy"])
+    wrong = round((1 - group["accuracy"]) * group["samples"])
+    assert 0 < wrong <= 12
+    return wrong
 
 
 def browse(page: Path, folder: Path, *flags: str) -> str:
@@ -215,6 +249,8 @@ addEventListener("load", () => {
     widths: all("img").map((image) => image.naturalWidth),
     shown: all("img").map((image) => image.getBoundingClientRect().width),
     loaded: performance.getEntriesByType("resource").map((entry) => entry.name),
+    paper: getComputedStyle(document.body).backgroundColor,
+    ink: getComputedStyle(document.body).color,
     sideways: document.documentElement.scrollWidth - innerWidth,
   });
 });
@@ -222,7 +258,10 @@ addEventListener("load", () => {
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome")
-def test_a_browser_shows_the_page_and_loads_nothing(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("width", "dark"), [(500, True), (1280, False)])
+def test_a_browser_shows_the_page_and_loads_nothing(
+    run: Path, tmp_path: Path, width: int, dark: bool
+) -> None:
     # A copy that tells what the browser made of it; the page itself allows no script.
     text = (run / "report.html").read_text(encoding="utf-8")
     policy = "default-src 'none'; "
@@ -230,9 +269,9 @@ def test_a_browser_shows_the_page_and_loads_nothing(run: Path, tmp_path: Path) -
     text = text.replace(policy, policy + "script-src 'unsafe-inline'; ").replace("</body>", LOOK)
     copy = tmp_path / "copy.html"
     copy.write_text(text, encoding="utf-8")
-    dom = browse(
-        copy, tmp_path, "--window-size=500,900", "--virtual-time-budget=5000", "--dump-dom"
-    )
+    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+    more = ["--virtual-time-budget=5000", "--dump-dom"]
+    dom = browse(copy, tmp_path, f"--window-size={width},900", scheme, *more)
 
     class Root(HTMLParser):
         seen = "{}"
@@ -244,14 +283,21 @@ def test_a_browser_shows_the_page_and_loads_nothing(run: Path, tmp_path: Path) -
     root.feed(dom)
     seen = json.loads(root.seen)
     assert seen["headings"] == Parsed(text.replace(LOOK, "</body>")).text["h2"]
-    assert len(seen["rows"]) == 6  # results, two of groups, leakage, configuration, environment
+    # Results, two of data and two of groups, leakage, configuration, environment.
+    assert len(seen["rows"]) == 8
     assert min(seen["rows"]) >= 2
     assert CAT in seen["labels"]
-    assert len(seen["widths"]) == 6
-    assert min(seen["widths"]) > 300
-    assert min(seen["shown"]) > 200
+    figures = slice(IMAGES_OF_RUN)
+    assert len(seen["widths"]) == IMAGES_OF_RUN + mistakes(run)
+    assert min(seen["widths"][figures]) > 300
+    assert min(seen["shown"][figures]) > 200
     assert all(name.startswith("data:") for name in seen["loaded"])
     assert seen["sideways"] <= 0
+    brightness = [
+        sum(map(int, re.findall(r"\d+", seen[name])[:3])) / 765 for name in ("paper", "ink")
+    ]
+    assert (brightness[0] < 0.2) == dark
+    assert abs(brightness[0] - brightness[1]) > 0.7
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lnl_ext.measuring.evaluation import predict
+from lnl_ext.training.balance import balanced_weights
 from lnl_ext.training.config import OptimizerConfig
 from lnl_ext.training.trainer import Trainer
 
@@ -40,6 +41,7 @@ class Watched:
     def __init__(self, batches: Any, before: Callable[[], None]) -> None:
         self.batches, self.before = batches, before
         self.generator = getattr(batches, "generator", None)
+        self.weights = getattr(batches, "weights", None)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -79,6 +81,9 @@ def loader(kind: str) -> Any:
     """Batches of the tiny data from a source of some kind."""
     if kind == "tensors":
         return tiny_batches()
+    if kind == "balanced":
+        _, labels, bias = tiny_data()
+        return tiny_batches(weights=balanced_weights(labels, bias["image"]))
     if kind == "list":
         return list(tiny_batches(shuffle=False))
     options: dict[str, Any] = {"batch_size": BATCH, "shuffle": True}

@@ -17,6 +17,7 @@ from tiny_run import (
     tiny_trainer,
 )
 from torch import nn
+from torch.nn import functional as F  # noqa: N812
 from trainer_runs import SGD, Watched
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
@@ -136,6 +137,34 @@ def test_an_adversary_must_reduce_to_a_number() -> None:
     adversary = BiasAdversary(nn.Conv2d(8, 12, 1), heads=3, reduction="none")
     with pytest.raises(ValueError, match="adversary 'pixel' has reduction=\"none\""):
         Trainer(*tiny_networks(), {"pixel": adversary})
+
+
+def test_a_classifier_of_one_output_is_refused() -> None:
+    f, _ = tiny_networks()
+    g = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1))
+    labels = torch.zeros(4).long()
+    batches = [(torch.zeros(4, 3, 8, 8), labels, {})]
+    message = r"the classifier's output has shape \(4, 1\), a single class: .* two outputs"
+    with pytest.raises(ValueError, match=message):
+        Trainer(f, g).fit(batches, progress=False)
+
+    def binary(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.binary_cross_entropy_with_logits(logits[:, 0], labels.float())
+
+    (record,) = Trainer(f, g, task_loss=binary).fit(batches, progress=False)
+    assert record["label_loss"] > 0
+
+
+def test_an_adversary_of_one_class_or_no_probabilities_is_refused() -> None:
+    images, labels = torch.zeros(4, 3, 8, 8), torch.zeros(4).long()
+    for target, classes, message in (
+        (torch.rand(4, 1), 1, "the head's output has shape .* a single class"),
+        (torch.randn(4, 3), 3, "target of probabilities has the value -"),
+    ):
+        head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+        trainer = Trainer(*tiny_networks(), {"image": BiasAdversary(head)})
+        with pytest.raises(ValueError, match=message):
+            trainer.fit([(images, labels, {"image": target})], progress=False)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.training.batches import TensorBatches
 from lnl_ext.training.checkpoint import CheckpointError, load_checkpoint
 from lnl_ext.training.config import OptimizerConfig, TrainerConfig
+from lnl_ext.training.group_dro import GroupDRO
 from lnl_ext.training.trainer import CHECKPOINT, Trainer
 
 # ---------------------------------------------------------------------- exact resume
@@ -121,6 +122,8 @@ def test_resume_is_exact_with_any_source_of_batches(
         {"amp": "bfloat16"},
         {"average_decay": None},
         {"clip_norm": 0.5},
+        {"head_steps": 3},
+        {"head_steps": 2, "accumulate": 2, "update": "two_step", "epochs": 4.0},
         # NumPy's numbers come from np.logspace, for instance.
         {
             "optimizer": OptimizerConfig(
@@ -134,6 +137,26 @@ def test_resume_is_exact_with_every_option(
     uninterrupted: Callable[..., Path], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     check_resume(uninterrupted, tmp_path, 5, **changes)
+
+
+@pytest.mark.parametrize("stop", [5, 6])
+def test_resume_is_exact_with_balanced_batches(
+    uninterrupted: Callable[..., Path], tmp_path: Path, stop: int
+) -> None:
+    check_resume(uninterrupted, tmp_path, stop, "balanced", balance=True)
+
+
+def group_dro_trainer(**changes: Any) -> Trainer:
+    return Trainer(
+        *tiny_networks(),
+        None,
+        TrainerConfig(**{**CONFIG, **changes}),
+        task_weights=GroupDRO(4, target="image", step_size=0.5),
+    )
+
+
+def test_resume_is_exact_with_group_dro(uninterrupted: Callable[..., Path], tmp_path: Path) -> None:
+    check_resume(uninterrupted, tmp_path, 7, make=group_dro_trainer)
 
 
 @pytest.mark.parametrize("coefficient", ["reversal", "entropy_weight", "confusion_weight"])
