@@ -13,6 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
+
+import lnl_ext
+from lnl_ext import BiasAdversary
+from lnl_ext.adversary import bias_adversary
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -23,6 +28,8 @@ EXAMPLES = [
         re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     )
 ]
+GUIDE = [example for example in EXAMPLES if example.values[0].name == "guide.md"]
+UNLEARNING = [example for example in GUIDE if "\naccuracy = " in example.values[1]]
 # What an example may need besides the package; installed by the extra `docs`.
 FRAMEWORKS = ("lightning", "transformers", "accelerate")
 TRACKERS = ("wandb", "mlflow")  # in no extra: a stand-in takes the calls where they are missing
@@ -65,24 +72,64 @@ def test_pages_have_their_examples() -> None:
     assert {"README.md", "guide.md", "audit.md"} <= found
 
 
+def need_frameworks(example: str) -> None:
+    for name in FRAMEWORKS:
+        if re.search(rf"^(import|from) {name}\b", example, re.MULTILINE) and missing(name):
+            pytest.skip(f"{name} is not installed")
+
+
+def run(page: Path, example: str) -> dict[str, object]:
+    """Run an example and return its names; those of the guide use what its first one defines."""
+    names: dict[str, object] = {"__name__": "example"}
+    if page.name == "guide.md":
+        exec(compile(GUIDE[0].values[1], str(page), "exec"), names)
+    exec(compile(example, str(page), "exec"), names)
+    return names
+
+
 @pytest.mark.parametrize(("page", "example"), EXAMPLES)
 def test_example_runs(
     page: Path, example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in FRAMEWORKS:
-        if re.search(rf"^(import|from) {name}\b", example, re.MULTILINE) and missing(name):
-            pytest.skip(f"{name} is not installed")
+    need_frameworks(example)
     stand_ins = []
     for name in TRACKERS:
         if f"import {name}\n" in example and missing(name):
             stand_ins.append(StandInTracker())
             monkeypatch.setitem(sys.modules, name, stand_ins[-1])
     monkeypatch.chdir(tmp_path)  # where trackers write
-    names: dict[str, object] = {"__name__": "example"}
-    exec(compile(example, str(page), "exec"), names)
-    loss = names["loss"]
-    assert loss.isfinite()  # type: ignore[attr-defined]
+    names = run(page, example)
+    for result in ("loss", "accuracy"):
+        assert result not in names or names[result].isfinite()  # type: ignore[attr-defined]
+    assert names.keys() & {"loss", "accuracy", "biased_data"}
     assert all(tracker.steps == [4, 8] for tracker in stand_ins)
+
+
+class WithoutStrength(BiasAdversary):
+    """An adversary from which the features learn nothing."""
+
+    def __init__(self, head: nn.Module, **options: object) -> None:
+        options |= dict.fromkeys(("reversal", "entropy_weight"), 0.0)
+        super().__init__(head, **options)  # type: ignore[arg-type]
+
+
+def test_examples_of_the_guide_end_with_an_accuracy() -> None:
+    assert len(UNLEARNING) >= 5
+
+
+@pytest.mark.parametrize(("page", "example"), UNLEARNING)
+def test_an_example_of_the_guide_is_not_worse_than_without_the_adversary(
+    page: Path, example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On biased data, in the accuracy where bias and label differ; of the same seed."""
+    need_frameworks(example)
+    monkeypatch.chdir(tmp_path)
+    found = run(page, example)["accuracy"]
+    monkeypatch.setattr(lnl_ext, "BiasAdversary", WithoutStrength)
+    monkeypatch.setattr(bias_adversary, "BiasAdversary", WithoutStrength)  # methods take it there
+    plain = run(page, example)["accuracy"]
+    assert found != plain
+    assert found >= plain  # type: ignore[operator]
 
 
 @pytest.mark.skipif(missing("material"), reason="mkdocs-material is not installed")

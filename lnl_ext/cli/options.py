@@ -137,7 +137,7 @@ class TrainOptions(DataOptions):
     )
     balance: bool | None = option(
         None,
-        "draw batches in which all combinations of label and bias are as frequent; by default for "
+        "draw batches in which all groups of label and bias are as frequent; by default for "
         "resample, groupdro and the methods with bias heads",
     )
     feature_width: int | None = option(

@@ -11,6 +11,8 @@ from lnl_ext.ops.types import IGNORE_INDEX
 
 __all__ = ["balanced_weights", "group_numbers"]
 
+_ROUNDS = 50  # of the fit to several columns, which nears its end by a factor a round
+
 
 def group_numbers(labels: Tensor, bias: Tensor | Sequence[Tensor]) -> Tensor:
     """Give every group a number: the combinations of label and bias values that occur.
@@ -52,6 +54,11 @@ def group_numbers(labels: Tensor, bias: Tensor | Sequence[Tensor]) -> Tensor:
 def balanced_weights(labels: Tensor, bias: Tensor | Sequence[Tensor]) -> Tensor:
     """Weights of the samples under which all groups of label and bias weigh the same.
 
+    With several bias columns the groups of the label and each single column do, so that the label
+    says nothing about any of them. The groups of all columns together would often have a few
+    samples each, of which batches would then consist. Such weights are found by iterative
+    proportional fitting (Deming and Stephan 1940).
+
     Parameters
     ----------
     labels, bias
@@ -60,17 +67,23 @@ def balanced_weights(labels: Tensor, bias: Tensor | Sequence[Tensor]) -> Tensor:
     Returns
     -------
     Tensor
-        ``(N,)`` float64 with mean 1: inversely proportional to the size of the sample's group. A
-        sample of which a bias is not known has weight 1, as without balance.
+        ``(N,)`` float64 with mean 1; of one column inversely proportional to the size of the
+        sample's group. A column in which a sample's bias is not known has no influence on its
+        weight, which is 1, as without balance, if no column has one.
 
     Examples
     --------
     >>> weights = balanced_weights(labels, [gender, age])
     >>> sampler = ShardedBatchSampler(len(labels), 64, weights=weights)
     """
-    numbers = group_numbers(labels, bias)
-    known = numbers != IGNORE_INDEX
-    weights = torch.ones(len(numbers), dtype=torch.float64, device=numbers.device)
-    sizes = torch.bincount(numbers[known])
-    weights[known] = (known.sum() / (len(sizes) * sizes.double()))[numbers[known]]
-    return weights
+    columns = [bias] if isinstance(bias, Tensor) else list(bias)
+    group_numbers(labels, columns)  # checks them
+    groups = [group_numbers(labels, c) for c in columns if (c != IGNORE_INDEX).any()]
+    weights = torch.ones(len(labels), dtype=torch.float64, device=labels.device)
+    for _ in range(1 if len(columns) == 1 else _ROUNDS):
+        for numbers in groups:
+            rows = (numbers != IGNORE_INDEX).nonzero().squeeze(1)
+            own = numbers[rows]
+            sums = torch.bincount(own, weights[rows])
+            weights[rows] *= (sums.mean() / sums)[own]
+    return weights / weights.mean()

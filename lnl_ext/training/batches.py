@@ -187,7 +187,7 @@ class TensorBatches:
     def balanced(self) -> TensorBatches:
         """Return the same batches, but drawn with `balanced_weights`, and a generator of their own.
 
-        The groups are the combinations of the label and all integer bias targets of shape (M,).
+        The groups are those of the label and every integer bias target of shape (M,).
 
         Raises
         ------

@@ -167,7 +167,7 @@ class TrainerConfig:
         the last 8 steps, drawn at random. They need no forward of the features: a head near its
         optimum is what makes unlearning real. A checkpoint holds these features.
     balance : bool
-        Draw batches with replacement so that every combination of label and bias is as frequent
+        Draw batches with replacement so that all groups of label and bias are as frequent
         (`lnl_ext.training.balance.balanced_weights`). `TensorBatches` are balanced by the trainer
         over all their bias targets of shape (N,); a DataLoader must have a sampler with weights.
     optimizer : OptimizerConfig

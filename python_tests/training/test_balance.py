@@ -38,6 +38,21 @@ def test_groups_weigh_the_same_and_unknown_ones_as_without_balance() -> None:
     assert balanced_weights(LABELS, torch.full((8,), -100)).tolist() == [1.0] * 8
 
 
+def test_several_columns_are_balanced_each_by_itself() -> None:
+    """Of two that depend on each other, and the second is not known for some samples."""
+    generator = torch.Generator().manual_seed(0)
+    labels, one = biased()
+    two = torch.where(torch.rand(2000, generator=generator) < 0.9, one, 2)
+    two[::7] = -100
+    weights = balanced_weights(labels, [one, two])
+    assert weights.mean().item() == pytest.approx(1.0)
+    for column in (one, two):
+        groups = group_numbers(labels, column)
+        sums = torch.bincount(groups[groups >= 0], weights[groups >= 0])
+        assert len(sums) >= 4
+        torch.testing.assert_close(sums, sums.mean().expand_as(sums), rtol=0.01, atol=0)
+
+
 @pytest.mark.parametrize(
     ("labels", "bias", "error", "message"),
     [
