@@ -50,6 +50,8 @@ def draw(runs: Sequence[Line], path: Path) -> None:
 
 
 def _mark(axes: Any, row: Row, field: str) -> Any:
+    from matplotlib import colormaps
+
     nats, value = row.mean("nats"), row.mean(field)
     number = list(WAYS).index(row.method)
     return axes.errorbar(
@@ -57,7 +59,7 @@ def _mark(axes: Any, row: Row, field: str) -> Any:
         value,
         xerr=[[nats - row.mean("nats_low")], [row.mean("nats_high") - nats]],
         yerr=[[value - min(row.values(field))], [max(row.values(field)) - value]],
-        color=_COLORS.get(row.method, f"C{number}"),
+        color=_COLORS.get(row.method) or colormaps["tab20"](number * 2 % 20 + number // 10),
         marker=_MARKERS[number],
         markersize=8 if row.method in _COLORS else 6,
         linewidth=1,
