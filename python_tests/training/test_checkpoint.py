@@ -120,7 +120,7 @@ def test_other_torch_files_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"weights\.pt is a torch file, but no checkpoint"):
         load_checkpoint(path)
     torch.save({"format": 99}, path)
-    with pytest.raises(CheckpointError, match=r"weights\.pt has format 99, this version reads 3"):
+    with pytest.raises(CheckpointError, match=r"weights\.pt has format 99, this version reads 4"):
         load_checkpoint(path)
 
 

@@ -101,8 +101,8 @@ def shared_evaluation(trainer: Any) -> dict[str, float]:
 
 
 def tiny_run(folder: str, update: str, stop: int | None) -> dict[str, Any]:
-    """A run with batch norm, dropout and averages; up to a step, or on from what is there."""
-    trainer = tiny_trainer(update=update)
+    """A run with batch norm, dropout, averages and further head steps; up to a step, or on from what is there."""
+    trainer = tiny_trainer(update=update, head_steps=2)
     path = Path(folder) / CHECKPOINT
     if stop is None and path.exists():
         trainer.load(path)
@@ -142,24 +142,24 @@ def test_a_run_of_two_processes_resumes_bit_for_bit(tmp_path: Path, update: str)
     expected = in_processes(tiny_run, str(whole), update, None)
     assert differences(expected[0]["weights"], expected[1]["weights"]) == []
     assert expected[0]["history"] == expected[1]["history"]
-    assert [record["rank"] for record in expected[0]["history"]] == [0.0] * 3
-    assert [process.pop("tracked") for process in expected] == [[3, 9, 12], []]
+    assert [record["rank"] for record in expected[0]["history"]] == [0.0] * 2
+    assert [process.pop("tracked") for process in expected] == [[6, 12], []]
     assert expected[0]["draw"] != expected[1]["draw"]  # dropout is each process's own
 
-    in_processes(tiny_run, str(stopped), update, 7)
-    assert load_checkpoint(stopped / CHECKPOINT)["step"] == 6
+    in_processes(tiny_run, str(stopped), update, 9)
+    assert load_checkpoint(stopped / CHECKPOINT)["step"] == 8
     found = in_processes(tiny_run, str(stopped), update, None)
-    assert [process.pop("tracked") for process in found] == [[9, 12], []]
+    assert [process.pop("tracked") for process in found] == [[12], []]
     assert differences(expected, found) == []
     assert (
         differences(load_checkpoint(whole / CHECKPOINT), load_checkpoint(stopped / CHECKPOINT))
         == []
     )
     lines = [len((f / "metrics.jsonl").read_text().splitlines()) for f in (whole, stopped)]
-    assert lines == [3, 3]  # by one process
+    assert lines == [2, 2]  # by one process
 
     with pytest.raises(CheckpointError, match=r"of another run \(processes: 2, now 1\)"):
-        tiny_trainer(update=update).load(whole / CHECKPOINT)
+        tiny_trainer(update=update, head_steps=2).load(whole / CHECKPOINT)
 
 
 def coefficients_known_zero() -> bool:
