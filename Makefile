@@ -15,7 +15,8 @@ CMAKE_BUILD := build/cmake
 CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 BUILD_INPUTS := $(CPP_FILES) $(wildcard build_support/*.py) csrc/sources.txt setup.py pyproject.toml
 
-.PHONY: help install tools demo docs test lint pytest ctest test-long test-install wheel test-wheel syntax format clean
+.PHONY: help install tools demo docs test lint pytest ctest test-long test-install wheel test-wheel rehearse-gpu \
+  syntax format clean
 
 help:
 	@echo "make demo          train baseline and lnl on coloured MNIST; table and figure in $(DEMO_OUTPUT)/"
@@ -25,6 +26,7 @@ help:
 	@echo "make test-install  build and install from source, sdist and wheel in new environments (slow)"
 	@echo "make wheel         a source distribution and a wheel in dist/"
 	@echo "make test-wheel    wheels built with the oldest torch, in environments with newer ones (slow)"
+	@echo "make rehearse-gpu  benchmarks/gpu_check.py as with a GPU and no package index (slow)"
 	@echo "make docs          the documentation as a site in build/site/"
 	@echo "make syntax        compile csrc/ as C++17 and C++20 against torch's headers, syntax only"
 	@echo "make format        format the Python and C++ code"
@@ -42,7 +44,7 @@ $(VENV)/package.stamp: $(VENV)/torch.stamp $(BUILD_INPUTS)
 
 # By name, it is the package that is there already: only what it lacks is installed.
 $(VENV)/tools.stamp: $(VENV)/package.stamp pyproject.toml
-	$(BIN)/python -m pip install 'lnl_ext[test,docs]'
+	$(BIN)/python -m pip install 'lnl_ext[test,docs,compare,onnx]'
 	@touch $@
 
 install: $(VENV)/package.stamp
@@ -79,6 +81,29 @@ test-long: tools
 
 test-install: tools
 	$(BIN)/python -m pytest -m slow python_tests/test_installation.py
+
+# What a machine with a GPU has: Python 3.12, torch 2.11 and these packages, and no package index.
+# Once with a build for it (which needs nvcc), once with the compiled parts of a wheel.
+PYTHON_OF_GPU ?= python3.12
+PACKAGES_OF_GPU := torch==2.11.0 setuptools pybind11 ninja pytest hypothesis pytest-xdist
+REHEARSAL := build/rehearsal
+REHEARSE := cd $(REHEARSAL)/tree && env -u PYTHONPATH PIP_NO_INDEX=1 MAX_JOBS=1 ../bin/python
+
+$(REHEARSAL)/torch.stamp:
+	$(PYTHON_OF_GPU) -m venv $(REHEARSAL)
+	$(REHEARSAL)/bin/python -m pip install $(PACKAGES_OF_GPU)
+	@touch $@
+
+rehearse-gpu: $(REHEARSAL)/torch.stamp
+	$(REHEARSAL)/bin/python -m pip uninstall --yes lnl_ext
+	rm -rf $(REHEARSAL)/tree && mkdir $(REHEARSAL)/tree
+	git ls-files -z | xargs -0 cp --parents --target-directory $(REHEARSAL)/tree
+	$(REHEARSE) benchmarks/gpu_check.py --device cpu --build-for 9.0 --minutes 30 --output built
+	$(REHEARSE) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+	$(REHEARSE) -m pip uninstall --yes lnl_ext
+	rm $(REHEARSAL)/tree/lnl_ext/*.so
+	$(REHEARSE) benchmarks/gpu_check.py --device cpu --build-for 9.0 --minutes 30 --output prebuilt \
+	  --prebuilt dist/*.whl
 
 # TORCH_INCLUDE: the headers to compile against, those of the installed torch unless it says others.
 TORCH_INCLUDE ?= $(shell $(BIN)/python -c "import torch, os; print(os.path.dirname(torch.__file__))")/include

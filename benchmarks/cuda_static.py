@@ -1,34 +1,45 @@
-"""Read registers, spills and accesses of the CUDA kernels from their machine code, without a GPU.
+"""Read registers, spills, accesses and bytes in flight of the CUDA kernels, without a GPU.
 
-    python benchmarks/cuda_static.py [--architectures sm_80 ...] [--write-bounds]
+    python benchmarks/cuda_static.py [--architectures sm_80 ...] [--write-bounds] [--write-docs]
 
-Compiles the kernels for each architecture, prints a table, and exits with 1 where a rule or a
-committed bound (benchmarks/gpu/bounds.json) is broken.
+Compiles the kernels for each architecture, asks the launchers how they call them, prints a table,
+and exits with 1 where a rule or a committed bound (benchmarks/gpu/bounds.json) is broken.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from gpu.machine_code import (
     BOUNDS,
     WARPS,
     Bounds,
+    Call,
     Kernel,
     broken_bounds,
     broken_rules,
+    bytes_in_flight,
+    calls_of,
     compile_kernels,
     missing,
     new_bounds,
+    too_few_in_flight,
 )
 from recording.options import command
 
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "cuda.md"
 
-def table(architecture: str, kernels: Sequence[Kernel]) -> str:
+
+def table(architecture: str, kernels: Sequence[Kernel], calls: Mapping[str, Sequence[Call]]) -> str:
     """Return the table in Markdown, a line a kernel, with its accesses of so many bytes."""
     from lnl_ext.reporting.tables import markdown  # imports torch, which --help does without
+
+    def least_and_most(kernel: Kernel) -> list[int]:
+        found = {bytes_in_flight(kernel, c, architecture) for c in calls.get(kernel.name, ())}
+        return sorted({min(found), max(found)}) if found else []
 
     rows = [
         (
@@ -39,11 +50,29 @@ def table(architecture: str, kernels: Sequence[Kernel]) -> str:
             f"{kernel.access or ''}",
             f"{kernel.wide('LDG') or ''}",
             f"{kernel.wide('STG') or ''}",
+            " to ".join(f"{found / 1024:.0f}" for found in least_and_most(kernel)),
         )
         for kernel in kernels
     ]
-    header = ("kernel", "registers", "occupancy by registers", "spills", "bytes", "loads", "stores")
+    accesses = ("bytes", "loads", "stores", "KiB in flight")
+    header = ("kernel", "registers", "occupancy by registers", "spills", *accesses)
     return f"### {architecture}\n\n{markdown(header, rows)}\n"
+
+
+def with_table(page: str, new: str) -> str:
+    """Return a page with the table of the kernels for labels in the place of its former one."""
+    lines = [line for line in new.splitlines() if line.startswith("|")]
+    labels = [line for line in lines if "`" not in line or is_for_labels(line.split("`")[1])]
+    before, header, rest = page.partition("| kernel | registers |")
+    if not header:
+        raise ValueError(f"{DOCS} has no table of kernels and their registers")
+    return before + "\n".join(labels) + rest[rest.index("\n\n") :]
+
+
+def is_for_labels(name: str) -> bool:
+    """Whether a kernel reads logits or features, and is not for a target of every class."""
+    kernel = Kernel(name)
+    return kernel.access is not None and kernel.arguments[1] != "true"
 
 
 def text_of(bounds: Bounds) -> str:
@@ -59,14 +88,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--write-bounds", action="store_true", help="commit to what is found, for all architectures"
     )
+    parser.add_argument(
+        "--write-docs", action="store_true", help="put what sm_90 has into docs/cuda.md"
+    )
     options = parser.parse_args(arguments)
     if reason := missing():
         print(reason, file=sys.stderr)
         return 2
-    compiled = {}
+    compiled, calls = {}, {}
     for architecture in WARPS if options.write_bounds else options.architectures:
         compiled[architecture] = compile_kernels(architecture)
-        print(table(architecture, compiled[architecture]), flush=True)
+        calls[architecture] = calls_of(architecture)
+        print(table(architecture, compiled[architecture], calls[architecture]), flush=True)
+    if options.write_docs:
+        new = table("sm_90", compiled["sm_90"], calls["sm_90"])
+        DOCS.write_text(with_table(DOCS.read_text(encoding="utf-8"), new), encoding="utf-8")
     if options.write_bounds:
         BOUNDS.write_text(text_of(new_bounds(compiled)), encoding="utf-8")
     bounds = json.loads(BOUNDS.read_text(encoding="utf-8"))
@@ -75,6 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for architecture, kernels in compiled.items()
         for problem in [
             *(problem for kernel in kernels for problem in broken_rules(kernel)),
+            *too_few_in_flight(kernels, calls[architecture], architecture),
             *broken_bounds(kernels, architecture, bounds),
         ]
     ]

@@ -5,8 +5,9 @@
 Builds the package for this machine's GPU, calls every kernel, captures CUDA graphs, takes tensors
 of more than 2^31 elements, runs the Python tests on CUDA tensors, times the losses against PyTorch
 eager, torch.compile and, if installed, Liger's cross-entropy, with the achieved bandwidth over that
-of a copy, runs compute-sanitizer if it is installed, and writes gpu_<name>.json after every step.
-It needs the packages of `pip install '.[test]'`.
+of a copy, times a training step against the authors' procedure, runs compute-sanitizer if it is
+installed, and writes gpu_<name>.json after every step. It needs the packages of
+`pip install '.[test]'`; --prebuilt takes the place of the build.
 
 Every step has a time limit: what is left after the least that the later steps are promised. Its
 kernel families are processes of their own, since a CUDA error may fail all later calls of a
@@ -14,7 +15,9 @@ process. Exits with 1 where a step failed or ran out of time; a target that was 
 and does not fail. This process does not import the package, so that a broken build is reported too.
 
 `--device cpu` goes the same way on the CPU with tiny shapes, which is how it is tested: pip
-resolves and does not build, there is no graph to capture, and times mean nothing.
+resolves and does not build, there is no graph to capture, and times mean nothing. With `--build-for
+9.0` it builds the kernels, for GPUs of that compute capability, which needs none (`make
+rehearse-gpu`).
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,9 +49,10 @@ SECONDS = {
     "calls": (20, 45),
     "graph capture": (15, 30),
     "beyond 2^31": (30, 60),
-    "tests": (80, 200),
-    "loss timings": (70, 120),
-    "linear timings": (55, 90),
+    "tests": (70, 200),
+    "loss timings": (75, 120),
+    "linear timings": (45, 90),
+    "step timings": (15, 40),
     "memcheck": (20, 60),
     "racecheck": (20, 60),
 }
@@ -94,7 +99,12 @@ def counts_of(output: str) -> dict[str, int]:
 
 
 def plan(
-    device: str, capability: str, quick: bool, skip: Sequence[str], minutes: float
+    device: str,
+    capability: str,
+    quick: bool,
+    skip: Sequence[str],
+    minutes: float,
+    prebuilt: str | None = None,
 ) -> list[Step]:
     """Return the steps in their order.
 
@@ -103,13 +113,15 @@ def plan(
     device
         "cuda" or "cpu".
     capability
-        As in "9.0"; empty on the CPU.
+        What to build for, as in "9.0"; empty: nothing, and the build step resolves alone.
     quick
         Tiny shapes.
     skip
         Names of steps to leave out.
     minutes
         Of the whole run, to which the times of the steps are scaled.
+    prebuilt
+        A wheel with the compiled parts, "" where they are in lnl_ext/ already, None to build them.
     """
     on_gpu = device == "cuda"
     script = str(Path(__file__).resolve())
@@ -117,6 +129,9 @@ def plan(
     def own(name: str, part: str, limit: float, result: Path) -> list[str]:
         command = [sys.executable, script, "--step", name, "--part", part, "--device", device]
         command += ["--seconds", f"{limit:.1f}", "--result", str(result)]
+        if name == "build":
+            command += [] if not capability else ["--build-for", capability]
+            command += [] if prebuilt is None else ["--prebuilt", prebuilt]
         return command + (["--quick"] if quick else [])
 
     def sanitizer(tool: str, part: str, limit: float, result: Path) -> list[str]:
@@ -158,9 +173,9 @@ def plan(
         step(
             "build",
             environment={
-                "LNL_EXT_CUDA": "1" if on_gpu else "0",
+                "LNL_EXT_CUDA": "1" if capability else "0",
                 "MAX_JOBS": jobs,
-                **({"TORCH_CUDA_ARCH_LIST": capability} if on_gpu else {}),
+                **({"TORCH_CUDA_ARCH_LIST": capability} if capability else {}),
             },
             needs=None,
         ),
@@ -175,6 +190,10 @@ def plan(
         ),
         step("loss timings"),
         step("linear timings"),
+        step(
+            "step timings",
+            skip=None if importlib.util.find_spec("numpy") else "numpy is not installed",
+        ),
         # Every tensor an allocation of its own, so that an access beyond its end is seen.
         step(
             "memcheck",
@@ -195,22 +214,45 @@ def has_pytest() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in ("pytest", "hypothesis"))
 
 
-def build(device: str, result: Path) -> int:
+def build(device: str, capability: str, prebuilt: str | None, result: Path) -> int:
     """Install the package, then import it, in a process that finds what has been installed."""
-    pip = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps"]
-    pip += ["--editable", ".", *([] if device == "cuda" else ["--dry-run"])]
+    if prebuilt is None:
+        pip = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps"]
+        pip += ["--editable", ".", *([] if capability else ["--dry-run"])]
+        if code := subprocess.run(pip).returncode:
+            return code
+    elif prebuilt:
+        take_compiled_parts(Path(prebuilt), ROOT / "lnl_ext")
     imported = [sys.executable, str(Path(__file__).resolve()), "--step", "import"]
     imported += ["--device", device, "--result", str(result)]
-    return subprocess.run(pip).returncode or subprocess.run(imported).returncode
+    imported += ["--build-for", capability] if capability else []
+    return subprocess.run(imported).returncode
 
 
-def import_package(device: str, result: Path) -> int:
+def take_compiled_parts(wheel: Path, folder: Path) -> None:
+    """Put the compiled parts of a wheel of this package beside its Python files in a folder.
+
+    Raises
+    ------
+    ValueError
+        The wheel has none.
+    """
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if re.fullmatch(r"lnl_ext/_\w+\..*so", name)]
+        if not names:
+            raise ValueError(f"{wheel} has no compiled parts of lnl_ext")
+        for name in names:
+            (folder / Path(name).name).write_bytes(archive.read(name))
+            print(f"{name} of {wheel.name}")
+
+
+def import_package(capability: str, result: Path) -> int:
     """Import the package, and write what it was built with."""
     import lnl_ext
 
     info = lnl_ext.build_info()
     write_json(result, info)
-    if device == "cuda" and not info["cuda"]:
+    if capability and not info["cuda"]:
         print(f"lnl_ext was built without CUDA: {info}")
         return 1
     return 0
@@ -220,10 +262,6 @@ def run_own_step(
     name: str, part: str, device: str, quick: bool, seconds: float, result: Path
 ) -> int:
     """Run a step, or a part of it, in this process; write its result whenever it knows more."""
-    if name == "build":
-        return build(device, result)
-    if name == "import":
-        return import_package(device, result)
     import torch
     from gpu import checks, timings
 
@@ -235,6 +273,9 @@ def run_own_step(
     if name in ("loss timings", "linear timings"):
         complete = timings.measure(name == "linear timings", where, quick, seconds, report)
         return 0 if complete else 1
+    if name == "step timings":
+        report(timings.time_step(where, quick, seconds / 4))
+        return 0
     if name == "graph capture":
         report(checks.graph_capture(where, part))
         return 0
@@ -292,6 +333,13 @@ def print_report(report: dict[str, Any]) -> None:
     for step in report["steps"]:
         if not step["name"].endswith("timings") or not isinstance(step["detail"], dict):
             continue
+        if step["name"] == "step timings":
+            times = step["detail"]["values"]
+            print(f"{step['name']}: {step['detail']['case']}")
+            for name, ratio in step["detail"]["ratios"].items():
+                ours = times[name]["median"]
+                print(f"  {name:44} {ours:9.3f} ms; the authors' over it {ratio['median']:.2f}")
+            continue
         print(f"{step['name']} (Liger: {step['detail']['liger']})")
         for row in step["detail"]["rows"]:
             ratios = ", ".join(
@@ -301,7 +349,10 @@ def print_report(report: dict[str, Any]) -> None:
             )
             ours = row["values"]["fused"]["median"]
             speed = row["gigabytes_per_second"]["fused"]
-            print(f"  {row['case']:24} {ours:9.3f} ms, {speed:7.1f} GB/s; over ours: {ratios}")
+            print(
+                f"  {row['case']:40} {ours:9.3f} ms, {speed:7.1f} GB/s, {row['bandwidth']:.2f} of "
+                f"a copy's; over ours: {ratios}"
+            )
     for target in report["targets"]:
         word = "met" if target["met"] else "MISSED"
         print(
@@ -318,6 +369,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=MINUTES)
     parser.add_argument("--quick", action="store_true", help="tiny shapes; always on the CPU")
     parser.add_argument("--skip", nargs="*", default=[], choices=tuple(SECONDS))
+    parser.add_argument("--build-for", metavar="9.0", help="default: this machine's GPU")
+    parser.add_argument(
+        "--prebuilt",
+        nargs="?",
+        const="",
+        metavar="WHEEL",
+        help="do not build: take the compiled parts of a wheel, or those that are in lnl_ext/",
+    )
     # How this script calls itself for one step.
     parser.add_argument("--step", help=argparse.SUPPRESS)
     parser.add_argument("--part", help=argparse.SUPPRESS)
@@ -326,6 +385,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     on_gpu = options.device == "cuda"
     quick = options.quick or not on_gpu
+    if options.step == "build":
+        return build(options.device, options.build_for or "", options.prebuilt, options.result)
+    if options.step == "import":
+        return import_package(options.build_for or "", options.result)
     if options.step:
         return run_own_step(
             options.step, options.part, options.device, quick, options.seconds, options.result
@@ -342,8 +405,12 @@ def main(arguments: list[str] | None = None) -> int:
     output = options.output or ROOT / ("benchmarks/results" if on_gpu else "build")
     output.mkdir(parents=True, exist_ok=True)
     path = output / file_name(about["name"])
+    if options.prebuilt is not None:  # nothing is installed: all processes find it here
+        paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    capability = options.build_for or about["capability"]
     outcomes = run_steps(
-        plan(options.device, about["capability"], quick, options.skip, options.minutes),
+        plan(options.device, capability, quick, options.skip, options.minutes, options.prebuilt),
         60 * options.minutes - MARGIN * options.minutes / MINUTES,
         ROOT,
         lambda outcomes: write_json(path, report_of(about, outcomes, on_gpu and not quick)),

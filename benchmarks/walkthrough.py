@@ -27,7 +27,7 @@ TRAIN = (
 )
 METHODS, SEEDS = ("baseline", "lnl"), (0, 1, 2)
 _UTKFACE = re.compile(r"(\d+)_([01])_[0-4]_\d+.*")
-_PROGRESS = re.compile(r"[^\r\n]*step/s[^\r\n]*[\r\n]*|[ ]*\r")
+_PROGRESS = re.compile(r"[^\r\n]*(?:step/s|s/step)[^\r\n]*[\r\n]*|[ ]*\r")
 
 
 def table(data: Path) -> list[list[str]]:

@@ -127,7 +127,9 @@ print(*sorted(name for name in set(sys.modules) - before))
     ours = {name for name in loaded if name.startswith("lnl_ext")}
     assert {"lnl_ext._C", "lnl_ext.ops.bias_loss", "lnl_ext.ops.linear_bias_loss"} <= ours
     rooms = {name.split(".")[1] for name in ours if "." in name}
-    assert not rooms & {"adversary", "cli", "data", "measuring", "models", "paper", "training"}
+    later = {"adversary", "cli", "data", "estimators", "measuring", "models", "paper", "training"}
+    assert not rooms & later
+    assert "sklearn" not in loaded
 
 
 # ------------------------------------------------------------------ the command

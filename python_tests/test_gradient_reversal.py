@@ -116,6 +116,11 @@ def test_one_graph_for_every_scale_of_the_module():
             torch.testing.assert_close(x.grad, torch.full((3,), -t))
 
 
+@pytest.mark.xfail(
+    torch.__version__.startswith("2.11."),
+    reason="torch 2.11 compiles an autograd Function again for every number",
+    strict=True,
+)
 def test_the_function_compiles_with_numbers_that_change():
     torch._dynamo.reset()
     compiled = torch.compile(grad_reverse, fullgraph=True, backend="aot_eager")

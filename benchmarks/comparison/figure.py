@@ -10,7 +10,8 @@ from comparison.protocol import WAYS
 from comparison.table import Line, Row, rows
 
 PANELS = {"worst_group": "worst-group accuracy", "accuracy": "accuracy"}
-_MARKERS = "osD^v<>PX*h"
+_MARKERS = "osD^v<>PXp*h8d"
+_COLORS = {"lnl": "black", "lnl_adjusted": "crimson"}  # what is compared with the others
 
 
 def draw(runs: Sequence[Line], path: Path) -> None:
@@ -56,9 +57,9 @@ def _mark(axes: Any, row: Row, field: str) -> Any:
         value,
         xerr=[[nats - row.mean("nats_low")], [row.mean("nats_high") - nats]],
         yerr=[[value - min(row.values(field))], [max(row.values(field)) - value]],
-        color="black" if row.method == "lnl" else f"C{number}",
+        color=_COLORS.get(row.method, f"C{number}"),
         marker=_MARKERS[number],
-        markersize=8 if row.method == "lnl" else 6,
+        markersize=8 if row.method in _COLORS else 6,
         linewidth=1,
         alpha=0.9,
         label=row.method,

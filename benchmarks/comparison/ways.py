@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from comparison.adjusted_lnl import RECIPE, partly_balanced
 from comparison.data_sets import Data
 from comparison.erasure import LinearErasure, refitted, two_logits
 from comparison.networks import network
@@ -24,7 +25,7 @@ from lnl_ext.training.recipe import LNL
 
 OPTIMIZER = OptimizerConfig("adamw", learning_rate=1e-3, weight_decay=0.01, schedule="cosine")
 
-METHOD = {"erm": "baseline"}  # where the package has another name
+METHOD = {"erm": "baseline", "lnl_adjusted": "lnl"}  # where the package has another name
 
 
 class Trained(NamedTuple):
@@ -57,13 +58,21 @@ def _network(data: Data, seed: int, outputs: int) -> tuple[nn.Module, nn.Linear]
 def train_by_trainer(data: Data, way: str, seed: int, progress: bool) -> Trained:
     """Train a way that is one of the package's methods, with its recipe where it has bias heads."""
     part, length, method = data.train, DATA_SETS[data.name], get_method(METHOD.get(way, way))
+    recipe, drawn = LNL, None
     features, classifier = _network(data, seed, data.classes)
     bias = {"bias": part.bias}
     adversaries: dict[str, BiasAdversary] = {}
     options: dict[str, Any] = {}
+    of_heads: dict[str, Any] = {}
+    if way == "lnl_adjusted":
+        recipe = RECIPE
+        drawn, bias["adjustment"], weight = partly_balanced(part.labels, part.bias)
+        bias["head_weight"] = weight / length.batch_size  # of sums
+        of_heads = {"reduction": "sum", "mask_entropy": True}
+        options = {"logit_adjustment": "adjustment", "sample_weights": {"bias": "head_weight"}}
     if method.adversarial:
-        classes = {"bias": int(part.bias.max()) + 1}
-        adversaries = LNL.adversaries((classifier.in_features,), classes, method=method)
+        shape, classes = (classifier.in_features,), {"bias": int(part.bias.max()) + 1}
+        adversaries = recipe.adversaries(shape, classes, method=method, **of_heads)
     if method.adjusted:
         bias["adjustment"] = logit_adjustment(part.labels, part.bias, classes=data.classes)
         options["logit_adjustment"] = "adjustment"
@@ -75,7 +84,7 @@ def train_by_trainer(data: Data, way: str, seed: int, progress: bool) -> Trained
         options["task_weights"] = GroupDRO(int(bias["group"].max()) + 1)
     settings: dict[str, Any] = {"epochs": length.epochs, "optimizer": OPTIMIZER, "seed": seed}
     config = (
-        LNL.config(**settings)
+        recipe.config(**settings)
         if method.adversarial
         else TrainerConfig(balance=method.balanced, **settings)
     )
@@ -85,6 +94,7 @@ def train_by_trainer(data: Data, way: str, seed: int, progress: bool) -> Trained
         bias,
         batch_size=length.batch_size,
         drop_last=True,
+        weights=drawn,
         prepare=data.augment,
     )
     trainer = Trainer(features, classifier, adversaries, config, **options)

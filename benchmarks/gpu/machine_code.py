@@ -20,6 +20,14 @@ WARPS = {"sm_80": 64, "sm_90": 64, "sm_100": 64, "sm_120": 48}
 """Most warps of a multiprocessor, from the CUDA C++ programming guide's table."""
 REGISTERS = 16384
 """Of each of the four parts of a multiprocessor, which hold a quarter of its warps; likewise."""
+MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "sm_120": 170}
+SHARED_MEMORY = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "sm_120": 99}
+"""Most KiB of a block; the multiprocessor has one more, and takes one for each block."""
+IN_FLIGHT = {"sm_80": 40, "sm_90": 40, "sm_100": 40, "sm_120": 16}
+"""Least KiB of logits that a multiprocessor asks for at a time: its share of the bandwidth, times
+the memory's latency under load. An sm_120 has 40 % of an sm_90's bandwidth for each."""
+MOST_BLOCKS = 24
+"""Of a multiprocessor, on the architecture with the fewest."""
 LINEAR_REGISTERS = 128
 """Most of `linear_on_chip`: two blocks of 256 threads, or one of 512, on a multiprocessor."""
 
@@ -117,6 +125,48 @@ class Kernel:
         return min(most, 4 * (REGISTERS // of_warp)) / most
 
 
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """What the launcher says of a call: csrc/tests/in_flight.cpp."""
+
+    threads: int  # of a block, as all that follows
+    shared_memory: int
+    in_flight: int
+    reads_once: bool
+    shape: str
+
+
+def calls_of(architecture: str) -> dict[str, list[Call]]:
+    """Return calls that move more than 32 MiB, by the name of their kernel's instance."""
+    csrc = HERE.parents[1] / "csrc"
+    folders = [f"-I{csrc / 'emulator' / 'include'}", f"-I{csrc / 'emulator'}"]
+    source = str(csrc / "tests" / "in_flight.cpp")
+    with tempfile.TemporaryDirectory() as folder:
+        program = str(Path(folder) / "in_flight")
+        compiler = os.environ.get("CXX") or "c++"
+        flags = ["-std=c++17", "-O1", "-Wno-unknown-pragmas"]
+        run([compiler, *flags, *folders, source, "-o", program])
+        facts = (MULTIPROCESSORS[architecture], SHARED_MEMORY[architecture] * 1024)
+        printed = run([program, *map(str, facts)])
+    calls: dict[str, list[Call]] = {}
+    for line in printed.splitlines():
+        name, threads, shared_memory, in_flight, once, shape = line.split("\t")
+        call = Call(int(threads), int(shared_memory), int(in_flight), once == "1", shape)
+        calls.setdefault(name, []).append(call)
+    return calls
+
+
+def bytes_in_flight(kernel: Kernel, call: Call, architecture: str) -> int:
+    """Return how many bytes of logits a multiprocessor has asked for at a time.
+
+    They are a block's, in registers or on their way to shared memory, times the blocks for which
+    there are registers, shared memory and warps.
+    """
+    warps = kernel.occupancy(architecture) * WARPS[architecture] // (call.threads / 32)
+    shared = (SHARED_MEMORY[architecture] + 1) * 1024 // (call.shared_memory + 1024)
+    return int(min(warps, shared, MOST_BLOCKS)) * call.in_flight
+
+
 def compile_kernels(architecture: str, sources: Iterable[Path] = SOURCES) -> list[Kernel]:
     """Compile files for one architecture, side by side, and return what their kernels are."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -201,6 +251,30 @@ def broken_rules(kernel: Kernel) -> list[str]:
     if kernel.base == "linear_on_chip" and kernel.registers > LINEAR_REGISTERS:
         problems.append(f"{kernel.registers} registers, at most {LINEAR_REGISTERS}")
     return [f"{kernel.name}: {problem}" for problem in problems]
+
+
+def too_few_in_flight(
+    kernels: Iterable[Kernel], calls: Mapping[str, Sequence[Call]], architecture: str
+) -> list[str]:
+    """Return which large calls ask for too little at a time to keep the memory busy.
+
+    Two kinds are slow and known to be: 16-bit logits of single sites, for which there is no
+    asynchronous copy, and sites of so many classes that their logits are read twice.
+    """
+    problems = []
+    for kernel in kernels:
+        if kernel.access == 2:
+            continue
+        for call in calls.get(kernel.name, ()):
+            if kernel.base == "sites_large" and not call.reads_once:
+                continue
+            found = bytes_in_flight(kernel, call, architecture) / 1024
+            if found < IN_FLIGHT[architecture]:
+                problems.append(
+                    f"{kernel.name}: {found:.1f} KiB in flight for {call.shape}, "
+                    f"at least {IN_FLIGHT[architecture]}"
+                )
+    return problems
 
 
 def broken_bounds(kernels: Iterable[Kernel], architecture: str, bounds: Bounds) -> list[str]:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
-from torchvision.models import resnet18
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.ops.types import IGNORE_INDEX
@@ -96,6 +95,8 @@ def digits(batch: int, device: torch.device) -> Problem:
 
 def pets(batch: int, size: int, device: torch.device) -> Problem:
     """ResNet-18 cut after layer1, whose map is the image subsampled by 4, as the paper's labels."""
+    from torchvision.models import resnet18  # digits do without
+
     torch.manual_seed(0)
     network = resnet18(num_classes=2)
     features = nn.Sequential(
@@ -118,6 +119,8 @@ def pets(batch: int, size: int, device: torch.device) -> Problem:
 
 def faces(batch: int, size: int, device: torch.device) -> Problem:
     """ResNet-18 with a linear age head on the pooled features, as the paper's for IMDB."""
+    from torchvision.models import resnet18  # digits do without
+
     torch.manual_seed(0)
     network = resnet18(num_classes=2)
     *layers, classifier = network.children()

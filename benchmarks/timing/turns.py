@@ -6,33 +6,54 @@ other one left them. A ratio is the median over the rounds of the ratio within a
 
 from __future__ import annotations
 
+import functools
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 Candidates = Mapping[str, Callable[[], object]]
 Times = dict[str, list[float]]
+FLUSHED = 256 * 2**20
+"""Bytes that are written to empty a GPU's second level cache, which has up to 126 MB."""
 
 
-def seconds_of(run: Callable[[], object], device: torch.device) -> float:
-    """Run once and return the seconds: wall time on the CPU, between two events on a GPU."""
+def seconds_of(runs: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
+    """Run each once and return the seconds: wall time on the CPU, between two events on a GPU.
+
+    A GPU's second level cache is filled with something else before each, as it is between two
+    steps of a training; the host waits once, when all have been enqueued, so that no time is that
+    of a host which has waited.
+    """
     if device.type == "cuda":
-        begin, end = (
-            torch.Event("cuda", enable_timing=True),
-            torch.Event("cuda", enable_timing=True),
-        )
-        begin.record()
+        events = []
+        for run in runs:
+            begin, end = (torch.Event("cuda", enable_timing=True) for _ in range(2))
+            _flush_cache(device)
+            begin.record()
+            run()
+            end.record()
+            events.append((begin, end))
+        torch.cuda.synchronize(device)
+        return [float(begin.elapsed_time(end)) / 1e3 for begin, end in events]
+    seconds = []
+    for run in runs:
+        start = time.perf_counter()
         run()
-        end.record()
-        end.synchronize()
-        return float(begin.elapsed_time(end)) / 1e3
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+@functools.cache
+def _written(device: torch.device) -> torch.Tensor:
+    return torch.empty(FLUSHED, dtype=torch.uint8, device=device)
+
+
+def _flush_cache(device: torch.device) -> None:
+    _written(device).zero_()
 
 
 def take_turns(
@@ -60,8 +81,10 @@ def take_turns(
     rounds = 0
     while rounds < min_rounds or time.perf_counter() < end:
         shuffle(order)
-        for name in order:
-            times[name].append(seconds_of(candidates[name], device))
+        for name, taken in zip(
+            order, seconds_of([candidates[name] for name in order], device), strict=True
+        ):
+            times[name].append(taken)
         rounds += 1
     return times
 

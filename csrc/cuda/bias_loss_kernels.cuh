@@ -28,9 +28,16 @@ struct Plan {
   int threads = 128;
   unsigned blocks = 0;  // of one head for sites
   std::size_t shared = 0;
+  std::int64_t in_flight = 0;
   int most_shared = kSmallShared;  // that a block may have, whatever this call needs
   int lanes_per_row = 32;
+  std::int64_t unit = 0;  // rows, or sites of a head, that a block works on at a time
   int pitch = 0;
+  int ahead = 1;
+  int groups = 0;
+  int group_windows = 0;
+  int row_windows = 0;
+  int slots = 0;
   bool stage = false;
   unsigned denominator_blocks = 0;
   // Byte offsets into the workspace.
@@ -54,6 +61,12 @@ inline std::int64_t divide_up(std::int64_t value, std::int64_t by) { return (val
 
 inline std::int64_t most_blocks(const Device& device) {
   return std::int64_t(device.multiprocessors) * device.blocks_per_multiprocessor;
+}
+
+// Blocks that find room in a multiprocessor's shared memory. The system takes a KiB of each.
+inline std::int64_t blocks_by_shared(std::size_t bytes_of_block, const Device& device) {
+  constexpr std::size_t kReserved = 1024;
+  return (device.shared_memory + kReserved) / (bytes_of_block + kReserved);
 }
 
 inline std::int64_t greatest_common_divisor(std::int64_t a, std::int64_t b) {
@@ -87,6 +100,29 @@ inline int small_threads(std::size_t bytes) {
   return kWarp * (warps < 1 ? 1 : warps > 4 ? 4 : warps);
 }
 
+// Bytes of logits that a multiprocessor should have under way, so that the memory is busy.
+constexpr std::int64_t kInFlight = 40 * 1024;
+
+// How many tiles of so many bytes to keep under way, for `wanted` bytes of them: at most eight, of
+// whose groups of copies a thread can wait for each.
+inline int tiles_ahead(std::int64_t wanted, std::int64_t bytes) {
+  const std::int64_t tiles = divide_up(wanted, bytes);
+  return static_cast<int>(tiles < 8 ? tiles : 8);
+}
+// Likewise where a block's shared memory holds them, beside `scratch`.
+inline int tiles_ahead(std::int64_t wanted, std::int64_t bytes, std::int64_t scratch,
+                       const Device& device) {
+  const std::int64_t room = (device.shared_memory - scratch) / bytes;
+  const int tiles = tiles_ahead(wanted, bytes);
+  return tiles < room ? tiles : static_cast<int>(room);
+}
+
+// Shared memory of a lane of rows_medium.
+template <typename T, int kElements>
+constexpr std::size_t staged_of_lane() {
+  return kRowsAhead<T, kElements> * kElements * sizeof(T);
+}
+
 template <typename T>
 void plan_rows(const BiasLossCall& call, const Device& device, Plan& plan) {
   using A = Accumulation<T>;
@@ -100,10 +136,15 @@ void plan_rows(const BiasLossCall& call, const Device& device, Plan& plan) {
   if (call.classes <= kSmallClasses) {
     plan.kernel = Kernel::kRowsSmall;
     plan.pitch = static_cast<int>(divide_up(call.classes, 4) | 1) * 4;  // 128-bit bank conflicts
-    const std::size_t bytes = plan.pitch * sizeof(A) * (plan.dense ? 3 : 2);
+    // Of sixteen warps, or of those few for which there is room where each class has a target.
+    const std::int64_t wanted = plan.dense ? 1280 * sizeof(A) : kInFlight / 16;
+    plan.ahead = tiles_ahead(wanted, kWarp * call.classes * sizeof(T));
+    const std::size_t bytes =
+        plan.pitch * sizeof(A) * (plan.dense ? 3 : 2) + plan.ahead * call.classes * sizeof(T);
     plan.threads = small_threads(bytes);
     plan.shared = bytes * plan.threads;
-    plan.blocks = blocks_for_rows(rows, plan.threads, call.heads, device);
+    plan.unit = plan.threads;
+    plan.blocks = blocks_for_rows(rows, plan.unit, call.heads, device);
   } else if (medium) {
     // 16 elements a lane while 4 lanes are enough, then 32; two registers each are too many for
     // float32 and float64, which have them only where 16 do not reach.
@@ -113,19 +154,42 @@ void plan_rows(const BiasLossCall& call, const Device& device, Plan& plan) {
     plan.lanes_per_row = 4;
     while (plan.lanes_per_row * (wide ? 32 : 16) < window) plan.lanes_per_row *= 2;
     const int slots = plan.threads / plan.lanes_per_row;
-    plan.shared = kPartials * slots * sizeof(A);
-    plan.blocks = blocks_for_rows(rows, slots, call.heads, device);
+    plan.unit = slots;
+    const std::size_t totals = kPartials * slots * sizeof(A);
+    plan.shared = plan.threads * (wide ? staged_of_lane<T, 32>() : staged_of_lane<T, 16>());
+    if (plan.shared < totals) plan.shared = totals;
+    plan.blocks = blocks_for_rows(rows, plan.unit, call.heads, device);
   } else {
     plan.kernel = Kernel::kRowsLarge;
     // Four accesses a thread or more, which share out what a row costs.
     const std::int64_t accesses = divide_up(window, kWide<T>);
     plan.threads = accesses <= 512 ? 128 : accesses <= 1024 ? 256 : kLargeThreads;
     const std::size_t scratch =
-        kWarp * (plan.dense ? sizeof(OnlineSums<A, true>) : sizeof(OnlineSums<A, false>));
-    const std::size_t staged = accesses * 16;
-    plan.stage = scratch + staged <= static_cast<std::size_t>(device.shared_memory);
-    plan.shared = scratch + (plan.stage ? staged : 0);
-    plan.blocks = blocks_for_rows(rows, 1, call.heads, device);
+        plan.dense ? kRowsLargeScratch<T, true> : kRowsLargeScratch<T, false>;
+    const std::int64_t windows = divide_up(accesses, plan.threads);  // of a thread
+    const std::int64_t row = accesses * 16;
+    plan.stage = scratch + row <= static_cast<std::size_t>(device.shared_memory);
+    if (plan.stage) {
+      // Short rows whole, several at a time.
+      const int blocks = plan.dense ? kRowsLargeBlocks<T, true> : kRowsLargeBlocks<T, false>;
+      plan.ahead =
+          tiles_ahead(kInFlight / (blocks * kLargeThreads / plan.threads), row, scratch, device);
+      plan.groups = plan.ahead > 1 ? 1 : kGroups;
+      plan.group_windows = static_cast<int>(divide_up(windows, plan.groups));
+      plan.row_windows = static_cast<int>(accesses);
+      plan.slots = plan.ahead * plan.groups;
+      plan.shared = scratch + plan.ahead * row;
+    } else {
+      // Two windows of each thread in a group where two such blocks find room, else one.
+      const std::size_t group = plan.threads * 16;
+      plan.group_windows = blocks_by_shared(scratch + kGroups * 2 * group, device) >= 2 ? 2 : 1;
+      plan.groups = static_cast<int>(divide_up(windows, plan.group_windows));
+      plan.row_windows = plan.groups * plan.group_windows * plan.threads;
+      plan.slots = kGroups;
+      plan.shared = scratch + kGroups * plan.group_windows * group;
+    }
+    plan.unit = 1;
+    plan.blocks = blocks_for_rows(rows, plan.unit, call.heads, device);
   }
 }
 
@@ -144,16 +208,18 @@ void plan_sites(const BiasLossCall& call, const Device& device, Plan& plan) {
   plan.sites = sizeof(T) == 8 ? 2 : 4;
   plan.vector = vectors(plan.sites);
   if (sizeof(T) == 2 && vectors(8)) plan.sites = 8;
-  std::int64_t unit = 0;
   if (call.classes <= kSmallClasses) {
     plan.kernel = Kernel::kSitesSmall;
+    const std::size_t column = call.classes * plan.sites * sizeof(T);
+    if (plan.vector || kAsync<T, false>)
+      plan.ahead = tiles_ahead(kInFlight / (plan.dense ? 256 : 512), column);
     const std::size_t bytes =
-        call.classes * plan.sites * (sizeof(T) + (plan.dense ? sizeof(A) : 0));
+        plan.ahead * column + (plan.dense ? call.classes * plan.sites * sizeof(A) : 0);
     plan.threads = small_threads(bytes);
     plan.shared = bytes * plan.threads;
     const std::size_t totals = kPartials * plan.threads * sizeof(A);
     if (plan.shared < totals) plan.shared = totals;
-    unit = std::int64_t(plan.threads) * plan.sites;
+    plan.unit = std::int64_t(plan.threads) * plan.sites;
   } else {
     plan.kernel = Kernel::kSitesLarge;
     if (!plan.vector) plan.sites = kScalarSites<T>;
@@ -161,13 +227,18 @@ void plan_sites(const BiasLossCall& call, const Device& device, Plan& plan) {
     const int warps = plan.threads / kWarp;
     const std::size_t scratch =
         plan.dense ? large_scratch<T, true>(warps) : large_scratch<T, false>(warps);
-    const std::size_t staged = call.classes * kLine<T> * sizeof(T);
+    const std::int64_t staged = call.classes * kLine<T> * sizeof(T);
     plan.stage = scratch + staged <= static_cast<std::size_t>(device.shared_memory);
-    plan.shared = scratch + (plan.stage ? staged : 0);
-    unit = kLine<T>;
+    if (plan.stage && (plan.vector || kAsync<T, false>)) {
+      const int blocks =
+          plan.dense ? kSitesLargeBlocks<T, true, 8> : kSitesLargeBlocks<T, false, 8>;
+      plan.ahead = tiles_ahead(kInFlight / (blocks * 256 / plan.threads), staged, scratch, device);
+    }
+    plan.shared = scratch + (plan.stage ? plan.ahead * staged : 0);
+    plan.unit = kLine<T>;
   }
   const std::int64_t most = divide_up(most_blocks(device), call.heads);
-  const std::int64_t needed = divide_up(sites, unit);
+  const std::int64_t needed = divide_up(sites, plan.unit);
   plan.blocks = static_cast<unsigned>(needed < most ? needed : most);
 }
 
@@ -215,6 +286,39 @@ inline bool is_dense(const BiasLossCall& call) {
   return call.labels == nullptr || call.label_smoothing > 0 || call.confusion_weight.present;
 }
 
+// Bytes of logits that a block asks for before it has got the first of them: enough of them on a
+// multiprocessor keep the memory busy.
+template <typename T>
+std::int64_t bytes_in_flight(const BiasLossCall& call, const Plan& plan) {
+  const std::int64_t row = call.classes * sizeof(T);
+  switch (plan.kernel) {
+    case Kernel::kRowsSmall:
+      return plan.unit * plan.ahead * row;
+    case Kernel::kRowsMedium16:
+      return plan.unit * kRowsAhead<T, 16> * row;
+    case Kernel::kRowsMedium32:
+      return plan.unit * kRowsAhead<T, 32> * row;
+    case Kernel::kRowsLarge:
+      return plan.stage ? plan.ahead * row
+                        : std::int64_t(kGroups) * plan.group_windows * plan.threads * 16;
+    case Kernel::kSitesSmall: {
+      const bool all = plan.vector || kAsync<T, false> || call.classes < kSmallBatch;
+      return plan.unit * plan.ahead * (all ? row : kSmallBatch * sizeof(T));
+    }
+    case Kernel::kSitesLarge: {
+      const std::int64_t batch = !plan.vector ? kLargeBatch<true, false>
+                                 : plan.dense ? kLargeBatch<true, true>
+                                              : kLargeBatch<false, true>;
+      const std::int64_t batches = batch * (plan.threads / (kLine<T> / plan.sites));
+      const bool all = plan.stage && (plan.vector || kAsync<T, false>);
+      return plan.unit * (all                      ? plan.ahead * row
+                          : call.classes < batches ? row
+                                                   : batches * sizeof(T));
+    }
+  }
+  return 0;
+}
+
 template <typename T>
 Plan make_plan(const BiasLossCall& call, const Device& device) {
   Plan plan;
@@ -226,6 +330,7 @@ Plan make_plan(const BiasLossCall& call, const Device& device) {
     plan_sites<T>(call, device, plan);
   }
   plan_workspace<T>(call, plan);
+  plan.in_flight = bytes_in_flight<T>(call, plan);
   return plan;
 }
 
@@ -237,7 +342,9 @@ inline LaunchFacts facts_of(const Plan& plan) {
   facts.kernel = names[static_cast<int>(plan.kernel)];
   facts.threads = plan.threads;
   facts.blocks = plan.blocks;
+  facts.unit = plan.unit;
   facts.shared_memory = plan.shared;
+  facts.in_flight = plan.in_flight;
   facts.dense = plan.dense;
   facts.reads_logits_once = !large || plan.stage;
   facts.workspace = plan.total;
@@ -293,6 +400,11 @@ Problem<T> make_problem(const BiasLossCall& call, const Plan& plan, unsigned cha
   problem.heads = static_cast<int>(call.heads);
   problem.lanes_per_row = plan.lanes_per_row;
   problem.pitch = plan.pitch;
+  problem.ahead = plan.ahead;
+  problem.groups = plan.groups;
+  problem.row_windows = plan.row_windows;
+  problem.slots = plan.slots;
+  problem.group_windows = plan.group_windows;
   problem.by_heads = Divider(call.heads, all);
   problem.by_positions = Divider(call.positions, sites);
   problem.by_classes = Divider(call.classes, kWarp * call.classes + 256);
@@ -539,7 +651,7 @@ cudaError_t launch_scale(void* gradient, std::int64_t elements, const Coefficien
   const bool unscaled = factor.device == nullptr && factor.host == 1.0;
   if (elements == 0 || unscaled) return cudaSuccess;
   const std::int64_t needed = divide_up(elements, std::int64_t(256) * kWide<T>);
-  const std::int64_t most = divide_up(most_blocks(device), 2);
+  const std::int64_t most = divide_up(most_blocks(device), 2);  // of 2048 threads
   const auto kernel = scale_gradient<T>;
   LNL_LAUNCH(kernel, dim3(static_cast<unsigned>(needed < most ? needed : most)), dim3(256), 0,
              stream, static_cast<T*>(gradient), elements, coefficient<A>(factor),

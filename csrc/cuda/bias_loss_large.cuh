@@ -1,7 +1,8 @@
 // Many classes: a first pass adds them up online, each thread against its own running maximum; the
 // threads' sums are merged; a second pass makes the gradient.
 //
-// rows_large: a block per row. sites_large: a block per 128 bytes of adjacent sites, of which a
+// rows_large: a block per row, whose logits come into shared memory by asynchronous copies.
+// sites_large: a block per 128 bytes of adjacent sites, of which a
 // lane has as many as one access holds; the classes are shared out among the groups of lanes.
 //
 // With Problem::stage the first pass keeps the logits in shared memory and they are read from
@@ -58,30 +59,83 @@ __device__ inline void merge_lanes(OnlineSums<Accumulation<T>, kDense>& online, 
   sum_sites_of_lanes(online.sums, kWarp, apart);
 }
 
-// Logits of a window, from memory or from the stage.
-template <typename T>
-__device__ inline void load_staged(const T* stage, int window,
-                                   Accumulation<T> (&logits)[kWide<T>]) {
-  const auto pack = Pack<T, kWide<T>>::load(stage + window * kWide<T>);
-#pragma unroll
-  for (int i = 0; i < kWide<T>; ++i) logits[i] = widen(pack.values[i]);
-}
-
 constexpr int kLargeThreads = 512;
 
 // Blocks of rows_large on a multiprocessor that leave its threads registers enough not to spill.
 template <typename T, bool kDense>
-constexpr int kRowsLargeBlocks = sizeof(T) == 4 && !kDense ? 2 : 1;
+constexpr int kRowsLargeBlocks = sizeof(T) < 8 && !kDense ? 2 : 1;
+
+// Shared memory of rows_large before the stage: the warps' sums and the label's logit.
+template <typename T, bool kDense>
+constexpr std::size_t kRowsLargeScratch =
+    kLargeThreads / kWarp * sizeof(OnlineSums<Accumulation<T>, kDense>) + 16;
+
+constexpr int kGroups = 4;  // of asynchronous copies: what a long row comes in
+
+// The rows of a block on their way into shared memory, in groups of windows of 16 bytes. A thread
+// copies the windows that it will itself read, so that nobody waits for another's copies; while it
+// works on one group the next ones are under way, those of the next row too. Rows that fit stay
+// until their gradients are made, each group's place being refilled behind them. Longer ones go
+// round kGroups places, and through them a second time for their gradients.
+template <typename T>
+class RowStream {
+ public:
+  __device__ RowStream(const Problem<T>& problem, T* stage, bool twice)
+      : problem_(problem), stage_(stage), passes_(twice ? 2 : 1), row_(blockIdx.x) {}
+
+  // Starts to copy the next group.
+  __device__ void copy() {
+    if (row_ < problem_.sites * problem_.heads) {
+      const T* row = problem_.logits + row_ * problem_.classes;
+      const int before = elements_before(row);
+      const int windows = (problem_.classes + before + kWide<T> - 1) / kWide<T>;
+      T* to = place(slot_);
+#pragma unroll 1
+      for (int i = 0; i < problem_.group_windows; ++i) {
+        const int window = window_of(group_, i);
+        if (window >= windows) break;
+        const int c = window * kWide<T> - before;
+        copy_window(row, c, problem_.classes, true,
+                    to + i * static_cast<int>(blockDim.x) * kWide<T>);
+      }
+    }
+    __pipeline_commit();
+    slot_ = next_slot(slot_);
+    if (++group_ < problem_.groups) return;
+    group_ = 0;
+    if (++pass_ < passes_) return;
+    pass_ = 0;
+    row_ += gridDim.x;
+  }
+
+  __device__ int window_of(int group, int i) const {
+    return (group * problem_.group_windows + i) * static_cast<int>(blockDim.x) + threadIdx.x;
+  }
+  // Of the thread's first window of a group; the next ones lie blockDim.x windows apart.
+  __device__ T* place(int slot) const {
+    const int row = slot / problem_.groups;
+    return stage_ +
+           (row * problem_.row_windows + window_of(slot - row * problem_.groups, 0)) * kWide<T>;
+  }
+  __device__ int next_slot(int slot) const { return slot + 1 == problem_.slots ? 0 : slot + 1; }
+
+ private:
+  const Problem<T>& problem_;
+  T* stage_;
+  int passes_;
+  std::int64_t row_;  // of the next group, and its place there and in the stage
+  int pass_ = 0, group_ = 0, slot_ = 0;
+};
 
 template <typename T, bool kDense>
 __global__ void __launch_bounds__(kLargeThreads, kRowsLargeBlocks<T, kDense>)
     rows_large(Problem<T> problem) {
   using A = Accumulation<T>;
   using Online = OnlineSums<A, kDense>;
-  constexpr int kBatch = 2;
   LNL_SHARED(shared);
-  Online* by_warp = reinterpret_cast<Online*>(shared);  // 32 of them
-  T* stage = reinterpret_cast<T*>(shared + kWarp * sizeof(Online));
+  Online* by_warp = reinterpret_cast<Online*>(shared);
+  A* logit_of_label = reinterpret_cast<A*>(by_warp + kLargeThreads / kWarp);
+  T* stage = reinterpret_cast<T*>(shared + kRowsLargeScratch<T, kDense>);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
   const int threads = blockDim.x;
   const std::int64_t rows = problem.sites * problem.heads;
@@ -90,58 +144,58 @@ __global__ void __launch_bounds__(kLargeThreads, kRowsLargeBlocks<T, kDense>)
   if (!begin_turn(problem, shared, head, 1, denominators)) return;
   const auto scales = head_scales(problem, denominators, head);
   const bool one_hot = problem.labels != nullptr && problem.floor == A(0);
+  const bool wants_gradient = problem.wants_gradient();
+  // Whether the first pass leaves the row where it is, for the second one.
+  const bool stays = wants_gradient && problem.stage;
+  RowStream<T> stream(problem, stage, wants_gradient && !problem.stage);
+#pragma unroll 1
+  for (int i = 0; i < problem.slots; ++i) stream.copy();
+  const int apart = threads * kWide<T>;  // a thread's windows in the stage
+  int slot = 0;
   Totals<A> totals;
   LabelCounts<A> counts;
   for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     const std::int64_t begin = row * problem.classes;
-    const T* logits = problem.logits + begin;
-    const int before = static_cast<int>(reinterpret_cast<std::uintptr_t>(logits) % 32 / sizeof(T));
+    const int before = elements_before(problem.logits + begin);
     const int windows = (problem.classes + before + kWide<T> - 1) / kWide<T>;
     const SitePlace place = place_of_row(problem, row);
     const Label label = read_label(problem, place.target);
     const int label_class = label.value;
+    const bool wants_logit = !kDense && label_class >= 0;
+    const int label_window = wants_logit ? (label_class + before) / kWide<T> : -1;
 
+    const int first_slot = slot;
     Online online;
 #pragma unroll 1
-    for (int first = threadIdx.x; first < windows; first += kBatch * threads) {
-      A values[kBatch][kWide<T>];
-#pragma unroll
-      for (int k = 0; k < kBatch; ++k) {
-        const int c = (first + k * threads) * kWide<T> - before;
-        load_window(logits, c, problem.classes, true, -kInfinity<A>, values[k]);
-      }
-#pragma unroll
-      for (int k = 0; k < kBatch; ++k) {
-        const int window = first + k * threads;
-        const int c = window * kWide<T> - before;
+    for (int group = 0; group < problem.groups; ++group) {
+      __pipeline_wait_prior(stays ? problem.slots - 1 - group : problem.slots - 1);
+      const T* staged = stream.place(slot);
+#pragma unroll 1
+      for (int i = 0; i < problem.group_windows; ++i, staged += apart) {
+        const int window = stream.window_of(group, i);
         if (window >= windows) break;
-        A y[kWide<T>] = {};
+        const int c = window * kWide<T> - before;
+        A values[kWide<T>], y[kWide<T>] = {};
         bool inside[kWide<T>] = {};
+        load_staged(staged, values);
         if constexpr (kDense) {
           targets_of_window(problem, begin, c, problem.classes, label_class, y);
 #pragma unroll
-          for (int i = 0; i < kWide<T>; ++i) inside[i] = c + i >= 0 && c + i < problem.classes;
+          for (int k = 0; k < kWide<T>; ++k) inside[k] = c + k >= 0 && c + k < problem.classes;
         }
-        if (problem.stage) {
-          Pack<T, kWide<T>> pack;
-#pragma unroll
-          for (int i = 0; i < kWide<T>; ++i) pack.values[i] = narrow<T>(values[k][i]);
-          pack.store(stage + window * kWide<T>);
-        }
-        add_online<T>(online, values[k], y, inside, one_hot);
+        if (window == label_window) *logit_of_label = widen(staged[label_class - c]);
+        add_online<T>(online, values, y, inside, one_hot);
       }
+      if (!stays) stream.copy();
+      slot = stream.next_slot(slot);
     }
-    A label_logit = 0;
-    const bool wants_logit = !kDense && label_class >= 0;
-    // Beyond the barrier other threads write the row's gradient, maybe over its logits.
-    if (wants_logit && !problem.stage) label_logit = widen(logits[label_class]);
     merge_lanes<T>(online);
     if (lane == 0) by_warp[warp] = online;
-    __syncthreads();
+    __syncthreads();  // beyond it other threads write the row's gradient, maybe over its logits
     if (lane < warps) online = by_warp[lane];
     if (lane >= warps) online = Online();
     merge_lanes<T>(online);
-    if (wants_logit && problem.stage) label_logit = widen(stage[label_class + before]);
+    const A label_logit = wants_logit ? *logit_of_label : A(0);
     const auto site =
         finish_site(problem, scales, label, place.output, online.sums, online.maximum, label_logit);
     if (threadIdx.x == 0) {
@@ -149,23 +203,25 @@ __global__ void __launch_bounds__(kLargeThreads, kRowsLargeBlocks<T, kDense>)
       counts.add(problem, label);
       write_site(problem, scales, place.target, site);
     }
-    if (problem.wants_gradient()) {
+    if (stays) slot = first_slot;
 #pragma unroll 1
-      for (int window = threadIdx.x; window < windows; window += threads) {
+    for (int group = 0; wants_gradient && group < problem.groups; ++group) {
+      if (!stays) __pipeline_wait_prior(problem.slots - 1);
+      const T* staged = stream.place(slot);
+#pragma unroll 1
+      for (int i = 0; i < problem.group_windows; ++i, staged += apart) {
+        const int window = stream.window_of(group, i);
+        if (window >= windows) break;
         const int c = window * kWide<T> - before;
         A values[kWide<T>], powers[kWide<T>], y[kWide<T>] = {}, gradient[kWide<T>];
-        if (problem.stage) {
-          load_staged(stage, window, values);
-        } else {
-          load_window(logits, c, problem.classes, true, -kInfinity<A>, values);
-        }
+        load_staged(staged, values);
         if constexpr (kDense) {
           targets_of_window(problem, begin, c, problem.classes, label_class, y);
         }
 #pragma unroll
-        for (int i = 0; i < kWide<T>; ++i) {
-          values[i] = finite_distance(values[i] - online.maximum);
-          powers[i] = exp_distance<T>(values[i]);
+        for (int k = 0; k < kWide<T>; ++k) {
+          values[k] = finite_distance(values[k] - online.maximum);
+          powers[k] = exp_distance<T>(values[k]);
         }
         if (problem.gradient != nullptr) {
           gradient_of_classes(site, c, values, powers, y, gradient);
@@ -178,8 +234,10 @@ __global__ void __launch_bounds__(kLargeThreads, kRowsLargeBlocks<T, kDense>)
                        problem.wide_head_gradient, gradient);
         }
       }
+      stream.copy();
+      slot = stream.next_slot(slot);
     }
-    __syncthreads();  // the next row overwrites by_warp and the stage
+    __syncthreads();  // the next row overwrites by_warp and the label's logit
   }
   write_partials(problem, reinterpret_cast<A*>(shared), 1, 0, threadIdx.x == 0,
                  std::int64_t(blockIdx.x), problem.heads, 0, totals, counts);
@@ -253,12 +311,16 @@ __host__ __device__ constexpr std::size_t large_scratch(int warps) {
 template <typename T>
 constexpr int kScalarSites = sizeof(T) < 4 ? 2 : 1;
 
+// Classes that a lane of sites_large asks for at a time without asynchronous copies.
+template <bool kDense, bool kVector>
+constexpr int kLargeBatch = kDense && kVector ? 2 : 4;
+
 // Blocks of sites_large on a multiprocessor that leave its threads registers enough not to spill.
-template <bool kDense, int kSites>
-constexpr int kSitesLargeBlocks = kDense && kSites == 8 ? 1 : 2;
+template <typename T, bool kDense, int kSites>
+constexpr int kSitesLargeBlocks = sizeof(T) == 8 || (kDense && kSites == 8) ? 1 : 2;
 
 template <typename T, bool kDense, int kSites, bool kVector>
-__global__ void __launch_bounds__(256, kSitesLargeBlocks<kDense, kSites>)
+__global__ void __launch_bounds__(256, kSitesLargeBlocks<T, kDense, kSites>)
     sites_large(Problem<T> problem) {
   using A = Accumulation<T>;
   using Online = OnlineSums<A, kDense>;
@@ -266,7 +328,7 @@ __global__ void __launch_bounds__(256, kSitesLargeBlocks<kDense, kSites>)
   constexpr int kTile = kLine<T>;
   constexpr int kLanes = kTile / kSites;  // that share a class
   constexpr int kCount = sizeof(Factors) / sizeof(A);
-  constexpr int kBatch = kDense && kVector ? 2 : 4;
+  constexpr int kBatch = kLargeBatch<kDense, kVector>;
   LNL_SHARED(shared);
   const int warps = blockDim.x / kWarp, groups = blockDim.x / kLanes;
   const int group = threadIdx.x / kLanes;
@@ -274,21 +336,39 @@ __global__ void __launch_bounds__(256, kSitesLargeBlocks<kDense, kSites>)
   Online* by_warp = reinterpret_cast<Online*>(shared);             // [warps, kTile]
   A* factors = reinterpret_cast<A*>(by_warp + warps * kTile);      // [kCount, kTile]
   int* labels = reinterpret_cast<int*>(factors + kCount * kTile);  // [kTile]
-  T* stage = reinterpret_cast<T*>(shared + large_scratch<T, kDense>(warps));
+  T* const stages = reinterpret_cast<T*>(shared + large_scratch<T, kDense>(warps));
   const int head = blockIdx.y;
   const A* denominators;
   if (!begin_turn(problem, shared, head, 1, denominators)) return;
   const auto scales = head_scales(problem, denominators, head);
   const bool one_hot = problem.labels != nullptr && problem.floor == A(0);
   const std::int64_t stride = problem.positions;
+  // Logits that stay on chip come by asynchronous copies, those of the next tile while gradients
+  // are made. A thread reads what it has copied itself.
+  constexpr bool kCopies = kAsync<T, kVector>;
+  const bool copies = kCopies && problem.stage;
+  const std::int64_t tiles = std::int64_t(gridDim.x) * kTile;
+  const std::int64_t first_tile = std::int64_t(blockIdx.x) * kTile;
+  T* stage = stages;
+  const auto copy_class = [&](const ThreadSites<T, kSites, kVector, kLanes>& sites, int c, T* to) {
+    if constexpr (kCopies) sites.copy(problem.logits, c * stride, to + c * kTile + column);
+  };
+#pragma unroll 1
+  for (int i = 0; copies && i < problem.ahead; ++i) {
+    const ThreadSites<T, kSites, kVector, kLanes> sites(problem, first_tile + i * tiles, head);
+    for (int c = group; c < problem.classes; c += groups) {
+      copy_class(sites, c, stages + i * problem.classes * kTile);
+    }
+    __pipeline_commit();
+  }
   Totals<A> totals;
   LabelCounts<A> counts;
-  for (std::int64_t first = std::int64_t(blockIdx.x) * kTile; first < problem.sites;
-       first += std::int64_t(gridDim.x) * kTile) {
+  for (std::int64_t first = first_tile; first < problem.sites; first += tiles) {
     const ThreadSites<T, kSites, kVector, kLanes> sites(problem, first, head);
     Label label[kSites];
     if (kDense) sites.read_labels_of(problem, label);
     Online online[kSites];
+    if (copies) __pipeline_wait_prior(problem.ahead - 1);
 #pragma unroll 1
     for (int c = group; c < problem.classes; c += kBatch * groups) {
       Pack<T, kSites> logits[kBatch];
@@ -297,12 +377,18 @@ __global__ void __launch_bounds__(256, kSitesLargeBlocks<kDense, kSites>)
         const int own = c + k * groups;
 #pragma unroll
         for (int v = 0; v < kSites; ++v) logits[k].values[v] = narrow<T>(-kInfinity<A>);
-        if (own < problem.classes) sites.load(problem.logits, own * stride, logits[k]);
+        if (own >= problem.classes) continue;
+        if (!copies) {
+          sites.load(problem.logits, own * stride, logits[k]);
+        } else if (sites.is_here(0)) {
+          logits[k] = Pack<T, kSites>::load(stage + own * kTile + column);
+        }
       }
 #pragma unroll
       for (int k = 0; k < kBatch; ++k) {
         const int own = c + k * groups;
-        if (problem.stage && own < problem.classes) logits[k].store(stage + own * kTile + column);
+        if (!copies && problem.stage && own < problem.classes)
+          logits[k].store(stage + own * kTile + column);
       }
       A y[kBatch][kSites] = {};
       bool inside[kBatch] = {};
@@ -375,7 +461,17 @@ __global__ void __launch_bounds__(256, kSitesLargeBlocks<kDense, kSites>)
       for (int i = 0; i < kCount; ++i) factors[i * kTile + own] = numbers[i];
     }
     __syncthreads();
-    if (!problem.wants_gradient() || !sites.is_here(0)) continue;
+    if (!sites.is_here(0)) continue;  // nor will it be
+    const ThreadSites<T, kSites, kVector, kLanes> next(problem, first + problem.ahead * tiles,
+                                                       head);
+    T* const here = stage;  // where the next tile goes
+    stage += problem.classes * kTile;
+    if (stage == stages + problem.ahead * problem.classes * kTile) stage = stages;
+    if (!problem.wants_gradient()) {
+      for (int c = group; copies && c < problem.classes; c += groups) copy_class(next, c, here);
+      __pipeline_commit();
+      continue;
+    }
     Site<A, kDense> site[kSites];
     A maximum[kSites];
     {
@@ -398,7 +494,8 @@ __global__ void __launch_bounds__(256, kSitesLargeBlocks<kDense, kSites>)
     for (int c = group; c < problem.classes; c += groups) {
       Pack<T, kSites> logits;
       if (problem.stage) {
-        logits = Pack<T, kSites>::load(stage + c * kTile + column);
+        logits = Pack<T, kSites>::load(here + c * kTile + column);
+        copy_class(next, c, here);
       } else {
         sites.load(problem.logits, c * stride, logits);
       }
@@ -424,6 +521,7 @@ __global__ void __launch_bounds__(256, kSitesLargeBlocks<kDense, kSites>)
         sites.store(problem.head_gradient, c * stride, gradient);
       }
     }
+    __pipeline_commit();
   }
   write_partials(problem, reinterpret_cast<A*>(shared), kTile, threadIdx.x, threadIdx.x < kTile,
                  std::int64_t(0), 1, head, totals, counts);

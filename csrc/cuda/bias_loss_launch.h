@@ -26,7 +26,9 @@ struct LaunchFacts {
   const char* kernel = "";
   int threads = 0;                // of a block
   unsigned blocks = 0;            // of one head for sites_*; 0: nothing to do
+  std::int64_t unit = 0;          // rows, or sites of a head, that a block works on at a time
   std::size_t shared_memory = 0;  // dynamic bytes of a block
+  std::int64_t in_flight = 0;     // bytes of logits that a block has asked for at a time
   bool dense = false;             // the variant for targets of every class
   bool reads_logits_once = true;  // false: too many classes to stay on chip
   std::size_t workspace = 0;      // bytes that launch_bias_loss needs

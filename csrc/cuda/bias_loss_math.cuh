@@ -3,6 +3,7 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_pipeline_primitives.h>
 #include <cuda_runtime.h>
 
 #include <cmath>
@@ -251,6 +252,39 @@ __device__ inline void store_window(T* row, Index first, Index count, bool wide,
       if (element >= 0 && element < count) row[element] = narrow<T>(values[i]);
     }
   }
+}
+
+// Starts to copy such a window into shared memory, where it arrives at the wait for its group. What
+// is not aligned or not whole is copied at once, with -inf for what is outside of the row.
+template <typename T, typename Index>
+__device__ inline void copy_window(const T* row, Index first, Index count, bool wide, T* to) {
+  if (wide && first >= 0 && first + kWide<T> <= count) {
+    __pipeline_memcpy_async(to, row + first, 16);
+  } else {
+    Pack<T, kWide<T>> pack;
+#pragma unroll
+    for (int i = 0; i < kWide<T>; ++i) {
+      const Index element = first + i;
+      const bool inside = element >= 0 && element < count;
+      pack.values[i] = inside ? row[element] : narrow<T>(-kInfinity<Accumulation<T>>);
+    }
+    pack.store(to);
+  }
+}
+
+// A window that has arrived.
+template <typename T>
+__device__ inline void load_staged(const T* place, Accumulation<T> (&values)[kWide<T>]) {
+  const auto pack = Pack<T, kWide<T>>::load(place);
+#pragma unroll
+  for (int i = 0; i < kWide<T>; ++i) values[i] = widen(pack.values[i]);
+}
+
+// Where window 0 of a row begins, in elements before the row: windows lie on 32-byte sectors of
+// memory, wherever the row begins.
+template <typename T>
+__device__ inline int elements_before(const T* row) {
+  return static_cast<int>(reinterpret_cast<std::uintptr_t>(row) % 32 / sizeof(T));
 }
 
 // Quotients of numbers in [0, 2^31) by multiplication; larger ones are divided.

@@ -89,6 +89,11 @@ struct Problem {
   int heads;
   int lanes_per_row;  // rows of the register kernel
   int pitch;          // rows of the shared memory kernel: accumulators from row to row
+  int ahead;          // tiles, or columns, under way or at work
+  int groups;         // rows of many classes: groups of asynchronous copies that a row comes in
+  int group_windows;  // of a thread
+  int row_windows;    // from one row's to the next one's in shared memory
+  int slots;          // groups under way or at work
   Divider by_heads, by_positions, by_classes;
   Turns<A> turns;
   A count;  // 1, or of a mean's first turn N * S

@@ -382,13 +382,21 @@ __global__ void __launch_bounds__(256)
   using A = Accumulation<T>;
   const A scale = factor.read();
   if (scale == A(1)) return;
+  constexpr int kBatch = 2;
   const std::int64_t windows = (elements + kWide<T> - 1) / kWide<T>;
+  const std::int64_t stride = std::int64_t(gridDim.x) * blockDim.x;
   for (std::int64_t window = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x; window < windows;
-       window += std::int64_t(gridDim.x) * blockDim.x) {
-    A values[kWide<T>];
-    load_window(gradient, window * kWide<T>, elements, wide, A(0), values);
-    for (int i = 0; i < kWide<T>; ++i) values[i] *= scale;
-    store_window(gradient, window * kWide<T>, elements, wide, values);
+       window += kBatch * stride) {
+    A values[kBatch][kWide<T>];
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      load_window(gradient, (window + k * stride) * kWide<T>, elements, wide, A(0), values[k]);
+    }
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      for (int i = 0; i < kWide<T>; ++i) values[k][i] *= scale;
+      store_window(gradient, (window + k * stride) * kWide<T>, elements, wide, values[k]);
+    }
   }
 }
 

@@ -197,18 +197,60 @@ __device__ inline void work_on_row(const Problem<T>& problem,
   }
 }
 
+// A warp's tiles of 32 rows on their way into shared memory, as they lie in global memory:
+// `Problem::ahead` of them, the next ones while the warp works on one. A lane copies the windows
+// that copy_tile_in has it read, so that none waits for another's copies.
+template <typename T>
+class TileStream {
+ public:
+  __device__ TileStream(const Problem<T>& problem, T* stage, std::int64_t first)
+      : problem_(problem), stage_(stage), first_(first) {
+    for (int i = 0; i < problem.ahead; ++i) copy();
+  }
+
+  // Starts to copy the next tile to where the oldest one was.
+  __device__ void copy() {
+    const std::int64_t rows = problem_.sites * problem_.heads - first_;
+    if (rows > 0) {
+      const int count = static_cast<int>(rows < kWarp ? rows : kWarp) * problem_.classes;
+      const T* from = problem_.logits + first_ * problem_.classes;
+#pragma unroll 1
+      for (int c = threadIdx.x % kWarp * kWide<T>; c < count; c += kWarp * kWide<T>) {
+        copy_window(from, c, count, problem_.wide_logits, place() + c);
+      }
+    }
+    __pipeline_commit();
+    first_ += std::int64_t(gridDim.x) * blockDim.x;
+    slot_ = slot_ + 1 == problem_.ahead ? 0 : slot_ + 1;
+  }
+  // The oldest tile, once this lane's copies have arrived.
+  __device__ const T* wait() const {
+    __pipeline_wait_prior(problem_.ahead - 1);
+    return place();
+  }
+
+ private:
+  __device__ T* place() const { return stage_ + slot_ * kWarp * problem_.classes; }
+
+  const Problem<T>& problem_;
+  T* stage_;
+  std::int64_t first_;
+  int slot_ = 0;
+};
+
 // One warp's tiles: 32 rows in, work, and their gradients out.
 template <typename T, bool kDense>
 __device__ inline void work_on_tile(const Problem<T>& problem,
-                                    const HeadScales<Accumulation<T>>& scales, std::int64_t first,
-                                    int rows, Accumulation<T>* distances, Accumulation<T>* powers,
+                                    const HeadScales<Accumulation<T>>& scales,
+                                    TileStream<T>& stream, std::int64_t first, int rows,
+                                    Accumulation<T>* distances, Accumulation<T>* powers,
                                     Accumulation<T>* targets, Totals<Accumulation<T>>& totals,
                                     LabelCounts<Accumulation<T>>& counts) {
   using A = Accumulation<T>;
   const int lane = threadIdx.x % kWarp;
   const int count = rows * problem.classes;
   const std::int64_t begin = first * problem.classes;
-  copy_tile_in(problem, problem.logits + begin, count, problem.wide_logits, distances);
+  copy_tile_in(problem, stream.wait(), count, true, distances);
   if (kDense && problem.labels == nullptr) {
     if (problem.wide_probabilities) {
       copy_tile_in(problem, static_cast<const A*>(problem.probabilities) + begin, count,
@@ -219,6 +261,7 @@ __device__ inline void work_on_tile(const Problem<T>& problem,
     }
   }
   __syncwarp();
+  stream.copy();
   if (lane < rows) {
     const int own = lane * problem.pitch;
     work_on_row<T, kDense>(problem, scales, first + lane, distances + own, powers + own,
@@ -241,7 +284,9 @@ __global__ void __launch_bounds__(128, 4) rows_small(Problem<T> problem) {
   LNL_SHARED(shared);
   const int warp = threadIdx.x / kWarp;
   const int tile = kWarp * problem.pitch;
-  A* distances = reinterpret_cast<A*>(shared) + warp * kTiles<kDense> * tile;
+  const int staged = problem.ahead * kWarp * problem.classes;
+  unsigned char* own = shared + warp * (kTiles<kDense> * tile * sizeof(A) + staged * sizeof(T));
+  A* distances = reinterpret_cast<A*>(own);
   A* powers = distances + tile;
   A* targets = powers + tile;
   const std::int64_t first_row = std::int64_t(blockIdx.x) * blockDim.x;
@@ -253,11 +298,13 @@ __global__ void __launch_bounds__(128, 4) rows_small(Problem<T> problem) {
                                   static_cast<int>((first_row + threadIdx.x) % problem.heads));
   Totals<A> totals;
   LabelCounts<A> counts;
+  TileStream<T> stream(problem, reinterpret_cast<T*>(own + kTiles<kDense> * tile * sizeof(A)),
+                       first_row + warp * kWarp);
   for (std::int64_t first = first_row + warp * kWarp; first < rows;
        first += std::int64_t(gridDim.x) * blockDim.x) {
     const int here = static_cast<int>(rows - first < kWarp ? rows - first : kWarp);
-    work_on_tile<T, kDense>(problem, scales, first, here, distances, powers, targets, totals,
-                            counts);
+    work_on_tile<T, kDense>(problem, scales, stream, first, here, distances, powers, targets,
+                            totals, counts);
   }
   write_partials(problem, reinterpret_cast<A*>(shared), blockDim.x, threadIdx.x, true, first_row,
                  problem.heads, 0, totals, counts);
@@ -268,6 +315,14 @@ template <typename T, bool kDense, int kElements>
 constexpr int kMediumBlocks = sizeof(T) == 8 || (kDense && kElements == 32) ? 2
                               : kDense                                      ? 3
                                                                             : 4;
+
+// Rows of a lane that are under way while it works on one: enough for 40 KiB a multiprocessor where
+// half of its windows are beyond the row.
+template <typename T, int kElements>
+constexpr int kRowsAhead = sizeof(T) == 2    ? (kElements == 16 ? 6 : 5)
+                           : sizeof(T) == 8  ? 3
+                           : kElements == 16 ? 4
+                                             : 2;
 
 // A lane holds kElements of a row: 16, or 32 for wide rows, whose per-row work fewer lanes then
 // share. Where keeping 32 e^d would take too many registers, they are computed again.
@@ -289,23 +344,46 @@ __global__ void __launch_bounds__(128, kMediumBlocks<T, kDense, kElements>)
   const auto scales =
       head_scales(problem, denominators, static_cast<int>((first_row + slot) % problem.heads));
   const bool one_hot = problem.labels != nullptr && problem.floor == A(0);
+  // A lane copies the windows that it will itself read.
+  constexpr int kAhead = kRowsAhead<T, kElements>;
+  const auto place = [&](int stage, int w) {
+    return reinterpret_cast<T*>(shared) +
+           ((stage * kWindows + w) * static_cast<int>(blockDim.x) + threadIdx.x) * kWide<T>;
+  };
+  const std::int64_t stride = std::int64_t(gridDim.x) * slots;
+  const auto copy = [&](std::int64_t row, int stage) {
+    if (row < rows) {
+      const T* logits = problem.logits + row * problem.classes;
+      const int before = elements_before(logits);
+#pragma unroll
+      for (int w = 0; w < kWindows; ++w) {
+        const int c = (w * lanes + lane) * kWide<T> - before;
+        copy_window(logits, c, problem.classes, true, place(stage, w));
+      }
+    }
+    __pipeline_commit();
+  };
+  for (int i = 0; i < kAhead; ++i) copy(first_row + slot + i * stride, i);
+  int stage = 0;
   Totals<A> totals;
   LabelCounts<A> counts;
-  for (std::int64_t first = first_row; first < rows; first += std::int64_t(gridDim.x) * slots) {
+  for (std::int64_t first = first_row; first < rows; first += stride) {
     const std::int64_t row = first + slot;
     const bool here = row < rows;
     const int classes = here ? problem.classes : 0;
-    const T* logits = problem.logits + (here ? row : 0) * problem.classes;
-    // Windows lie on 32-byte sectors of memory, wherever the row begins.
-    const int before = static_cast<int>(reinterpret_cast<std::uintptr_t>(logits) % 32 / sizeof(T));
+    const int before = elements_before(problem.logits + (here ? row : 0) * problem.classes);
     A values[kWindows][kWide<T>], powers[kKeepPowers ? kWindows : 1][kWide<T>];
     A y[kDense ? kWindows : 1][kWide<T>];
     A maximum = -kInfinity<A>;
+    __pipeline_wait_prior(kAhead - 1);
 #pragma unroll
     for (int w = 0; w < kWindows; ++w) {
-      const int c = (w * lanes + lane) * kWide<T> - before;
-      load_window(logits, c, classes, true, -kInfinity<A>, values[w]);
+#pragma unroll
+      for (int i = 0; i < kWide<T>; ++i) values[w][i] = -kInfinity<A>;
+      if (here) load_staged(place(stage, w), values[w]);
     }
+    copy(row + kAhead * stride, stage);
+    stage = stage + 1 == kAhead ? 0 : stage + 1;
 #pragma unroll
     for (int w = 0; w < kWindows; ++w) {
 #pragma unroll

@@ -2,7 +2,8 @@
 // time, adjacent ones where they can be read as one vector, so that every access of a warp is
 // coalesced and the per-site work is shared out. It keeps its logits, as they came, in its own
 // column of shared memory, which no other thread reads, and computes their powers twice: so a
-// column is short and many threads find room.
+// column is short and many threads find room. Logits come by asynchronous copies, and as soon as a
+// class's gradient is made, its place takes those of the next sites.
 #pragma once
 
 #include "bias_loss_rows.cuh"
@@ -31,6 +32,10 @@ __device__ inline void store_column(A* address, const A (&values)[kCount]) {
     pack.store(address + first);
   }
 }
+
+// Whether a thread's sites come by asynchronous copies, which are of four bytes or more.
+template <typename T, bool kVector>
+constexpr bool kAsync = kVector || sizeof(T) >= 4;
 
 // Sites of a thread and the place of their class 0 in logits. kLanes adjacent lanes share a run of
 // kLanes * kSites sites.
@@ -83,6 +88,23 @@ struct ThreadSites {
 #pragma unroll
       for (int v = 0; v < kSites; ++v) {
         if (here[v]) pack.values[v] = from[begin[v] + offset];
+      }
+    }
+  }
+  // Starts to copy them into shared memory, where they arrive at the wait for their group.
+  __device__ void copy(const T* from, std::int64_t offset, T* to) const {
+    static_assert(kAsync<T, kVector>);
+    if (!here[0]) return;
+    if constexpr (kVector) {
+      __pipeline_memcpy_async(to, from + begin[0] + offset, kSites * sizeof(T));
+    } else {
+#pragma unroll
+      for (int v = 0; v < kSites; ++v) {
+        if (here[v]) {
+          __pipeline_memcpy_async(to + v, from + begin[v] + offset, sizeof(T));
+        } else {
+          to[v] = narrow<T>(-kInfinity<Accumulation<T>>);
+        }
       }
     }
   }
@@ -141,17 +163,22 @@ constexpr int kSmallBlocks = sizeof(T) == 8 || (kDense && kSites == 8) ? 2
                              : kDense                                  ? 3
                                                                        : 4;
 
+// Classes that a thread of sites_small asks for at a time without asynchronous copies.
+constexpr int kSmallBatch = 8;
+
 template <typename T, bool kDense, int kSites, bool kVector>
 __global__ void __launch_bounds__(128, kSmallBlocks<T, kDense, kSites>)
     sites_small(Problem<T> problem) {
   using A = Accumulation<T>;
-  constexpr int kBatch = 4;
+  constexpr int kBatch = kSmallBatch;
+  constexpr bool kCopies = kAsync<T, kVector>;
   LNL_SHARED(shared);
   const int step = blockDim.x * kSites;  // from class to class
-  // The thread's column of logits and, when dense, that of targets.
-  T* const stage = reinterpret_cast<T*>(shared) + threadIdx.x * kSites;
+  // The thread's columns of logits, those under way too, and, when dense, its column of targets.
+  T* const columns = reinterpret_cast<T*>(shared) + threadIdx.x * kSites;
   A* const targets =
-      reinterpret_cast<A*>(shared + problem.classes * step * sizeof(T)) + threadIdx.x * kSites;
+      reinterpret_cast<A*>(shared + problem.ahead * problem.classes * step * sizeof(T)) +
+      threadIdx.x * kSites;
   const int head = blockIdx.y;
   const A* denominators;
   if (!begin_turn(problem, shared, head, 1, denominators)) return;
@@ -160,8 +187,22 @@ __global__ void __launch_bounds__(128, kSmallBlocks<T, kDense, kSites>)
   Totals<A> totals;
   LabelCounts<A> counts;
   const std::int64_t warp_sites = kWarp * kSites;
-  for (std::int64_t first = std::int64_t(blockIdx.x) * step + threadIdx.x / kWarp * warp_sites;
-       first < problem.sites; first += std::int64_t(gridDim.x) * step) {
+  const std::int64_t first_site =
+      std::int64_t(blockIdx.x) * step + threadIdx.x / kWarp * warp_sites;
+  const std::int64_t stride = std::int64_t(gridDim.x) * step;
+  T* stage = columns;
+  if constexpr (kCopies) {
+#pragma unroll 1
+    for (int i = 0; i < problem.ahead; ++i) {
+      const ThreadSites<T, kSites, kVector> sites(problem, first_site + i * stride, head);
+      for (int c = 0; c < problem.classes; ++c) {
+        sites.copy(problem.logits, c * problem.positions,
+                   columns + (i * problem.classes + c) * step);
+      }
+      __pipeline_commit();
+    }
+  }
+  for (std::int64_t first = first_site; first < problem.sites; first += stride) {
     const ThreadSites<T, kSites, kVector> sites(problem, first, head);
     if (!sites.is_here(0)) continue;  // its later sites lie further on
     Label label[kSites];
@@ -171,8 +212,18 @@ __global__ void __launch_bounds__(128, kSmallBlocks<T, kDense, kSites>)
     for (int v = 0; v < kSites; ++v) maximum[v] = -kInfinity<A>;
     std::int64_t offset = 0;  // of class c from class 0; here and below
     T* column = stage;
+    if constexpr (kCopies) {
+      __pipeline_wait_prior(problem.ahead - 1);
+#pragma unroll 2
+      for (int c = 0; c < problem.classes; ++c) {
+        const auto logits = Pack<T, kSites>::load(column);
+#pragma unroll
+        for (int v = 0; v < kSites; ++v) maximum[v] = larger(maximum[v], widen(logits.values[v]));
+        column += step;
+      }
+    }
 #pragma unroll 1
-    for (int c = 0; c < problem.classes; c += kBatch) {
+    for (int c = 0; !kCopies && c < problem.classes; c += kBatch) {
       Pack<T, kSites> logits[kBatch];
 #pragma unroll
       for (int k = 0; k < kBatch; ++k) {
@@ -225,13 +276,16 @@ __global__ void __launch_bounds__(128, kSmallBlocks<T, kDense, kSites>)
       write_site(problem, scales, sites.target_of(v), site[v]);
     }
     totals.add(site);
-    if (!problem.wants_gradient()) continue;
+    const ThreadSites<T, kSites, kVector> next(problem, first + problem.ahead * stride, head);
     offset = 0;
     column = stage;
     target_column = targets;
 #pragma unroll 1
-    for (int c = 0; c < problem.classes; ++c) {
+    for (int c = 0; c < problem.classes;
+         ++c, offset += problem.positions, column += step, target_column += step) {
       const auto logits = Pack<T, kSites>::load(column);
+      if constexpr (kCopies) next.copy(problem.logits, offset, column);
+      if (!problem.wants_gradient()) continue;
       A distance[kSites], power[kSites], y[kSites] = {}, gradient[kSites];
       if constexpr (kDense) load_column(target_column, y);
 #pragma unroll
@@ -253,9 +307,10 @@ __global__ void __launch_bounds__(128, kSmallBlocks<T, kDense, kSites>)
         }
         sites.store(problem.head_gradient, offset, gradient);
       }
-      offset += problem.positions;
-      column += step;
-      target_column += step;
+    }
+    if constexpr (kCopies) {
+      __pipeline_commit();
+      stage = column == columns + problem.ahead * problem.classes * step ? columns : column;
     }
   }
   write_partials(problem, reinterpret_cast<A*>(shared), blockDim.x, threadIdx.x, true,

@@ -53,9 +53,9 @@ class ChunkedCall {
     largest.rows = std::min(chunk, all);
     const std::int64_t most_blocks = launch_facts(largest, scope_.device).blocks;
     const std::int64_t chunks = (all + chunk - 1) / chunk;
-    const Tensor partials =
-        empty({reduced ? std::max<std::int64_t>(chunks * most_blocks, 1) : 0, whole.heads, kPartials},
-              wide_, features_);
+    const Tensor partials = empty(
+        {reduced ? std::max<std::int64_t>(chunks * most_blocks, 1) : 0, whole.heads, kPartials},
+        wide_, features_);
     const Tensor logits = matrix(largest.rows, columns_, wide_);
     const Tensor beside = matrix(gradient && head_gradient ? largest.rows : 0, columns_, wide_);
     // The products' factors are of the tensors' dtype, as torch's own linear layer has them.

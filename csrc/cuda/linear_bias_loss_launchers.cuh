@@ -72,7 +72,6 @@ LinearPlan make_linear_plan(const LinearBiasLossCall& call, const Device& device
   };
   const Candidate candidates[] = {{256, 32, 2}, {256, 16, 2}, {512, 32, 1},
                                   {512, 16, 1}, {512, 8, 1},  {512, 4, 1}};
-  const std::size_t reserved = 1024;  // of shared memory, per block, by the system
   for (const Candidate& candidate : candidates) {
     if (candidate.rows * call.loss.heads > candidate.threads) continue;
     plan.threads = candidate.threads;
@@ -80,8 +79,7 @@ LinearPlan make_linear_plan(const LinearBiasLossCall& call, const Device& device
     plan.resident = candidate.resident;
     plan.slices = plan.threads / kWarp / (plan.rows / kGroup);
     plan.layout = lay_out<T>(call, plan);
-    plan.on_chip =
-        plan.resident * (plan.layout.total + reserved) <= device.shared_memory + reserved;
+    plan.on_chip = plan.resident <= blocks_by_shared(plan.layout.total, device);
     if (plan.on_chip) break;
   }
   if (!plan.on_chip) return plan;

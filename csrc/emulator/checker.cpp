@@ -89,13 +89,43 @@ void Checker::fault(const Region& region, const std::string& what, std::uintptr_
        std::to_string(running.thread));
 }
 
-void Checker::access(const void* place, std::uintptr_t address, std::size_t bytes, bool write,
-                     bool must_be_aligned) {
+// Null: the thread's own stack, constants.
+Checker::Region* Checker::region_of(std::uintptr_t address) {
   const std::uintptr_t base = reinterpret_cast<std::uintptr_t>(arena_);
-  if (address < base || address >= base + kArena) return;  // the thread's own stack, constants
+  if (address < base || address >= base + kArena) return nullptr;
   const int id = region_of_page_[(address - base) / kPage];
   if (id < 0) fail("access out of bounds of all memory, thread " + std::to_string(running.thread));
-  Region& region = regions_[id];
+  return &regions_[id];
+}
+
+void Checker::mark_copied_to(std::uintptr_t to, std::size_t bytes, bool under_way) {
+  Region* region = region_of(to);
+  if (region == nullptr || region->kind != Kind::kShared) {
+    fail("an asynchronous copy to what is not shared memory");
+  }
+  const std::size_t offset = to - reinterpret_cast<std::uintptr_t>(region->begin);
+  for (std::size_t cell = offset / kCell; cell <= (offset + bytes - 1) / kCell; ++cell) {
+    region->cells[cell].copied_to = under_way;
+  }
+}
+
+void Checker::begin_copy(const void* place, std::uintptr_t to, std::uintptr_t from,
+                         std::size_t bytes) {
+  access(place, from, bytes, false, true);
+  access(place, to, bytes, true, true);
+  mark_copied_to(to, bytes, true);
+}
+
+void Checker::end_copy(std::uintptr_t to, std::size_t bytes) {
+  mark_copied_to(to, bytes, false);
+  access(nullptr, to, bytes, true, true);
+}
+
+void Checker::access(const void* place, std::uintptr_t address, std::size_t bytes, bool write,
+                     bool must_be_aligned) {
+  Region* found = region_of(address);
+  if (found == nullptr) return;
+  Region& region = *found;
   const std::size_t offset = address - reinterpret_cast<std::uintptr_t>(region.begin);
   if (offset + bytes > region.bytes) fault(region, "access out of bounds", address, bytes);
   if (must_be_aligned && address % bytes != 0) fault(region, "misaligned access", address, bytes);
@@ -103,6 +133,9 @@ void Checker::access(const void* place, std::uintptr_t address, std::size_t byte
     fault(region, "store to read-only memory", address, bytes);
   }
   for (std::size_t cell = offset / kCell; cell <= (offset + bytes - 1) / kCell; ++cell) {
+    if (region.cells[cell].copied_to) {
+      fault(region, "access to where an asynchronous copy is under way", address, bytes);
+    }
     if (write) {
       check_write(region, region.cells[cell]);
     } else {
@@ -212,6 +245,13 @@ void start_counting() {
 std::map<std::string, Traffic> stop_counting() {
   checker().counting = false;
   return checker().traffic;
+}
+void memory_begin_copy(const void* place, void* to, const void* from, std::size_t bytes) {
+  checker().begin_copy(place, reinterpret_cast<std::uintptr_t>(to),
+                       reinterpret_cast<std::uintptr_t>(from), bytes);
+}
+void memory_end_copy(void* to, std::size_t bytes) {
+  checker().end_copy(reinterpret_cast<std::uintptr_t>(to), bytes);
 }
 void memory_begin_launch() {}
 void memory_end_block() { checker().end_block(); }

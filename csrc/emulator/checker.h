@@ -29,6 +29,10 @@ class Checker {
   void access(const void* place, std::uintptr_t address, std::size_t bytes, bool write,
               bool must_be_aligned);
 
+  // An asynchronous copy of the running thread. Nobody may touch its place while it is under way.
+  void begin_copy(const void* place, std::uintptr_t to, std::uintptr_t from, std::size_t bytes);
+  void end_copy(std::uintptr_t to, std::size_t bytes);
+
   bool counting = false;
   std::map<std::string, Traffic> traffic;
   void end_block();
@@ -41,6 +45,7 @@ class Checker {
     std::uint16_t write_thread = 0, write_block_epoch = 0, write_warp_epoch = 0;
     std::uint16_t read_thread = 0, read_block_epoch = 0, read_warp_epoch = 0;
     bool written = false;
+    bool copied_to = false;       // an asynchronous copy is under way
     bool read_by_blocks = false;  // several
     bool read_by_warps = false;   // several, since the last barrier of the block
     bool read_by_lanes = false;   // several of one warp, since its last barrier
@@ -54,6 +59,8 @@ class Checker {
     std::vector<Cell> cells;
   };
 
+  Region* region_of(std::uintptr_t address);
+  void mark_copied_to(std::uintptr_t to, std::size_t bytes, bool under_way);
   void check_read(const Region& region, Cell& cell);
   void check_write(const Region& region, Cell& cell);
   void count(const void* place, const Region& region, std::uintptr_t address, std::size_t bytes,

@@ -40,11 +40,24 @@ struct Warp {
   std::uint16_t epoch = 0;
 };
 
+// A thread's asynchronous copies that have not arrived.
+struct Copies {
+  struct Copy {
+    void* to;
+    const void* from;
+    std::size_t bytes;
+    std::size_t group;
+  };
+  std::vector<Copy> under_way;
+  std::size_t committed = 0;  // groups
+};
+
 // One launch at a time; kernels run on the calling operating system thread.
 struct Machine {
   std::vector<std::unique_ptr<Fiber>> fibers;
   std::vector<Thread> threads;
   std::vector<Warp> warps;
+  std::vector<Copies> copies;            // by thread
   std::vector<unsigned> thread_of_rank;  // in the order of the schedule
   std::vector<unsigned> rank_of_thread;
   std::vector<std::uint64_t> ready;  // by rank
@@ -138,6 +151,9 @@ void warp_operation(State state, unsigned mask) {
 void run_thread() {
   Fiber::started();
   (*machine.body)();
+  if (!machine.copies[machine.current].under_way.empty()) {
+    fail("a thread ends while its asynchronous copies are under way");
+  }
   Thread& thread = machine.threads[machine.current];
   thread.state = State::kDone;
   set_ready(machine.current, false);
@@ -193,6 +209,7 @@ void run_block(Dim3 block, Dim3 index) {
   const unsigned count = block.x * block.y * block.z;
   machine.threads.assign(count, Thread());
   machine.warps.assign((count + kWarp - 1) / kWarp, Warp());
+  machine.copies.assign(count, Copies());
   machine.ready.assign((count + 63) / 64, 0);
   machine.at_block_barrier = machine.done = 0;
   machine.block_epoch = 0;
@@ -274,6 +291,33 @@ float with_noise(float value, int ulps) {
   if (!settings().noise) return value;
   const int steps = static_cast<int>(machine.random() % (2 * ulps + 1)) - ulps;
   return value * (1.0f + static_cast<float>(steps) * 5.9604645e-8f);
+}
+
+void copy_async(void* to, const void* from, std::size_t bytes) {
+  const auto aligned = [bytes](const void* address) {
+    return reinterpret_cast<std::uintptr_t>(address) % bytes == 0;
+  };
+  if (bytes != 4 && bytes != 8 && bytes != 16)
+    fail("asynchronous copy of a size that CUDA refuses");
+  if (!aligned(to) || !aligned(from)) fail("misaligned access: an asynchronous copy");
+  memory_begin_copy(__builtin_return_address(0), to, from, bytes);
+  std::memset(to, kPoison, bytes);
+  Copies& own = machine.copies[machine.current];
+  own.under_way.push_back({to, from, bytes, own.committed});
+}
+
+void commit_copies() { ++machine.copies[machine.current].committed; }
+
+void wait_for_copies(std::size_t groups_under_way) {
+  Copies& own = machine.copies[machine.current];
+  const auto arrived = [&](const Copies::Copy& copy) {
+    if (copy.group + groups_under_way >= own.committed) return false;
+    std::memcpy(copy.to, copy.from, copy.bytes);
+    memory_end_copy(copy.to, copy.bytes);
+    return true;
+  };
+  own.under_way.erase(std::remove_if(own.under_way.begin(), own.under_way.end(), arrived),
+                      own.under_way.end());
 }
 
 bool allow_shared_memory(const void* kernel, int bytes) {

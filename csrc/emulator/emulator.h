@@ -57,6 +57,11 @@ void block_barrier(const char* file, int line);
 void warp_barrier(unsigned mask);
 std::uint64_t exchange(unsigned mask, std::uint64_t value, int lane_mask, int width);
 float with_noise(float value, int ulps);
+// Asynchronous copies of the running thread, in groups. The data arrive at the wait for their
+// group, which is the latest moment that CUDA allows; until then their place holds NaN.
+void copy_async(void* to, const void* from, std::size_t bytes);
+void commit_copies();
+void wait_for_copies(std::size_t groups_under_way);
 
 // Ends the running thread's launch with a Fault; called from fibers and memory hooks.
 [[noreturn]] void fail(const std::string& message);

@@ -11,7 +11,6 @@ namespace lnl::emulator {
 namespace {
 
 constexpr std::size_t kAlignment = 256;
-constexpr unsigned char kPoison = 0xff;  // NaN in every floating point type
 
 #if defined(LNL_EMULATOR_HOOKS)
 unsigned char* reserve(const std::string& name, std::size_t bytes, Kind kind, int& id) {
@@ -70,6 +69,8 @@ void SharedMemory::end_launch() {
 bool has_hooks() { return false; }
 void start_counting() {}
 std::map<std::string, Traffic> stop_counting() { return {}; }
+void memory_begin_copy(const void*, void*, const void*, std::size_t) {}
+void memory_end_copy(void*, std::size_t) {}
 void memory_begin_launch() {}
 void memory_end_block() {}
 void memory_end_launch() {}

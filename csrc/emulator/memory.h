@@ -12,6 +12,8 @@ namespace lnl::emulator {
 
 enum class Access { kReadOnly, kReadWrite };
 
+constexpr unsigned char kPoison = 0xff;  // NaN in every floating point type
+
 // Memory for a kernel, 256-byte aligned as cudaMalloc's. Contents are poisoned with NaN unless
 // `contents` are given; only what was given or written may be read.
 class Buffer {
@@ -60,6 +62,9 @@ bool has_hooks();
 void start_counting();
 std::map<std::string, Traffic> stop_counting();  // by the name of the buffer
 
+// An asynchronous copy reads and writes from its beginning to its end.
+void memory_begin_copy(const void* place, void* to, const void* from, std::size_t bytes);
+void memory_end_copy(void* to, std::size_t bytes);
 void memory_begin_launch();
 void memory_end_block();
 void memory_end_launch();

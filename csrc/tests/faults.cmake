@@ -62,19 +62,56 @@ lnl_fault(missing_syncthreads_before_read bias_loss_large.cuh
   "if (lane == 0) by_warp[warp] = online;"
   "race: |never written")
 lnl_fault(missing_syncthreads_before_reuse bias_loss_large.cuh
-  "__syncthreads();  // the next row overwrites by_warp and the stage"
+  "__syncthreads();  // the next row overwrites by_warp and the label's logit"
   ""
   "race: ")
 lnl_fault(label_read_after_the_gradient_in_its_place bias_loss_large.cuh
-  "if (wants_logit && !problem.stage) label_logit = widen(logits[label_class]);
-    merge_lanes<T>(online);
-    if (lane == 0) by_warp[warp] = online;
-    __syncthreads();"
-  "merge_lanes<T>(online);
-    if (lane == 0) by_warp[warp] = online;
-    __syncthreads();
-    if (wants_logit && !problem.stage) label_logit = widen(logits[label_class]);"
+  "const A label_logit = wants_logit ? *logit_of_label : A(0);"
+  "const A label_logit = wants_logit ? widen(problem.logits[begin + label_class]) : A(0);"
   "race: .* of logits")
+# The groups of asynchronous copies of a row.
+lnl_fault(missing_wait_for_a_copy bias_loss_large.cuh
+  "__pipeline_wait_prior(stays ? problem.slots - 1 - group : problem.slots - 1);"
+  ""
+  "asynchronous copy is under way: .* of shared memory")
+lnl_fault(wait_for_the_group_before bias_loss_large.cuh
+  "__pipeline_wait_prior(stays ? problem.slots - 1 - group : problem.slots - 1);"
+  "__pipeline_wait_prior(stays ? problem.slots - group : problem.slots - 1);"
+  "asynchronous copy is under way: .* of shared memory")
+lnl_fault(missing_wait_for_a_second_copy bias_loss_large.cuh
+  "if (!stays) __pipeline_wait_prior(problem.slots - 1);"
+  ""
+  "asynchronous copy is under way: .* of shared memory")
+lnl_fault(place_refilled_before_it_is_read bias_loss_large.cuh
+  "for (int group = 0; wants_gradient && group < problem.groups; ++group) {"
+  "for (int group = 0; wants_gradient && group < problem.groups; ++group) {
+      if (stays) stream.copy();"
+  "asynchronous copy is under way: .* of shared memory")
+lnl_fault(label_read_from_where_the_next_row_arrives bias_loss_large.cuh
+  "const A label_logit = wants_logit ? *logit_of_label : A(0);"
+  "const A label_logit = !wants_logit ? A(0) : stays && problem.groups > 1 ? widen(stage[label_class + before]) : *logit_of_label;"
+  "race: .* of shared memory|asynchronous copy is under way: .* of shared memory")
+lnl_fault(missing_wait_for_a_tile bias_loss_rows.cuh
+  "__pipeline_wait_prior(problem_.ahead - 1);"
+  ""
+  "asynchronous copy is under way: .* of shared memory")
+# A lane reads of a tile what it has copied itself, which saves a barrier.
+lnl_fault(tile_copied_in_by_other_lanes bias_loss_rows.cuh
+  "int c = threadIdx.x % kWarp * kWide<T>; c < count"
+  "int c = (kWarp - 1 - threadIdx.x % kWarp) * kWide<T>; c < count"
+  "asynchronous copy is under way: .* of shared memory|never written: .* of shared memory")
+lnl_fault(wait_for_the_row_before bias_loss_rows.cuh
+  "__pipeline_wait_prior(kAhead - 1);"
+  "__pipeline_wait_prior(kAhead);"
+  "asynchronous copy is under way: .* of shared memory")
+lnl_fault(wait_for_the_column_before bias_loss_sites.cuh
+  "__pipeline_wait_prior(problem.ahead - 1);"
+  "__pipeline_wait_prior(problem.ahead);"
+  "asynchronous copy is under way: .* of shared memory")
+lnl_fault(missing_wait_for_the_copies_of_a_tile_of_sites bias_loss_large.cuh
+  "if (copies) __pipeline_wait_prior(problem.ahead - 1);"
+  ""
+  "asynchronous copy is under way: .* of shared memory")
 lnl_fault(missing_syncthreads_before_finish bias_loss_large.cuh
   "__syncthreads();
     if (threadIdx.x < kTile) {"
@@ -82,8 +119,8 @@ lnl_fault(missing_syncthreads_before_finish bias_loss_large.cuh
   "race: |never written")
 lnl_fault(missing_syncthreads_before_factors bias_loss_large.cuh
   "__syncthreads();
-    if (!problem.wants_gradient() || !sites.is_here(0)) continue;"
-  "if (!problem.wants_gradient() || !sites.is_here(0)) continue;"
+    if (!sites.is_here(0)) continue;  // nor will it be"
+  "if (!sites.is_here(0)) continue;  // nor will it be"
   "race: |never written")
 lnl_fault(misaligned_labels bias_loss_kernels.cuh
   "problem.wide_labels = aligned(call.labels, 16);"
@@ -91,8 +128,8 @@ lnl_fault(misaligned_labels bias_loss_kernels.cuh
   "misaligned access")
 lnl_fault(missing_syncwarp_before_read bias_loss_rows.cuh
   "__syncwarp();
-  if (lane < rows) {"
-  "if (lane < rows) {"
+  stream.copy();"
+  "stream.copy();"
   "race: |never written")
 lnl_fault(missing_syncwarp_before_copy bias_loss_rows.cuh
   "__syncwarp();
@@ -105,8 +142,8 @@ lnl_fault(tile_copied_out_by_other_lanes bias_loss_rows.cuh
   "for (int window = kWarp - 1 - lane; window < windows; window += kWarp)"
   "race: .* of shared memory")
 lnl_fault(out_of_bounds_by_one bias_loss_math.cuh
-  "element >= 0 && element < count ? widen(row[element]) : fill"
-  "element >= 0 && element <= count ? widen(row[element]) : fill"
+  "const bool inside = element >= 0 && element < count;"
+  "const bool inside = element >= 0 && element <= count;"
   "out of bounds")
 lnl_fault(misaligned_vector bias_loss_kernels.cuh
   "call.positions % count == 0 && aligned(call.logits, bytes)"

@@ -99,11 +99,10 @@ void check(const tests::Case& c) {
   const auto read = static_cast<double>(logits.read_bytes);
   const auto read_sectors = static_cast<double>(logits.read_sectors);
   const double passes = facts.reads_logits_once ? 1 : 2;
-  // Off chip, each thread of a row, or one of a site, looks the label's logit up.
-  const double lookups = facts.reads_logits_once || facts.dense
+  // Off chip, a thread of each site looks the label's logit up.
+  const double lookups = facts.reads_logits_once || facts.dense || is(facts, "rows_large")
                              ? 0
-                             : static_cast<double>(c.sites() * c.heads) *
-                                   (is(facts, "rows_large") ? facts.threads : 1);
+                             : static_cast<double>(c.sites() * c.heads);
   expect(read == passes * bytes + lookups * size, name, "bytes of logits read",
          passes * bytes + lookups * size, read);
   expect(read_sectors <= passes * most + lookups, name, "sectors of logits read", passes * most,

@@ -68,7 +68,8 @@ class _Model:
     def load(cls, options: ModelOptions) -> _Model:
         if options.run is not None:
             card = ModelCard.load(options.run)
-            network = card.network()
+            # The layout of the training: in another one sums round differently.
+            network = card.network().to(memory_format=torch.channels_last)
             path = weights_of(options.run, card, options.use)
             put_weights(network, read_weights(path), str(path), new_output=False)
             size = options.image_size or card.image_size

@@ -35,7 +35,8 @@ from lnl_ext.training.trainer import Trainer
 
 __all__ = ["AdversarialClassifier"]
 
-_STEPS = 2000  # chosen on Adult, like the defaults of the strength
+# Chosen on the validation part of UCI Adult, like the defaults of the strength.
+_STEPS, _FEATURES = 2000, 16
 _HEAD_WIDTH = 128
 _PREDICTED_AT_ONCE = 8192
 
@@ -197,13 +198,13 @@ class AdversarialClassifier(
         return self
 
     def _train(self, rows: Tensor, labels: Tensor, bias: Tensor, seed: int) -> None:
-        sizes = [rows.shape[1], *self.hidden_sizes]
+        sizes = [rows.shape[1], *self.hidden_sizes, _FEATURES]
         layers = [nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(sizes)]
-        hidden = nn.Sequential(*layers, LNL.feature_layer(sizes[-1]))
-        classifier = nn.Linear(LNL.feature_width, len(self.classes_))
+        features = nn.Sequential(*layers)
+        classifier = nn.Linear(_FEATURES, len(self.classes_))
         # Batch norm: a feature layer that only shrinks would mislead the head, and not the audit.
         head = nn.Sequential(
-            nn.Linear(LNL.feature_width, _HEAD_WIDTH),
+            nn.Linear(_FEATURES, _HEAD_WIDTH),
             nn.BatchNorm1d(_HEAD_WIDTH),
             nn.ReLU(),
             nn.Linear(_HEAD_WIDTH, len(self.bias_groups_)),
@@ -213,7 +214,7 @@ class AdversarialClassifier(
             reversal=self.reversal,
             entropy_weight=self.entropy_weight,
         )
-        self.network_ = nn.Sequential(hidden, classifier).to(self.device)
+        self.network_ = nn.Sequential(features, classifier).to(self.device)
         adversary.to(self.device)
         adjustment = logit_adjustment(labels, bias, classes=len(self.classes_))
         batches = TensorBatches(
@@ -237,9 +238,9 @@ class AdversarialClassifier(
             seed=seed,
         )
         trainer = Trainer(
-            hidden, classifier, {"bias": adversary}, config, logit_adjustment="logit_adjustment"
+            features, classifier, {"bias": adversary}, config, logit_adjustment="logit_adjustment"
         )
-        self._n_features_out = LNL.feature_width
+        self._n_features_out = _FEATURES
         self.history_ = trainer.fit(batches, progress=False)
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:

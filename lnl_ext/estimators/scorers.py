@@ -28,32 +28,30 @@ class BiasScorer:
     Parameters
     ----------
     score : callable
-        ``score(estimator, X, labels, groups)``: labels (N,) int64 numbered in ascending order of
-        the classes, groups (N,) int64, -1 where the bias is missing.
+        ``score(estimator, X, y, *, bias)``. It gets the bias as a Tensor (N,) int64: the number of
+        each sample's group, -1 where the bias is missing.
 
     Examples
     --------
     >>> from lnl_ext.estimators import worst_group_accuracy
     >>> worst_group_accuracy(model, X_test, y_test, bias=sex_test)
-    0.52
     >>> sklearn.set_config(enable_metadata_routing=True)
-    >>> search = GridSearchCV(AdversarialClassifier(), {"reversal": [0.3, 1.0]},
-    ...                       scoring=worst_group_accuracy)
+    >>> search = GridSearchCV(
+    ...     AdversarialClassifier(), {"reversal": [0.3, 1.0]}, scoring=worst_group_accuracy
+    ... )
     >>> search.fit(X, y, bias=sex)
     """
 
     def __init__(self, score: Callable[..., float]) -> None:
         self._score = score
-        self.__name__ = score.__name__
-        self.__doc__ = score.__doc__
 
     def __call__(self, estimator: Any, X: Any, y: Any, *, bias: Any) -> float:
         """Return the score of a fitted estimator on samples of which the bias is known."""
         groups, _ = encode_groups("bias", bias, len(y))
-        return self._score(estimator, X, np.asarray(y), torch.from_numpy(groups))
+        return self._score(estimator, X, np.asarray(y), bias=torch.from_numpy(groups))
 
     def __repr__(self) -> str:
-        return self.__name__
+        return self._score.__name__
 
     def get_metadata_routing(self) -> MetadataRequest:
         """Return what scikit-learn is to pass on: ``bias``."""
@@ -63,39 +61,29 @@ class BiasScorer:
 
 
 @BiasScorer
-def worst_group_accuracy(estimator: Any, X: Any, y: NDArray[Any], groups: torch.Tensor) -> float:
+def worst_group_accuracy(estimator: Any, X: Any, y: Any, *, bias: Any) -> float:
     """Accuracy in the group of class and bias where it is lowest."""
     predicted, labels = _numbered(estimator.predict(X), y)
-    return GroupAccuracy.of(predicted, labels, groups).worst
+    return GroupAccuracy.of(predicted, labels, bias).worst
 
 
 @BiasScorer
-def neg_demographic_parity_difference(
-    estimator: Any,
-    X: Any,
-    y: NDArray[Any],
-    groups: torch.Tensor,
-) -> float:
+def neg_demographic_parity_difference(estimator: Any, X: Any, y: Any, *, bias: Any) -> float:
     """Minus the largest difference between two bias groups in how often a class is predicted."""
     predicted, _ = _numbered(estimator.predict(X), y)
-    return -demographic_parity_difference(predicted, groups)
+    return -demographic_parity_difference(predicted, bias)
 
 
 @BiasScorer
-def neg_bias_information(estimator: Any, X: Any, y: NDArray[Any], groups: torch.Tensor) -> float:
+def neg_bias_information(estimator: Any, X: Any, y: Any, *, bias: Any) -> float:
     """Minus the information about the bias in the features, in nats.
 
     That of the strongest probe of `lnl_ext.audit` on ``estimator.transform(X)``: an
     `AdversarialClassifier`, or a pipeline that ends in one. Takes seconds.
     """
     _, labels = _numbered(y, y)
-    report = audit(
-        torch.from_numpy(np.asarray(estimator.transform(X))),
-        labels,
-        groups,
-        permutations=1,
-        resamples=10,
-    )
+    features = torch.from_numpy(np.asarray(estimator.transform(X)))
+    report = audit(features, labels, bias, permutations=1, resamples=10)
     return -report.biases["bias"].leakage.information
 
 

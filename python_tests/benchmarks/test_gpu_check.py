@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import types
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,8 @@ import emulated_cuda
 import gpu_check
 import pytest
 import torch
-from gpu import checks, targets, timings
+from gpu import checks, one_call, targets, timings
+from timing import turns
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import lnl_ext
@@ -63,7 +65,7 @@ def test_the_whole_command_on_the_cpu(tmp_path: Path, monkeypatch: pytest.Monkey
     assert details["memcheck"] == {"rows_medium": {"calls": 8, "failed": {}}}
     assert details["beyond 2^31"]["features"] == f"{35 * 512} elements"
     for name, cases in (
-        ("loss timings", timings.QUICK_SHAPES),
+        ("loss timings", timings.QUICK_LOSS_CASES),
         ("linear timings", timings.QUICK_CASES),
     ):
         detail = steps[name]["detail"]
@@ -71,7 +73,10 @@ def test_the_whole_command_on_the_cpu(tmp_path: Path, monkeypatch: pytest.Monkey
         assert (detail["failed"], detail["left_out"]) == ({}, [])
         assert "not installed" in detail["liger"] or "need a GPU" in detail["liger"]
         for row in detail["rows"]:
-            assert {"copy", "fused", "eager", "compile"} <= row["ratios"].keys()
+            peers = {"eager", "compile"} if "," not in row["case"] else set()
+            assert row["ratios"].keys() - {"liger"} == {"copy", "fused", *peers}
+            assert row["gigabytes_per_second"]["copy"] > 0
+    assert {"authors", "joint"} <= steps["step timings"]["detail"]["ratios"].keys()
     assert report["targets"] == []  # times of tiny shapes on a CPU mean nothing
 
 
@@ -103,9 +108,35 @@ def test_targets_need_no_package():
 
 def test_a_build_without_cuda_does_not_pass_for_one(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr(lnl_ext, "build_info", lambda: {"cuda": False})
-    assert gpu_check.import_package("cpu", tmp_path / "result.json") == 0
-    assert gpu_check.import_package("cuda", tmp_path / "result.json") == 1
+    assert gpu_check.import_package("", tmp_path / "result.json") == 0
+    assert gpu_check.import_package("9.0", tmp_path / "result.json") == 1
     assert "built without CUDA" in capsys.readouterr().out
+
+
+def test_the_compiled_parts_of_a_wheel_take_the_place_of_a_build(tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "lnl_ext.whl", "w") as wheel:
+        for name in ("__init__.py", "_C.cpython-312.so", "_cuda.abi3.so", "ops/_x.so"):
+            wheel.writestr(f"lnl_ext/{name}", name)
+    gpu_check.take_compiled_parts(tmp_path / "lnl_ext.whl", tmp_path)
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == ["_C.cpython-312.so", "_cuda.abi3.so", "lnl_ext.whl"]
+    with zipfile.ZipFile(tmp_path / "none.whl", "w") as wheel:
+        wheel.writestr("lnl_ext/__init__.py", "")
+    with pytest.raises(ValueError, match=r"none\.whl has no compiled parts"):
+        gpu_check.take_compiled_parts(tmp_path / "none.whl", tmp_path)
+
+
+def test_the_build_gets_what_it_needs(tmp_path: Path):
+    def command(*arguments) -> tuple[dict[str, str], list[str]]:
+        step = gpu_check.plan("cpu", *arguments)[0]
+        return step.environment, step.command(9.0, tmp_path)[4:]
+
+    environment, rest = command("", True, [], 8.0)
+    assert environment["LNL_EXT_CUDA"] == "0"
+    assert "--build-for" not in rest
+    environment, rest = command("9.0", True, [], 8.0, "a.whl")
+    assert (environment["LNL_EXT_CUDA"], environment["TORCH_CUDA_ARCH_LIST"]) == ("1", "9.0")
+    assert rest[rest.index("--build-for") :][:4] == ["--build-for", "9.0", "--prebuilt", "a.whl"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -188,6 +219,7 @@ def a_row(**changes):
         "bytes": targets.LARGE,
         "classes": 5,
         "values": {"fused": {"median": 2.0}},
+        "bandwidth": 0.9,
         "gigabytes_per_second": {"fused": 900.0},
         "ratios": {name: {"median": value} for name, value in ratios.items()},
     }
@@ -203,13 +235,16 @@ def test_targets_are_met_or_missed_by_case_and_figure():
     assert [each["met"] for each in good] == [True] * 3
     assert good[0] == {
         "case": "4x5 float32",
-        "target": "time of copy over ours",
+        "target": "bandwidth over a copy's",
         "wanted": 0.85,
         "got": 0.9,
         "met": True,
     }
-    assert missed(targets.judge([a_row(copy=0.5)], [])) == {"time of copy over ours": 0.5}
-    assert missed(targets.judge([a_row(copy=0.5, bytes=100)], [])) == {}
+    slow = a_row(bandwidth=0.5)
+    assert missed(targets.judge([slow], [])) == {"bandwidth over a copy's": 0.5}
+    assert missed(targets.judge([slow | {"bytes": 100}], [])) == {}
+    alone = a_row(ratios={"copy": {"median": 0.9}, "fused": {"median": 1.0}})
+    assert [each["target"] for each in targets.judge([alone], [])] == ["bandwidth over a copy's"]
     assert missed(targets.judge([a_row(eager=2.0, compile=1.0)], [])) == {
         "time of eager over ours": 2.0,
         "time of compile over ours": 1.0,
@@ -230,8 +265,72 @@ def test_report_prints_times_and_targets(capsys: pytest.CaptureFixture[str]):
     gpu_check.print_report(report)
     printed = capsys.readouterr().out
     assert "target MISSED: 4x5 float32: time of eager over ours is 2.5, wanted 3.0" in printed
-    assert "target met: 4x5 float32: time of copy over ours is 0.9, wanted 0.85" in printed
-    assert "900.0 GB/s; over ours: 0.90 copy, 2.50 eager, 1.30 compile" in printed
+    assert "target met: 4x5 float32: bandwidth over a copy's is 0.9, wanted 0.85" in printed
+    assert "900.0 GB/s, 0.90 of a copy's; over ours: 0.90 copy, 2.50 eager, 1.30 comp" in printed
+
+
+def test_bandwidth_is_of_the_bytes_that_are_moved_by_the_kernels_time():
+    logits, target = torch.empty(100, 12), torch.empty(100, dtype=torch.int64)
+    moved = {
+        variant: timings.moved_bytes(timings.LossCase((100, 12), variant=variant), logits, target)
+        for variant in ("", timings.TWO, timings.FACTOR, timings.IGNORED)
+    }
+    assert moved == {
+        "": (10400, 10400),
+        timings.TWO: (15200, 15200),
+        timings.FACTOR: (10400, 20000),
+        timings.IGNORED: (10400, 20800),
+    }
+    values = {"fused": {"median": 3.0}, "fused, graph": {"median": 2.0}, "copy": {"median": 1.0}}
+    row = timings.with_bandwidth({"values": values}, 4 * 10**9, 9 * 10**9, 10**10)
+    assert row["gigabytes_per_second"] == {"fused": 5000.0, "copy": 8000.0}
+    assert row["bandwidth"] == 0.625
+
+
+def test_variants_give_the_gradients_that_they_name():
+    torch.manual_seed(0)
+    target = torch.randint(5, (6,))
+    logits = torch.randn(6, 5, requires_grad=True)
+
+    def gradients(variant: str) -> tuple[torch.Tensor, ...]:
+        return timings.ours(timings.LossCase((6, 5), variant=variant), logits, target)()
+
+    (plain,) = gradients("")
+    torch.testing.assert_close(gradients(timings.FACTOR)[0], 2 * plain)
+    torch.testing.assert_close(gradients(timings.SCALER)[0], timings.SCALE * plain)
+    reversed_, of_head = gradients(timings.TWO)
+    (wanted,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, target), logits)
+    torch.testing.assert_close(of_head, wanted)
+    fused = timings.losses.fused_loss(logits, target, reversal=0.1)
+    torch.testing.assert_close(reversed_, torch.autograd.grad(fused, logits)[0])
+
+
+class Clock:
+    """Stands in for CUDA's events and writes down what is done."""
+
+    def __init__(self, seen: list[str]) -> None:
+        self.seen = seen
+
+    def __call__(self, device: str, enable_timing: bool) -> Clock:
+        assert (device, enable_timing) == ("cuda", True)
+        return self
+
+    def record(self) -> None:
+        self.seen.append("record")
+
+    def elapsed_time(self, end: Clock) -> float:
+        return 2.0
+
+
+def test_a_round_on_a_gpu_waits_once_and_flushes_the_cache_before_each(monkeypatch):
+    seen: list[str] = []
+    monkeypatch.setattr(torch, "Event", Clock(seen))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: seen.append("wait"))
+    monkeypatch.setattr(turns, "_flush_cache", lambda device: seen.append("flush"))
+    runs = [lambda: seen.append("first"), lambda: seen.append("second")]
+    assert turns.seconds_of(runs, torch.device("cuda")) == [0.002, 0.002]
+    expected = "flush record first record flush record second record wait"
+    assert seen == expected.split()
 
 
 def test_no_time_left_leaves_cases_out_and_names_them(monkeypatch, capsys):
@@ -240,22 +339,22 @@ def test_no_time_left_leaves_cases_out_and_names_them(monkeypatch, capsys):
     monkeypatch.setattr(timings, "time_loss", lambda *arguments: a_row())
     seen = []
     assert timings.measure(False, CPU, True, 10.0, lambda found: seen.append(found["left_out"][:]))
-    assert seen[-1] == ["(16, 12) torch.bfloat16"]
-    assert "no time left for (16, 12)" in capsys.readouterr().out
+    assert seen[-1][0] == "16x12 bfloat16"
+    assert "no time left for 16x12 bfloat16" in capsys.readouterr().out
 
 
 def test_a_case_that_fails_does_not_cost_the_others(monkeypatch: pytest.MonkeyPatch):
-    def fails(shape, *arguments):
-        if shape == timings.QUICK_SHAPES[0][0]:
+    def fails(case, *arguments):
+        if case == timings.QUICK_LOSS_CASES[0]:
             raise torch.OutOfMemoryError("too large")
         return a_row()
 
     monkeypatch.setattr(timings, "time_loss", fails)
     found = {}
     assert not timings.measure(False, CPU, True, 1000.0, found.update)
-    assert len(found["rows"]) == 1
+    assert len(found["rows"]) == len(timings.QUICK_LOSS_CASES) - 1
     ((name, lines),) = found["failed"].items()
-    assert name == "(4, 8, 3, 3) torch.float32"
+    assert name == "4x8x3x3 float32"
     assert "too large" in lines[-1]
 
 
@@ -277,13 +376,14 @@ def test_liger_is_a_peer_where_it_is_installed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, functional.__name__, functional)
     monkeypatch.setattr(timings, "liger_missing", lambda device: None)
     logits = torch.randn(5, 4, requires_grad=True)
-    loss = timings.loss_candidates(logits, torch.randint(4, (5,)))
+    loss = timings.loss_candidates(timings.LossCase((5, 4)), logits, torch.randint(4, (5,)))
     linear = timings.linear_candidates(timings.linear.make_inputs(timings.QUICK_CASES[0], CPU))
     for candidates in (loss, linear):
         assert list(candidates).count("liger") == 1
         candidates["liger"]()
     sites = torch.randn(5, 4, 3, requires_grad=True)
-    assert "liger" not in timings.loss_candidates(sites, torch.randint(4, (5, 3)))
+    case = timings.LossCase((5, 4, 3))
+    assert "liger" not in timings.loss_candidates(case, sites, torch.randint(4, (5, 3)))
 
 
 # ---- checks --------------------------------------------------------------------------------
@@ -451,12 +551,21 @@ def test_all_tensors_of_the_timings_are_on_the_device(fake_cuda, monkeypatch: py
     logits = torch.randn(16, 12, device=fake_cuda).to(torch.bfloat16).requires_grad_()
     target = torch.randint(12, (16,), device=fake_cuda)
     inputs = timings.linear.make_inputs(timings.QUICK_CASES[1], fake_cuda)
+    monkeypatch.setattr(checks, "capture", lambda run: (run, ()))
     for candidates in (
-        timings.loss_candidates(logits, target),
+        *(
+            timings.loss_candidates(timings.LossCase((16, 12), variant=variant), logits, target)
+            for variant in ("", timings.TWO, timings.FACTOR)
+        ),
         timings.linear_candidates(inputs),
     ):
         for run in candidates.values():
             run()
+
+
+@pytest.mark.parametrize("call", ["5 12", "2 8 3 3 --dtype bfloat16", "--linear 5 8 12"])
+def test_the_call_for_a_profiler(call: str):
+    assert one_call.main([*call.split(), "--device", "cpu"]) == 0
 
 
 # ---- the tests that it chooses -------------------------------------------------------------

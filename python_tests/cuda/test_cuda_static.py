@@ -95,6 +95,50 @@ def test_a_coefficient_may_be_a_float64():
     assert machine_code.broken_rules(dataclasses.replace(GOOD, opcodes=opcodes)) == []
 
 
+@pytest.mark.parametrize(
+    ("registers", "call", "blocks"),
+    [
+        (32, (128, 48 * 1024), 4),  # by shared memory: 228 KiB, of which each block takes one more
+        (128, (128, 1024), 4),  # by registers: 16 warps
+        (32, (512, 1024), 4),  # by warps: 64
+        (32, (32, 1024), 24),
+    ],
+)
+def test_bytes_in_flight(registers: int, call: tuple[int, int], blocks: int):
+    kernel = Kernel("rows_large<float, false>", registers)
+    found = machine_code.Call(*call, in_flight=1000, reads_once=True, shape="")
+    assert machine_code.bytes_in_flight(kernel, found, "sm_90") == blocks * 1000
+
+
+def test_too_few_bytes_in_flight_are_named():
+    few = machine_code.Call(
+        128, 1024, in_flight=9 * 1024, reads_once=False, shape="C = 4000, S = 9"
+    )
+    calls = {
+        name: [few] for name in ("rows_large<float, false>", "sites_large<float, false, 1, false>")
+    }
+    rows, sites = (Kernel(name, 128) for name in calls)
+    (problem,) = machine_code.too_few_in_flight([rows, sites], calls, "sm_90")
+    assert (
+        problem == "rows_large<float, false>: 36.0 KiB in flight for C = 4000, S = 9, at least 40"
+    )
+    assert machine_code.too_few_in_flight([rows, sites], calls, "sm_120") == []
+
+
+def test_the_table_of_a_page_is_replaced():
+    names = ("rows_large<float, false>", "rows_large<float, true>", "sum_heads<float>")
+    calls = {names[0]: [machine_code.Call(128, 1024, 1024, reads_once=True, shape="")]}
+    new = cuda_static.table("sm_90", [Kernel(name, 32) for name in names], calls)
+    page = cuda_static.with_table("a\n\n| kernel | registers | x |\n|---|\n| old |\n\nb\n", new)
+    first, header, _, row, *last = page.split("\n")[1:]
+    assert (first, last) == ("", ["", "b", ""])
+    assert header.endswith("| loads | stores | KiB in flight |")
+    assert row.startswith("| `rows_large<float, false>` | 32 |")
+    assert row.endswith("| 16 |")
+    with pytest.raises(ValueError, match="has no table of kernels"):
+        cuda_static.with_table("a\n", new)
+
+
 def test_broken_bounds_are_named():
     bounds = machine_code.new_bounds({"sm_90": [GOOD]})
     assert json.loads(cuda_static.text_of(bounds)) == bounds

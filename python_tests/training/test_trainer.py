@@ -251,3 +251,16 @@ def test_compiled_losses_are_the_same(monkeypatch: pytest.MonkeyPatch, update: s
     assert len(compiled) == 1
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)  # two steps in float32
+
+
+def test_a_run_ends_where_it_is_asked_to_and_may_go_on() -> None:
+    trainer, whole = tiny_trainer(epochs=3), tiny_trainer(epochs=3)
+    history = trainer.fit(
+        tiny_batches(), stop=lambda trainer: len(trainer.history) == 2, progress=False
+    )
+    assert len(history) == 2
+    assert trainer.step == 2 * trainer.steps_per_epoch
+    trainer.fit(tiny_batches(), progress=False)
+    whole.fit(tiny_batches(), progress=False)
+    assert trainer.step == whole.step
+    assert differences(trainer.features.state_dict(), whole.features.state_dict()) == []
