@@ -101,7 +101,7 @@ def shared_evaluation(trainer: Any) -> dict[str, float]:
 
 
 def tiny_run(folder: str, update: str, stop: int | None) -> dict[str, Any]:
-    """A run with all that has a state, up to a step, or on from what is there."""
+    """A run with everything that draws or averages; up to a step, or on from what is there."""
     trainer = tiny_trainer(update=update, head_steps=2)
     path = Path(folder) / CHECKPOINT
     if stop is None and path.exists():
