@@ -50,6 +50,8 @@ from lnl_ext.training.image_transform import Grey, Transformed
 
 __all__ = ["evaluate", "predict", "probe"]
 
+# That of the training: in another one sums round differently.
+_LAYOUT = torch.channels_last
 _IMAGE_SIZE = 224
 
 
@@ -68,8 +70,7 @@ class _Model:
     def load(cls, options: ModelOptions) -> _Model:
         if options.run is not None:
             card = ModelCard.load(options.run)
-            # The layout of the training: in another one sums round differently.
-            network = card.network().to(memory_format=torch.channels_last)
+            network = card.network().to(memory_format=_LAYOUT)
             path = weights_of(options.run, card, options.use)
             put_weights(network, read_weights(path), str(path), new_output=False)
             size = options.image_size or card.image_size
@@ -91,7 +92,7 @@ class _Model:
                     f"weights {options.weights} are not of {options.arch}: no {last}.weight; name "
                     "the architecture with --arch"
                 )
-            network = build_network(options.arch, len(weight))
+            network = build_network(options.arch, len(weight)).to(memory_format=_LAYOUT)
         put_weights(network, state, str(options.weights), new_output=False)
         size = options.image_size or _IMAGE_SIZE
         return cls(network, str(options.weights), size, options.batch_size)
