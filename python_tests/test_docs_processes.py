@@ -63,7 +63,7 @@ def test_the_example_trains_in_two_processes(tmp_path: Path, machines: int) -> N
     assert [process.returncode for process in started] == [0] * machines, ends
     assert 0 <= float(ends[0][0]) <= 1  # one line, of process 0
     assert [output for output, _ in ends[1:]] == [""] * (machines - 1)
-    assert len(load_checkpoint(tmp_path / "out" / "checkpoint.pt")["streams"]) == 2
+    assert len(load_checkpoint(tmp_path / "out" / "checkpoint.pt")["processes"]) == 2
     if linux:
         # A group whose threads are left, while Python ends, can abort the process. What is left
         # here is the gradients' group, which the trainer holds and which sees no Python tensors.

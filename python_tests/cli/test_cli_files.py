@@ -262,6 +262,7 @@ def test_fewer_than_two_training_images_a_process_are_refused(
             samples(tmp_path, ["a"] * images),
             TrainOptions(batch_size=8, workers=0),
             Processes(0, processes),
+            {},
         )
 
 

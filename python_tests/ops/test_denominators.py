@@ -76,7 +76,7 @@ def test_parts_with_the_denominators_of_the_whole_add_up(
 
 def test_parts_add_up_with_probabilities_and_after_a_second_backward() -> None:
     adversary, features, _ = problem(HEADS)
-    target = torch.rand(8, HEADS * CLASSES, 3, 3).double()
+    target = torch.rand(8, HEADS, CLASSES, 3, 3).double().softmax(2).flatten(1, 2)
     given = count_sites(adversary, target, torch.float64)
     assert given.tolist() == [[72, 72]] * HEADS
     _, expected = gradients(adversary, features, target)
