@@ -37,6 +37,8 @@ def test_source_tree_installs_against_the_installed_torch(
     source: Path, tmp_path: Path, pip: str, isolation: list[str]
 ) -> None:
     environment = Environment(tmp_path / "venv", pip=pip)
+    if isolation:
+        environment.pip("install", "--quiet", "--upgrade", "setuptools>=70.1", "pybind11")
     environment.pip("install", *isolation, str(source), **WITHOUT_CUDA)
     check(environment, tmp_path)
 
