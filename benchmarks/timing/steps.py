@@ -18,7 +18,8 @@ from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.ops.types import IGNORE_INDEX
 from lnl_ext.paper.networks import DigitNetwork, PixelColorHead, SeparatePixelColorHeads
 from lnl_ext.training.config import OptimizerConfig, TrainerConfig
-from lnl_ext.training.updates import Objective, Update
+from lnl_ext.training.objective import Objective
+from lnl_ext.training.updates import Update
 
 from .authors import ENTROPY_WEIGHT, REVERSAL, AuthorsProcedure
 from .settings import Settings

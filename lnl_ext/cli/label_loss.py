@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from lnl_ext.training.updates import TaskLoss
+from lnl_ext.training.objective import TaskLoss
 
 __all__ = ["label_loss"]
 

@@ -27,9 +27,10 @@ from lnl_ext.training.distributed import (
 )
 from lnl_ext.training.group_dro import GroupDRO
 from lnl_ext.training.image_transform import Transformed
+from lnl_ext.training.objective import Objective, TaskLoss
 from lnl_ext.training.run_log import LossMeter, Record, RunLog, Tracker
 from lnl_ext.training.strength_checks import StrengthChecks
-from lnl_ext.training.updates import Objective, TaskLoss, Update
+from lnl_ext.training.updates import Update
 
 CHECKPOINT = "checkpoint.pt"  # in a run's output folder
 Evaluate = Callable[["Trainer"], Mapping[str, float]]
