@@ -25,7 +25,6 @@ WAYS = {
     "entropy": "entropy of the bias prediction",
     "blindeye": "confusion loss (Alvi et al. 2018)",
     "lnl": "both (Kim et al. 2019)",
-    "lnl_adjusted": "lnl, label loss adjusted, head weighted, batches partly balanced",
     "erasure": "linear erasure of erm's features, classifier refitted (LEACE, Belrose et al. 2023)",
     "estimator": "lnl_ext.AdversarialClassifier, tables only: lnl and the adjusted loss",
     "fairlearn": "fairlearn's adversarial classifier, tables only (Zhang et al. 2018)",

@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from comparison.adjusted_lnl import RECIPE, partly_balanced
 from comparison.data_sets import Data
 from comparison.erasure import LinearErasure, refitted, two_logits
 from comparison.networks import network
 from comparison.protocol import DATA_SETS
-from lnl_ext import BiasAdversary, OptimizerConfig, Trainer, TrainerConfig, logit_adjustment
+from lnl_ext import BiasAdversary, OptimizerConfig, Trainer, TrainerConfig
 from lnl_ext.errors import UserError
 from lnl_ext.measuring.evaluation import outputs
 from lnl_ext.training.balance import balanced_weights, group_numbers
@@ -25,7 +24,7 @@ from lnl_ext.training.recipe import LNL
 
 OPTIMIZER = OptimizerConfig("adamw", learning_rate=1e-3, weight_decay=0.01, schedule="cosine")
 
-METHOD = {"erm": "baseline", "lnl_adjusted": "lnl"}  # where the package has another name
+METHOD = {"erm": "baseline"}  # where the package has another name
 
 
 class Trained(NamedTuple):
@@ -58,46 +57,32 @@ def _network(data: Data, seed: int, outputs: int) -> tuple[nn.Module, nn.Linear]
 def train_by_trainer(data: Data, way: str, seed: int, progress: bool) -> Trained:
     """Train a way that is one of the package's methods, with its recipe where it has bias heads."""
     part, length, method = data.train, DATA_SETS[data.name], get_method(METHOD.get(way, way))
-    recipe, drawn = LNL, None
     features, classifier = _network(data, seed, data.classes)
     bias = {"bias": part.bias}
+    task_weights: str | GroupDRO | None = None
     adversaries: dict[str, BiasAdversary] = {}
-    options: dict[str, Any] = {}
-    of_heads: dict[str, Any] = {}
-    if way == "lnl_adjusted":
-        recipe = RECIPE
-        drawn, bias["adjustment"], weight = partly_balanced(part.labels, part.bias)
-        bias["head_weight"] = weight / length.batch_size  # of sums
-        of_heads = {"reduction": "sum", "mask_entropy": True}
-        options = {"logit_adjustment": "adjustment", "sample_weights": {"bias": "head_weight"}}
+    settings: dict[str, Any] = {"epochs": length.epochs, "optimizer": OPTIMIZER, "seed": seed}
     if method.adversarial:
         shape, classes = (classifier.in_features,), {"bias": int(part.bias.max()) + 1}
-        adversaries = recipe.adversaries(shape, classes, method=method, **of_heads)
-    if method.adjusted:
-        bias["adjustment"] = logit_adjustment(part.labels, part.bias, classes=data.classes)
-        options["logit_adjustment"] = "adjustment"
+        adversaries = LNL.adversaries(shape, classes, method=method)
+        config = LNL.config(**settings)
+    else:
+        config = TrainerConfig(balance=method.balanced, adjust=method.adjusted, **settings)
     if method.reweighted:
         bias["weight"] = balanced_weights(part.labels, part.bias).float()
-        options["task_weights"] = "weight"
+        task_weights = "weight"
     if method.group_dro:
         bias["group"] = group_numbers(part.labels, part.bias)
-        options["task_weights"] = GroupDRO(int(bias["group"].max()) + 1)
-    settings: dict[str, Any] = {"epochs": length.epochs, "optimizer": OPTIMIZER, "seed": seed}
-    config = (
-        recipe.config(**settings)
-        if method.adversarial
-        else TrainerConfig(balance=method.balanced, **settings)
-    )
+        task_weights = GroupDRO(int(bias["group"].max()) + 1)
     batches = TensorBatches(
         part.inputs,
         part.labels,
         bias,
         batch_size=length.batch_size,
         drop_last=True,
-        weights=drawn,
         prepare=data.augment,
     )
-    trainer = Trainer(features, classifier, adversaries, config, **options)
+    trainer = Trainer(features, classifier, adversaries, config, task_weights=task_weights)
     trainer.fit(batches, progress=progress)
     return Trained(*trainer.inference_modules(), trainer.step, trainer.seconds)
 

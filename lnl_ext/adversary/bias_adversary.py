@@ -184,7 +184,8 @@ class BiasAdversary(ScheduledCoefficients):
             that are not ignored (`lnl_ext.training.denominators.count_sites`).
         sample_weight
             Shape ``(N,)``, floating point: a factor of each sample's terms, for the head as for the
-            features. Not with ``reduction="mean"``, nor with `denominators`. With the weights of
+            features. A mean is then over all sites, also those whose target is ignored. Not
+            with `denominators`. With the weights of
             `lnl_ext.independence_weights` the head predicts a bias that is independent of the
             label, so that unlearning it does not unlearn the label.
 

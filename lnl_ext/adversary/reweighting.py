@@ -23,7 +23,12 @@ Without them a rare value would determine the label of each of its few samples.
 
 
 def logit_adjustment(
-    labels: Tensor, bias: Tensor, *, classes: int | None = None, ignore_index: int = -100
+    labels: Tensor,
+    bias: Tensor,
+    *,
+    classes: int | None = None,
+    ignore_index: int = -100,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Return what the bias says about the label, to be added to the logits in the training loss.
 
@@ -52,6 +57,10 @@ def logit_adjustment(
         C, the number of classes; by default the largest label plus 1.
     ignore_index
         In `bias`: not known, and taken to say nothing.
+    weights
+        ``(N,)``: how often each sample is drawn, relative to the others, where a sampler has
+        weights. Then p(label | bias) is that of what is drawn, and p(label) that of what comes, so
+        that predictions are for labels as they come, too.
 
     Returns
     -------
@@ -69,13 +78,22 @@ def logit_adjustment(
     >>> loss = F.cross_entropy(classifier(hidden) + adjustment[rows], labels[rows])
     """
     log_label, log_given_bias = label_given_bias(
-        labels, bias, classes=classes, ignore_index=ignore_index
+        labels, bias, classes=classes, ignore_index=ignore_index, weights=weights
     )
+    if weights is not None:  # the labels' shares stay those that come
+        log_label = label_given_bias(labels, bias, classes=classes, ignore_index=ignore_index)[0]
     adjustment = log_given_bias - log_label
     return adjustment.masked_fill_(log_label.isneginf(), 0.0)
 
 
-def independence_weights(labels: Tensor, bias: Tensor, *, maximum: float = 10.0) -> Tensor:
+def independence_weights(
+    labels: Tensor,
+    bias: Tensor,
+    *,
+    maximum: float = 10.0,
+    ignore_index: int = -100,
+    weights: Tensor | None = None,
+) -> Tensor:
     """Weights under which the bias and the labels of a training set are independent.
 
     ``p(label) / p(label | bias)``, so that a pair of label and bias weighs as much in all as it
@@ -95,6 +113,11 @@ def independence_weights(labels: Tensor, bias: Tensor, *, maximum: float = 10.0)
         ``(N,)`` or ``(N, K)`` integers from 0: the classes of one or of K biases.
     maximum
         Larger weights are cut to it: a few rare samples would be most of the gradient, else.
+    ignore_index
+        As for `logit_adjustment`.
+    weights
+        Likewise; all shares are those of what is drawn. A sample of which no bias is known has
+        weight 1.
 
     Returns
     -------
@@ -108,14 +131,21 @@ def independence_weights(labels: Tensor, bias: Tensor, *, maximum: float = 10.0)
     """
     if not maximum > 0:
         raise ValueError(f"maximum is {maximum}, expected a number above 0")
-    log_label, log_given_bias = label_given_bias(labels, bias)
+    log_label, log_given_bias = label_given_bias(
+        labels, bias, ignore_index=ignore_index, weights=weights
+    )
     labels = labels.long()
     own = log_given_bias.gather(1, labels[:, None]).squeeze(1)
     return (log_label[labels] - own).exp().clamp(max=maximum)
 
 
 def label_given_bias(
-    labels: Tensor, bias: Tensor, *, classes: int | None = None, ignore_index: int | None = None
+    labels: Tensor,
+    bias: Tensor,
+    *,
+    classes: int | None = None,
+    ignore_index: int = -100,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return ``log p(label)``, ``(C,)``, and ``log p(label | bias)``, ``(N, C)``, both float32.
 
@@ -135,14 +165,17 @@ def label_given_bias(
         none = torch.empty(0, classes or 0, device=labels.device)
         return torch.full((none.shape[1],), -torch.inf, device=labels.device), none
     labels, columns = labels.long(), columns.long()
-    known = torch.ones_like(columns, dtype=torch.bool)
-    if ignore_index is not None:
-        known = columns != ignore_index
+    known = columns != ignore_index
     if int(labels.min()) < 0 or bool((columns[known] < 0).any()):
         raise ValueError("labels and bias must be classes from 0: leave out samples without one")
     if classes is not None and int(labels.max()) >= classes:
         raise ValueError(f"labels has class {int(labels.max())}, expected less than {classes}")
-    count = torch.bincount(labels, minlength=classes or 0).double()
+    drawn = torch.ones(len(labels), dtype=torch.float64, device=labels.device)
+    if weights is not None:
+        if weights.shape != labels.shape or bool((weights < 0).any()):
+            raise ValueError(f"weights: expected ({len(labels)},) numbers of at least 0")
+        drawn = weights.double() / weights.double().mean()
+    count = torch.bincount(labels, drawn, minlength=classes or 0)
     share = count / len(labels)
     log_share = share.log().float()
     given_bias = log_share.repeat(len(labels), 1)
@@ -150,9 +183,9 @@ def label_given_bias(
         rows = is_known.nonzero().squeeze(1)
         values, column = torch.unique(column[rows], return_inverse=True)
         pairs = torch.bincount(
-            column * len(count) + labels[rows], minlength=len(values) * len(count)
+            column * len(count) + labels[rows], drawn[rows], minlength=len(values) * len(count)
         )
-        pairs = pairs.double().view(len(values), len(count)) + _PRIOR_SAMPLES * share
+        pairs = pairs.view(len(values), len(count)) + _PRIOR_SAMPLES * share
         told = (pairs / pairs.sum(1, keepdim=True) / share).log().nan_to_num(nan=0.0)
         given_bias.index_add_(0, rows, told.float()[column])
     return log_share, given_bias.log_softmax(1)
@@ -161,24 +194,23 @@ def label_given_bias(
 def check_sample_weight(
     weight: Tensor, samples: int, reduction: str, denominators: Tensor | None
 ) -> None:
-    """Raise unless `weight` is one floating-point number a sample, and there is a sum or nothing.
-
-    A mean over weighted samples could be over their number or over their weights.
-    """
+    """Raise unless `weight` is one floating-point number a sample, and nothing else divides."""
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         given = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
         raise TypeError(f"sample_weight: expected a floating-point Tensor, got {given}")
     if weight.shape != (samples,):
         raise ValueError(f"sample_weight has shape {tuple(weight.shape)}, expected ({samples},)")
-    if reduction == "mean" or denominators is not None:
+    if denominators is not None:
         raise ValueError(
-            'sample_weight needs reduction "sum" or "none" and no denominators: divide the weights '
-            "by what the mean is to be over"
+            "sample_weight and denominators exclude each other: divide the weights by what the "
+            "mean is to be over"
         )
 
 
 def weigh_samples(sites: BiasLoss, weight: Tensor, reduction: str) -> BiasLoss:
-    """Multiply the values of every site, ``(N, *S)``, by its sample's weight; sum if asked to."""
+    """Multiply the values of every site, ``(N, *S)``, by its sample's weight, and reduce them."""
     factor = weight.detach().to(sites.loss).reshape(-1, *(1,) * (sites.loss.dim() - 1))
     weighed = BiasLoss(*(term * factor for term in sites))
-    return weighed if reduction == "none" else BiasLoss(*(term.sum() for term in weighed))
+    if reduction == "none":
+        return weighed
+    return BiasLoss(*(term.sum() if reduction == "sum" else term.mean() for term in weighed))

@@ -10,9 +10,9 @@ from lnl_ext.data.bias_column import BiasColumn
 from lnl_ext.errors import UserError
 from lnl_ext.training.methods import METHODS
 from lnl_ext.training.recipe import LNL
+from lnl_ext.training.target_names import ADJUSTMENT, head_weight
 
 __all__ = [
-    "ADJUSTMENT",
     "GROUP",
     "GROUPS",
     "CompareOptions",
@@ -24,11 +24,8 @@ __all__ = [
     "TrainOptions",
 ]
 
-ADJUSTMENT = "logit_adjustment"
-"""What the adjustment of the label loss is called among the bias targets of the batches."""
-
 GROUP = "label_and_bias_group"
-"""What the samples' groups, or their weights, are called there."""
+"""What the samples' groups, or their weights, are called among the bias targets of batches."""
 
 _LARGEST_SEED = 2**32 - 1  # NumPy's
 
@@ -135,22 +132,19 @@ class TrainOptions(DataOptions):
         "; ".join(f"{method.name}: {method.description}" for method in METHODS.values()),
         choices=tuple(METHODS),
     )
-    balance: bool | None = option(
+    balance: float | None = option(
         None,
-        "draw batches in which all groups of label and bias are as frequent; by default for "
-        "resample, groupdro and the methods with bias heads",
-    )
-    feature_width: int | None = option(
-        None,
-        f"width of a layer put before the last one; 0: none. By default {LNL.feature_width} for "
-        "methods with bias heads, which then see its output, else 0",
-        metavar="UNITS",
+        "0: draw images as they come; 1: all groups of label and bias as often; between: small "
+        f"groups more often than they come. By default {LNL.balance:g} for methods with bias "
+        "heads, 1 for resample and groupdro, else 0",
+        metavar="PART",
         minimum=0,
+        maximum=1,
     )
-    logit_adjustment: bool = option(
-        False,
-        "adjust the label loss by how labels follow the bias columns, so that it does not gain "
-        "from the bias in the features; without effect on balanced batches",
+    adjust: bool | None = option(
+        None,
+        "take what the bias still says about the label out of the label loss and the bias heads; "
+        "by default for adjusted and the methods with bias heads",
     )
     update: str = option(
         "joint",
@@ -238,15 +232,10 @@ class TrainOptions(DataOptions):
             )
         if self.balance and not self.bias_column:
             raise UserError("batches are balanced over a bias: give --bias-column NAME")
-        if self.feature_width and self.feature_layer is not None:
-            raise UserError(
-                "feature-width puts a layer before the last one, whose output the bias heads see, "
-                "and feature-layer names another: leave out one of them"
-            )
-        if self.logit_adjustment and not self.bias_column:
+        if self.adjust and not self.bias_column:
             raise UserError("the label loss is adjusted by a bias: give --bias-column NAME")
         names = [BiasColumn.parse(text).name for text in self.bias_column]
-        for reserved in (ADJUSTMENT, GROUP):
+        for reserved in (ADJUSTMENT, GROUP, *map(head_weight, names)):
             if reserved in names:
                 raise UserError(
                     f"bias-column is {reserved!r}, a name that the training uses: give the column "
@@ -374,10 +363,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("csv", "images", "image_column", "label_column", "bias_column"),
         *("split_column", "validation", "balance_validation", "classes"),
     ),
-    "model": ("arch", "weights", "use", "feature_layer", "feature_width", "image_size", "augment"),
+    "model": ("arch", "weights", "use", "feature_layer", "image_size", "augment"),
     "method": (
         *("method", "reversal", "entropy_weight", "confusion_weight", "warm_up", "rise"),
-        *("head_steps", "head_learning_rate", "balance", "logit_adjustment", "class_weights"),
+        *("head_steps", "head_learning_rate", "balance", "adjust", "class_weights"),
         "update",
     ),
     "training": (*("epochs", "batch_size", "learning_rate", "weight_decay", "patience", "seed"),),

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lnl_ext.adversary.reweighting import logit_adjustment
-from lnl_ext.cli.options import ADJUSTMENT, GROUP, TrainOptions
+from lnl_ext.cli.options import GROUP, TrainOptions
 from lnl_ext.cli.run_folder import split_text
 from lnl_ext.cli.samples import Samples, bias_classes, counts, encoded, read_samples
 from lnl_ext.data.images import Sample, evaluation_transform, training_transform
@@ -20,12 +18,12 @@ from lnl_ext.data.table import BiasColumn, class_names
 from lnl_ext.errors import UserError
 from lnl_ext.files import check_names
 from lnl_ext.ops.types import IGNORE_INDEX
-from lnl_ext.training.balance import balanced_weights, group_numbers
+from lnl_ext.training.balance import Draws, balanced_weights, draws, group_numbers
 from lnl_ext.training.batches import ShardedBatchSampler
 from lnl_ext.training.distributed import Processes
 from lnl_ext.training.methods import METHODS
 
-__all__ = ["RunData", "label_adjustment", "label_targets", "training_batches"]
+__all__ = ["RunData", "draws_of", "training_batches"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,53 +133,28 @@ def _split(samples: Samples, options: TrainOptions) -> tuple[Samples, Samples, l
     return samples.part(chosen["train"]), samples.part(chosen["validation"]), parts
 
 
-def label_adjustment(data: RunData) -> Tensor:
-    """Return what the bias says about the label of every training image, ``(N, C)``.
-
-    A combination of values is one bias, and a missing value is a value: columns may depend on each
-    other, and being missing may depend on the label.
-    """
-    columns = torch.stack(list(data.train.bias.values()), 1)
-    combined = torch.unique(columns, dim=0, return_inverse=True)[1]
-    return logit_adjustment(data.train.labels, combined, classes=len(data.labels))
-
-
-def label_targets(data: RunData, options: TrainOptions) -> dict[str, Tensor]:
-    """Return what the label loss of the method needs of every training image, by name."""
-    method, columns = METHODS[options.method], list(data.train.bias.values())
-    targets = {}
-    if options.logit_adjustment and not options.balance:
-        targets[ADJUSTMENT] = label_adjustment(data)
-    if method.reweighted:
-        targets[GROUP] = balanced_weights(data.train.labels, columns).float()
-    if method.group_dro:
-        targets[GROUP] = group_numbers(data.train.labels, columns)
-    return targets
-
-
-def predicted_by_the_bias(data: RunData, adjustment: Tensor) -> str:
-    """Say how many labels the bias predicts, and how many the most frequent label does."""
-    labels = data.train.labels
-    shares = torch.bincount(labels, minlength=len(data.labels))
-    guessed = (adjustment + (shares / len(labels)).log()).argmax(1)
-    named = int((guessed == labels).sum())
-    text = (
-        f"the bias alone predicts the label of {named} of {len(labels)} training images, the most "
-        f"frequent label that of {int(shares.max())}"
+def draws_of(data: RunData, options: TrainOptions) -> Draws:
+    """Return how the training images are drawn, and what the losses need of every one, by name."""
+    method, labels = METHODS[options.method], data.train.labels
+    columns = list(data.train.bias.values())
+    made = draws(
+        labels,
+        data.train.bias,
+        balance=options.balance or 0.0,
+        adjust=bool(options.adjust),
     )
-    if named == len(labels):
-        text += (
-            "\nNote: the bias determines every label, so that the adjusted label loss leaves "
-            "little to learn: leave out --logit-adjustment"
-        )
-    return text
+    if method.reweighted:
+        made.targets[GROUP] = balanced_weights(labels, columns).float()
+    if method.group_dro:
+        made.targets[GROUP] = group_numbers(labels, columns)
+    return made
 
 
 def training_batches(
     samples: Samples,
     options: TrainOptions,
     processes: Processes,
-    more: Mapping[str, Tensor],
+    made: Draws,
 ) -> DataLoader[Sample]:
     """Return this process's share of shuffled batches, varied as the options say.
 
@@ -189,8 +162,8 @@ def training_batches(
     ----------
     samples, options, processes
         Of the run.
-    more
-        Further bias targets: what the label loss needs (`label_targets`).
+    made
+        How images are drawn, and further bias targets (`draws_of`).
 
     Raises
     ------
@@ -208,16 +181,15 @@ def training_batches(
         transform = training_transform(options.image_size, scale=(1.0, 1.0))
     else:
         transform = training_transform(options.image_size)
-    columns = list(samples.bias.values())
     sampler = ShardedBatchSampler(
         len(samples),
         options.batch_size,
         drop_last=len(samples) >= options.batch_size,  # batch norm cannot take a batch of one
-        weights=balanced_weights(samples.labels, columns) if options.balance else None,
+        weights=made.weights,
         processes=processes,
     )
     return DataLoader(
-        samples.dataset(transform, more),
+        samples.dataset(transform, made.targets),
         batch_sampler=sampler,
         num_workers=options.workers,
         generator=sampler.generator,

@@ -19,7 +19,7 @@ from lnl_ext.data.association import Association
 from lnl_ext.data.images import IMAGENET_MEAN, IMAGENET_STD
 from lnl_ext.errors import UserError
 from lnl_ext.files import write_whole
-from lnl_ext.models.backbones import build_network, narrow_output
+from lnl_ext.models.backbones import build_network
 from lnl_ext.ops.types import IGNORE_INDEX
 from lnl_ext.reporting import PAGE
 from lnl_ext.training.trainer import CHECKPOINT
@@ -40,8 +40,7 @@ class ModelCard:
     """What is needed to use ``model.pt``: the contents of ``model.json``."""
 
     arch: str
-    """``lnl_ext.models.backbones.build_network(arch, len(classes))`` takes the weights, after
-    ``narrow_output(network, feature_width)`` if that is not 0; so does
+    """``lnl_ext.models.backbones.build_network(arch, len(classes))`` takes the weights; so does
     ``torchvision.models.get_model(arch, num_classes=len(classes))`` of torchvision's."""
     classes: list[str]
     """Labels in the order of the outputs."""
@@ -54,8 +53,6 @@ class ModelCard:
     bias_columns: list[str]
     """As given, with bins."""
     bias_classes: dict[str, list[str]]
-    feature_width: int = 0
-    """Of the layer that was put before the last one; 0: none."""
     mean: list[float] = dataclasses.field(default_factory=lambda: list(IMAGENET_MEAN))
     """Of red, green and blue: an input is (value in [0, 1] - mean) / std."""
     std: list[float] = dataclasses.field(default_factory=lambda: list(IMAGENET_STD))
@@ -64,10 +61,7 @@ class ModelCard:
 
     def network(self) -> nn.Module:
         """Make the network, with new weights."""
-        network = build_network(self.arch, len(self.classes))
-        if self.feature_width:
-            narrow_output(network, self.feature_width)
-        return network
+        return build_network(self.arch, len(self.classes))
 
     def save(self, folder: Path) -> None:
         """Write it."""

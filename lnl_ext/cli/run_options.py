@@ -69,13 +69,10 @@ def _of_method(options: TrainOptions) -> dict[str, Any]:
     """Return what the method decides where nothing is given; the run's configuration says it."""
     method = METHODS[options.method]
     decided: dict[str, Any] = {}
-    if method.adjusted:
-        decided["logit_adjustment"] = True
+    if options.adjust is None:
+        decided["adjust"] = method.adjusted or (LNL.adjust and method.adversarial)
     if options.balance is None:
-        decided["balance"] = method.balanced or (LNL.balance and method.adversarial)
-    if options.feature_width is None:
-        narrow = method.adversarial and options.feature_layer is None
-        decided["feature_width"] = LNL.feature_width if narrow else 0
+        decided["balance"] = LNL.balance if method.adversarial else float(method.balanced)
     return decided
 
 

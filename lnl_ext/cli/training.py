@@ -19,9 +19,9 @@ from lnl_ext.cli.data_summary import associations, hint, summarize
 from lnl_ext.cli.interruption import Interrupted, StoppableBatches, StopSignals
 from lnl_ext.cli.label_loss import label_loss
 from lnl_ext.cli.leakage import Figures, audits, collect_features, figures, leakage_text
-from lnl_ext.cli.options import ADJUSTMENT, GROUP, TrainOptions
+from lnl_ext.cli.options import GROUP, TrainOptions
 from lnl_ext.cli.report import Report, write_json
-from lnl_ext.cli.run_data import RunData, label_targets, predicted_by_the_bias, training_batches
+from lnl_ext.cli.run_data import RunData, draws_of, training_batches
 from lnl_ext.cli.run_folder import (
     BEST,
     CONFIG,
@@ -42,7 +42,6 @@ from lnl_ext.models.backbones import (
     BackboneAndClassifier,
     build_network,
     feature_shape,
-    narrow_output,
     split_network,
 )
 from lnl_ext.models.weights import load_weights, save_weights
@@ -72,7 +71,7 @@ def _trainer(
             name: getattr(options, name)
             for name in (
                 *("reversal", "entropy_weight", "confusion_weight", "warm_up", "rise"),
-                *("head_steps", "balance", "head_learning_rate"),
+                *("head_steps", "balance", "adjust", "head_learning_rate"),
             )
         }
     )
@@ -107,7 +106,6 @@ def _trainer(
         config,
         task_loss=label_loss(options.class_weights, data.train.labels, len(data.labels), device),
         image_transform=method.image_transform(IMAGENET_MEAN, IMAGENET_STD),
-        logit_adjustment=ADJUSTMENT if ADJUSTMENT in targets else None,
         task_weights=task_weights,
     )
 
@@ -208,12 +206,10 @@ def train(flags: Mapping[str, Any], processes: Processes) -> None:
     new_layer = None if goes_on else load_weights(network, options.arch, options.weights)
     if new_layer is not None:
         print(f"Weights from {options.weights}; the last layer ({new_layer}) is new")
-    if options.feature_width:
-        narrow_output(network, options.feature_width)
     parts = split_network(network, options.feature_layer)
-    targets = label_targets(data, options)
-    trainer = _trainer(options, data, network, parts, device, targets)
-    batches = training_batches(data.train, options, processes, targets)
+    made = draws_of(data, options)
+    trainer = _trainer(options, data, network, parts, device, made.targets)
+    batches = training_batches(data.train, options, processes, made)
     if goes_on:
         if (folder / SPLIT).read_text(encoding="utf-8") != data.split:
             raise UserError(
@@ -229,8 +225,6 @@ def train(flags: Mapping[str, Any], processes: Processes) -> None:
             print(told)
         if data.bias:
             print(summarize(data, options), end="\n\n")
-        if ADJUSTMENT in targets:
-            print(predicted_by_the_bias(data, targets[ADJUSTMENT]))
         shape = feature_shape(parts.features, options.image_size)
         print(
             f"{options.arch}, bias heads at {parts.feature_layer} {shape}, "
@@ -299,7 +293,6 @@ def _prepare(
         bias_columns=list(options.bias_column),
         bias_classes=data.bias,
         keep=options.keep,
-        feature_width=options.feature_width or 0,
     ).save(folder)
     write_toml(folder / CONFIG, options)  # last: with it there is a run to resume
 

@@ -26,7 +26,6 @@ __all__ = [
     "BackboneAndClassifier",
     "build_network",
     "default_feature_layer",
-    "narrow_output",
     "output_layer",
     "split_network",
 ]
@@ -70,35 +69,6 @@ def build_network(arch: str, classes: int) -> nn.Module:
     options = {"init_weights": True} if arch in ("googlenet", "inception_v3") else {}
     network: nn.Module = torchvision.models.get_model(arch, num_classes=classes, **options)
     return network
-
-
-def narrow_output(network: nn.Module, width: int) -> None:
-    """Put a layer of ``width`` units and a ReLU before the layer that makes the logits.
-
-    That layer becomes an `nn.Sequential` of the same name, with a new layer for the logits at its
-    end. Narrow features leave little room to hide a bias in.
-
-    Parameters
-    ----------
-    network
-        Made by `build_network`, its weights loaded.
-    width
-        Units.
-    """
-    name = output_layer(network)
-    last = network.get_submodule(name)
-    if isinstance(last, nn.Linear):
-        layers: list[nn.Module] = [
-            nn.Linear(last.in_features, width),
-            nn.Linear(width, last.out_features),
-        ]
-    else:
-        assert isinstance(last, nn.Conv2d)
-        layers = [
-            nn.Conv2d(last.in_channels, width, 1),
-            nn.Conv2d(width, last.out_channels, last.kernel_size, last.stride, last.padding),  # type: ignore[arg-type]
-        ]
-    network.set_submodule(name, nn.Sequential(layers[0], nn.ReLU(), layers[1]))
 
 
 class BackboneAndClassifier(NamedTuple):

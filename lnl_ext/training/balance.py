@@ -1,15 +1,23 @@
-"""Groups of samples by label and bias, and weights under which the groups are as frequent."""
+"""Groups of samples by label and bias, and what keeps the bias from saying what the label is.
+
+Batches may be drawn with weights under which the groups are as frequent. Or the label loss and the
+heads' losses take into account what the bias says. Or part of it is done by drawing, and the rest
+by the losses.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lnl_ext.adversary.reweighting import independence_weights, logit_adjustment
 from lnl_ext.ops.types import IGNORE_INDEX
+from lnl_ext.training.target_names import ADJUSTMENT, head_weight
 
-__all__ = ["balanced_weights", "group_numbers"]
+__all__ = ["Draws", "balanced_weights", "draws", "group_numbers"]
 
 _ROUNDS = 50  # of the fit to several columns, which nears its end by a factor a round
 
@@ -87,3 +95,61 @@ def balanced_weights(labels: Tensor, bias: Tensor | Sequence[Tensor]) -> Tensor:
             sums = torch.bincount(own, weights[rows])
             weights[rows] *= (sums.mean() / sums)[own]
     return weights / weights.mean()
+
+
+class Draws(NamedTuple):
+    """How samples are drawn, and what the losses need to know of it."""
+
+    weights: Tensor | None
+    """(N,) float64: of a sampler; None: every sample as often."""
+    targets: dict[str, Tensor]
+    """Further bias targets of the samples, which ``TrainerConfig(adjust=True)`` asks for."""
+
+
+def draws(
+    labels: Tensor,
+    bias: Mapping[str, Tensor],
+    *,
+    balance: float = 0.0,
+    adjust: bool = False,
+    weights: Tensor | None = None,
+) -> Draws:
+    """Return the weights of the samples in the draws, and the targets of adjusted losses.
+
+    Samples are drawn with `balanced_weights` to the power of ``balance``. With ``adjust`` what the
+    bias then still says about the label is added to the logits of the label loss
+    (`lnl_ext.logit_adjustment`, of the combinations of all columns; a bias that is not known is a
+    value, too), and the head of each column weighs its samples so that label and bias are
+    independent (`lnl_ext.independence_weights`).
+
+    Parameters
+    ----------
+    labels
+        ``(N,)`` integers from 0.
+    bias
+        ``(N,)`` integers from 0 by column; -100 where the bias is not known.
+    balance
+        0: as they come; 1: all groups as frequent.
+    adjust
+        Whether targets are wanted.
+    weights
+        ``(N,)``, of the draws, instead of those that ``balance`` says.
+
+    Examples
+    --------
+    >>> made = draws(labels, {"age": age}, balance=LNL.balance, adjust=True)
+    >>> batches = DataLoader(
+    ...     TensorDataset(images, labels, age, *made.targets.values()),
+    ...     batch_sampler=ShardedBatchSampler(len(labels), 64, weights=made.weights),
+    ... )
+    """
+    columns = list(bias.values())
+    if weights is None and balance:
+        weights = balanced_weights(labels, columns) ** balance
+    if not adjust:
+        return Draws(weights, {})
+    combined = torch.unique(torch.stack(columns, 1), dim=0, return_inverse=True)[1]
+    targets = {ADJUSTMENT: logit_adjustment(labels, combined, weights=weights)}
+    for name, column in bias.items():
+        targets[head_weight(name)] = independence_weights(labels, column, weights=weights)
+    return Draws(weights, targets)

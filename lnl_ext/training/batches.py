@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from lnl_ext.training import distributed
-from lnl_ext.training.balance import balanced_weights
+from lnl_ext.training.balance import draws
 from lnl_ext.training.checkpoint import capture_random_state, restore_random_state
+from lnl_ext.training.target_names import ADJUSTMENT
 
 Batch = tuple[Tensor, Tensor, dict[str, Tensor]]
 """``(images (N, ...), labels (N,) int64, {adversary: bias target})``."""
@@ -184,30 +185,37 @@ class TensorBatches:
         self.generator = self._sampler.generator
         self.weights = weights
 
-    def balanced(self) -> TensorBatches:
-        """Return the same batches, but drawn with `balanced_weights`, and a generator of their own.
+    def drawn(self, balance: float, *, adjust: bool) -> TensorBatches:
+        """Return batches of `lnl_ext.training.balance.draws`, and a generator of their own.
 
-        The groups are those of the label and every integer bias target of shape (M,).
+        The columns are the integer bias targets of shape (M,). Weights that are there stay.
 
         Raises
         ------
         ValueError
             There is no such target, or the order is fixed.
         """
-        columns = [b for b in self.bias.values() if b.dim() == 1 and not b.is_floating_point()]
+        columns = {
+            name: target.long()
+            for name, target in self.bias.items()
+            if target.dim() == 1 and not target.is_floating_point()
+        }
         if not columns:
             raise ValueError(
-                f"balance needs an integer bias target of shape ({len(self.images)},) in the "
-                f"batches, which have {', '.join(map(repr, self.bias)) or 'none'}"
+                f"balance and adjust need an integer bias target of shape ({len(self.images)},) in "
+                f"the batches, which have {', '.join(map(repr, self.bias)) or 'none'}"
             )
+        weights, targets = draws(
+            self.labels.long(), columns, balance=balance, adjust=adjust, weights=self.weights
+        )
         return TensorBatches(
             self.images,
             self.labels,
-            self.bias,
+            self.bias | targets,
             batch_size=self._sampler.batch_size,
             shuffle=self._sampler.shuffle,
             drop_last=self._sampler.drop_last,
-            weights=balanced_weights(self.labels, columns),
+            weights=weights,
             prepare=self.prepare,
         )
 
@@ -369,25 +377,29 @@ def _attributes(batches: Any, name: str) -> list[Any]:
     return [value for value in found if value is not None]
 
 
-def balanced(batches: Iterable[Batch]) -> Iterable[Batch]:
-    """Return batches that are balanced over groups: these, or those of `TensorBatches.balanced`.
+def drawn(batches: Iterable[Batch], balance: float, *, adjust: bool) -> Iterable[Batch]:
+    """Return batches that are balanced and have the targets to adjust losses with.
+
+    These, or those of `TensorBatches.drawn`.
 
     Raises
     ------
     ValueError
-        They are of another kind and nothing in them has weights. They may be balanced in a way that
-        cannot be seen: an attribute ``weights`` says so.
+        They are to be balanced, are of another kind, and nothing in them has weights. They may be
+        balanced in a way that cannot be seen: an attribute ``weights`` says so.
     """
-    if _attributes(batches, "weights"):
-        return batches
+    weighted = bool(_attributes(batches, "weights"))
     if isinstance(batches, TensorBatches):
-        return batches.balanced()
-    raise ValueError(
-        f"balance: {type(batches).__name__} has no sampler with weights. Draw its samples with "
-        "ShardedBatchSampler(..., weights=lnl_ext.training.balance.balanced_weights(labels, bias)) "
-        "as the batch_sampler of a DataLoader, or set an attribute weights on batches of your own "
-        "that are balanced"
-    )
+        done = (weighted or not balance) and (not adjust or ADJUSTMENT in batches.bias)
+        return batches if done else batches.drawn(balance, adjust=adjust)
+    if balance and not weighted:
+        raise ValueError(
+            f"balance: {type(batches).__name__} has no sampler with weights. Draw its samples with "
+            "ShardedBatchSampler(..., weights=lnl_ext.training.balance.draws(...).weights) as the "
+            "batch_sampler of a DataLoader, or set an attribute weights on batches of your own "
+            "that are balanced"
+        )
+    return batches
 
 
 def to_device(

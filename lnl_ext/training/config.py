@@ -166,10 +166,17 @@ class TrainerConfig:
         Further steps of the heads after every step, >= 0, each on the detached features of one of
         the last 8 steps, drawn at random. They need no forward of the features: a head near its
         optimum is what makes unlearning real. A checkpoint holds these features.
-    balance : bool
-        Draw batches with replacement so that all groups of label and bias are as frequent
-        (`lnl_ext.training.balance.balanced_weights`). `TensorBatches` are balanced by the trainer
-        over all their bias targets of shape (N,); a DataLoader must have a sampler with weights.
+    balance : bool or float
+        Draw batches with replacement. True or 1: so that all groups of label and bias are as
+        frequent (`lnl_ext.training.balance.balanced_weights`). A number between 0 and 1: with these
+        weights to that power, so that small groups are repeated less often. `TensorBatches` are
+        balanced by the trainer over all their bias targets of shape (N,); a DataLoader must have a
+        sampler with weights.
+    adjust : bool
+        Take what the bias says about the label in what is drawn out of the losses: by an addition
+        to the logits in the task loss, and by weights of the samples for the heads
+        (`lnl_ext.training.balance.draws`). `TensorBatches` get the targets for it from the trainer,
+        a DataLoader must give them.
     optimizer : OptimizerConfig
         For the features and the classifier.
     head_optimizer : OptimizerConfig
@@ -194,7 +201,8 @@ class TrainerConfig:
     clip_norm: float | None = None
     strength: float | Schedule | str = 1.0
     head_steps: int = 0
-    balance: bool = False
+    balance: bool | float = False
+    adjust: bool = False
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     head_optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     average_decay: float | None = None
@@ -212,7 +220,11 @@ class TrainerConfig:
             _plain(self, "clip_norm", positive=True)
         self._check_strength()
         _check_whole("head_steps", self.head_steps, 0)
-        _check_flag("balance", self.balance)
+        if not isinstance(self.balance, bool):
+            _plain(self, "balance")
+            if self.balance > 1:
+                raise ValueError(f"balance is {self.balance!r}, expected a number from 0 to 1")
+        _check_flag("adjust", self.adjust)
         for name in ("optimizer", "head_optimizer"):
             given = getattr(self, name)
             if not isinstance(given, OptimizerConfig):

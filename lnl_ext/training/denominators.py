@@ -9,7 +9,7 @@ every part divides its sums by the same numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -61,10 +61,15 @@ class Counter:
     ----------
     adversaries
         Which targets to count, and how.
+    weighted
+        Those of which samples have weights: their means are over the samples.
     """
 
-    def __init__(self, adversaries: Mapping[str, BiasAdversary]) -> None:
+    def __init__(
+        self, adversaries: Mapping[str, BiasAdversary], weighted: Collection[str] = ()
+    ) -> None:
         self._adversaries = dict(adversaries)
+        self._weighted = set(weighted)
         # A batch of which all targets have class weight 0 has 0 / 0 for a gradient, unlike one of
         # which all are ignored.
         self._zero_weighted = {
@@ -115,14 +120,14 @@ class Counter:
         """Give the results of an objective, added up over this process's parts, their weights.
 
         A mean over sites weighs what it is over (its mean over the heads), so that the metric of
-        an epoch is that over the sites of the epoch; a sum weighs the samples. With several heads
+        an epoch is that over the sites of the epoch; others weigh the samples. With several heads
         a step in which one of them has no site weighs nothing: the sum over the heads lacks one.
         """
         weights = dict.fromkeys(("label_loss", "label_accuracy"), counts.samples)
         for name, sites in counts.sites.items():
             known, counted = sites.mean(0), (sites > 0).all(0)
             by_cross_entropy, by_entropy = (known * counted).unbind()
-            if self._adversaries[name].reduction == "sum":
+            if self._adversaries[name].reduction == "sum" or name in self._weighted:
                 by_cross_entropy = by_entropy = counts.samples
             weights[f"{name}_cross_entropy"] = weights[f"{name}_loss"] = by_cross_entropy
             weights[f"{name}_entropy"] = by_entropy

@@ -86,11 +86,10 @@ class Objective(nn.Module):
         if unknown := self.sample_weights.keys() - adversaries.keys():
             raise ValueError(f"sample_weights: there is no adversary {sorted(unknown)[0]!r}")
         for name, adversary in adversaries.items():
-            has = f'reduction="{adversary.reduction}"'
-            if name in self.sample_weights and adversary.reduction != "sum":
-                raise ValueError(f'adversary {name!r} has sample weights and {has}, expected "sum"')
             if adversary.reduction == "none":  # a step needs one number
-                raise ValueError(f'adversary {name!r} has {has}, expected "mean" or "sum"')
+                raise ValueError(
+                    f'adversary {name!r} has reduction="none", expected "mean" or "sum"'
+                )
             if two_step and not adversary.known_zero("confusion_weight"):
                 raise ValueError(
                     f"adversary {name!r} has a confusion_weight, which the authors' procedure does "
@@ -240,8 +239,12 @@ class Objective(nn.Module):
         if name not in self.sample_weights:
             return {"denominators": given}
         weight = bias[self.sample_weights[name]]
-        # Of a sum all denominators are the same number.
-        return {"sample_weight": weight if given is None else weight / given[0, 0]}
+        if self.adversaries[self.names.index(name)].reduction == "sum":
+            # Of a sum all denominators are the same number.
+            return {"sample_weight": weight if given is None else weight / given[0, 0]}
+        if denominators.samples is not None:
+            weight = weight * (len(weight) / denominators.samples).to(weight.dtype)
+        return {"sample_weight": weight}
 
 
 def _without(adversary: BiasAdversary, name: str) -> BiasAdversary:

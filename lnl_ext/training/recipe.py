@@ -1,8 +1,8 @@
 """The recipe of ``lnl``: how the adversary is trained so that a bias is unlearned, not hidden.
 
-Four things together: batches balanced over groups, so that the head does not press on the label;
-further head steps, so that the head stays near its optimum; narrow features, which leave little
-room to hide a bias in; and a strength that rises after the heads have learned.
+Three things together: what the bias says about the label is taken from the batches, from the label
+loss and from the heads, so that unlearning does not press on the label; further head steps keep the
+heads near their optimum; and the strength rises after the heads have learned.
 
 Importing this does not import torch: the command's help shows the numbers.
 """
@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any
 from lnl_ext.training.methods import METHODS, Method
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from lnl_ext.adversary.bias_adversary import BiasAdversary
     from lnl_ext.schedules import Linear
     from lnl_ext.training.config import TrainerConfig
@@ -39,24 +37,22 @@ class Recipe:
     warm_up, rise
         Parts of the run: the first, in which only the heads learn, and the one after it, over
         which the strength rises from 0 to 1.
-    head_steps, balance
+    head_steps, balance, adjust
         As in `TrainerConfig`.
-    feature_width
-        Width of the narrow feature layer, the last of the features.
     head_sizes
         Hidden layers of a head on a vector of features.
     head_learning_rate, head_betas
         Of the heads' Adam.
     """
 
-    reversal: float = 1.0
-    entropy_weight: float = 0.1
+    reversal: float = 0.3
+    entropy_weight: float = 0.03
     confusion_weight: float = 0.5
     warm_up: float = 0.1
     rise: float = 0.5
     head_steps: int = 4
-    balance: bool = True
-    feature_width: int = 16
+    balance: float = 0.25
+    adjust: bool = True
     head_sizes: tuple[int, ...] = (512, 512)
     head_learning_rate: float = 1e-3
     head_betas: tuple[float, float] = (0.5, 0.999)
@@ -67,12 +63,6 @@ class Recipe:
         from lnl_ext.schedules import Linear
 
         return Linear(begin=self.warm_up, finish=min(1.0, self.warm_up + self.rise))
-
-    def feature_layer(self, width: int) -> nn.Sequential:
-        """Make the narrow layer ``(N, width)`` to ``(N, feature_width)``: the end of f."""
-        from torch import nn
-
-        return nn.Sequential(nn.Linear(width, self.feature_width), nn.ReLU())
 
     def adversaries(
         self,
@@ -117,6 +107,7 @@ class Recipe:
             "strength": self.strength,
             "head_steps": self.head_steps,
             "balance": self.balance,
+            "adjust": self.adjust,
             "head_optimizer": OptimizerConfig(
                 name="adam", learning_rate=self.head_learning_rate, betas=self.head_betas
             ),

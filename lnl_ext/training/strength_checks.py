@@ -36,9 +36,18 @@ class StrengthChecks:
         Those that are a mean over targets are checked; sums have a scale of their own.
     strength
         The factor of their coefficients at the end of the run.
+    sample_weights
+        Of those of which samples have weights: their name among the bias targets.
     """
 
-    def __init__(self, adversaries: Mapping[str, BiasAdversary], strength: float) -> None:
+    def __init__(
+        self,
+        adversaries: Mapping[str, BiasAdversary],
+        strength: float,
+        sample_weights: Mapping[str, str],
+    ) -> None:
+        self._sample_weights = dict(sample_weights)
+        self._samples = 0
         self._adversaries = {n: a for n, a in adversaries.items() if a.reduction == "mean"}
         self._strength = strength
         self._counts: dict[str, Tensor] = {}
@@ -60,6 +69,7 @@ class StrengthChecks:
 
     def count(self, batches: Sequence[Batch]) -> None:
         """Count the targets of a step, in the first epoch that this process trains."""
+        self._samples += sum(len(labels) for _, labels, _ in batches)
         for name, adversary in self._adversaries.items():
             plain = adversary.weight is None and adversary.label_smoothing == 0
             if name in self._entropies or not plain:
@@ -69,18 +79,24 @@ class StrengthChecks:
                 if target.is_floating_point():
                     continue
                 index = target.reshape(len(target), heads, -1).transpose(0, 1).reshape(heads, -1)
-                known = index != adversary.ignore_index
+                known = (index != adversary.ignore_index).float()
+                if name in self._sample_weights:
+                    weight = bias[self._sample_weights[name]].float()
+                    known = (known.view(heads, len(target), -1) * weight[:, None]).flatten(1)
                 if name not in self._counts:
                     self._counts[name] = torch.zeros(heads, _CLASSES, device=target.device)
                 classes = index.clamp(0, _CLASSES - 1)
-                self._counts[name].scatter_add_(1, classes, known.float())
+                self._counts[name].scatter_add_(1, classes, known)
 
     def warn_after(self, record: Mapping[str, Any]) -> None:
         """Warn of heads whose cross-entropy over the epoch of a record is above H(b), once each."""
         for name, counts in self._counts.items():
             if not counts[:, -1].any():
                 share = counts / counts.sum(1, keepdim=True)
-                self._entropies[name] = -float(torch.xlogy(share, share).sum())
+                entropy = -float(torch.xlogy(share, share).sum())
+                # Of a weighted mean over the samples, that of a head that knows nothing.
+                weight = float(counts.sum()) / self._samples if name in self._sample_weights else 1
+                self._entropies[name] = weight * entropy
         self._counts = {}
         for name, entropy in self._entropies.items():
             found = record[f"{name}_cross_entropy"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
-from lnl_ext.training.batches import Batch, BatchStream, balanced, to_device
+from lnl_ext.training.batches import Batch, BatchStream, drawn, to_device
 from lnl_ext.training.checkpoint import load_run, save_run
 from lnl_ext.training.config import TrainerConfig
 from lnl_ext.training.denominators import Term
@@ -30,6 +30,7 @@ from lnl_ext.training.image_transform import Transformed
 from lnl_ext.training.objective import Objective, TaskLoss
 from lnl_ext.training.run_log import LossMeter, Record, RunLog, Tracker
 from lnl_ext.training.strength_checks import StrengthChecks
+from lnl_ext.training.target_names import ADJUSTMENT, head_weight
 from lnl_ext.training.updates import Update
 
 CHECKPOINT = "checkpoint.pt"  # in a run's output folder
@@ -57,8 +58,8 @@ class Trainer:
     image_transform : callable, optional
         Applied to images in training and by :meth:`inference_modules` alike (grey input).
     sample_weights : mapping of str to str, optional
-        For adversaries with ``reduction="sum"``: under which name their weights of the samples
-        stand among the batches' bias targets (`lnl_ext.independence_weights`).
+        Under which name the weights of the samples for an adversary stand among the batches' bias
+        targets (`lnl_ext.independence_weights`); its mean is then over the samples.
     logit_adjustment : str, optional
         Under which name the batches' bias targets have what is added to the class logits in the
         task loss only: ``(N, C)`` floating point (`lnl_ext.logit_adjustment`). The task loss must
@@ -101,6 +102,10 @@ class Trainer:
         self.features = features
         self.classifier = classifier
         self.adversaries = dict(adversaries or {})
+        if config.adjust:
+            logit_adjustment = logit_adjustment or ADJUSTMENT
+            weights = {name: head_weight(name) for name in self.adversaries}
+            sample_weights = weights | dict(sample_weights or {})
         self.image_transform = image_transform
         self.logit_adjustment = logit_adjustment
         self.step = 0
@@ -125,7 +130,9 @@ class Trainer:
         self._processes = current()
         self.update = Update(self._objective, config)
         self._meter = LossMeter()
-        self._checks = StrengthChecks(self.adversaries, config.strength_at(1.0))
+        self._checks = StrengthChecks(
+            self.adversaries, config.strength_at(1.0), self._objective.sample_weights
+        )
         self._stream: BatchStream | None = None
         self._loaded: Any = None
 
@@ -198,7 +205,7 @@ class Trainer:
         if checkpoint_every is not None and folder is None:
             raise ValueError("checkpoint_every needs output, the folder to write to")
         with naming_lost_processes():
-            source = balanced(batches) if self.config.balance else batches
+            source = drawn(batches, float(self.config.balance), adjust=self.config.adjust)
             stream = BatchStream(source, self.config.accumulate)
             check_alike(
                 **self._identity(),

@@ -74,7 +74,7 @@ class Update:
             average = get_ema_multi_avg_fn(config.average_decay)  # type: ignore[no-untyped-call]
             self.averaged = AveragedModel(self._network, multi_avg_fn=average, use_buffers=True)
         self._adversaries = objective.named_adversaries()
-        self._counter = Counter(self._adversaries)
+        self._counter = Counter(self._adversaries, objective.sample_weights)
         self._two_step = objective.two_step
         if config.compile:
             objective.compile()

@@ -51,10 +51,19 @@ def test_weights_that_do_not_fit_are_refused() -> None:
         adversary(features, target, sample_weight=torch.ones(4))
     with pytest.raises(TypeError, match=r"expected a floating-point Tensor, got torch\.int64"):
         adversary(features, target, sample_weight=torch.ones(5, dtype=torch.int64))
-    with pytest.raises(ValueError, match="no denominators"):
+    with pytest.raises(ValueError, match="sample_weight and denominators exclude each other"):
         adversary(features, target, sample_weight=torch.ones(5), denominators=torch.ones(1, 2))
-    with pytest.raises(ValueError, match='needs reduction "sum" or "none"'):
-        BiasAdversary(nn.Linear(6, 4))(features, target, sample_weight=torch.ones(5))
+
+
+def test_a_weighted_mean_is_over_the_samples() -> None:
+    features, target = torch.randn(5, 6), torch.tensor([0, 1, -100, 2, 3])
+    weight = torch.tensor([0.5, 2.0, 3.0, 0.0, 1.0])
+    head = nn.Linear(6, 4)
+    mean = BiasAdversary(head, entropy_weight=0.1, mask_entropy=True)
+    each = BiasAdversary(head, entropy_weight=0.1, mask_entropy=True, reduction="none")
+    found = mean(features, target, True, sample_weight=weight)
+    for ours, theirs in zip(found, each(features, target, True), strict=True):
+        torch.testing.assert_close(ours, (weight * theirs).sum() / 5)
 
 
 def test_under_the_weights_bias_and_label_are_independent() -> None:
@@ -91,19 +100,22 @@ def test_labels_and_bias_that_cannot_be_counted_are_refused() -> None:
     with pytest.raises(ValueError, match=r"labels have shape \(3,\) and bias \(2,\)"):
         independence_weights(labels, labels[:2])
     with pytest.raises(ValueError, match="leave out samples without one"):
-        independence_weights(labels, torch.tensor([0, -100, 1]))
+        independence_weights(labels, torch.tensor([0, -1, 1]))
+    with pytest.raises(ValueError, match=r"weights: expected \(3,\) numbers of at least 0"):
+        independence_weights(labels, labels, weights=torch.tensor([1.0, -1.0, 1.0]))
     with pytest.raises(ValueError, match="maximum is 0, expected a number above 0"):
         independence_weights(labels, labels, maximum=0)
     assert independence_weights(labels[:0], labels[:0]).shape == (0,)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("update", ["joint", "two_step"])
-def test_training_takes_the_weights_from_the_batches(update: str) -> None:
+def test_training_takes_the_weights_from_the_batches(update: str, reduction: str) -> None:
     def train(rows: Tensor, weights: Tensor | None) -> list[Tensor]:
         torch.manual_seed(0)
         f, g = nn.Linear(6, 8).double(), nn.Linear(8, 3).double()
         adversary = BiasAdversary(
-            nn.Linear(8, 4).double(), reversal=0.5, entropy_weight=0.1, reduction="sum"
+            nn.Linear(8, 4).double(), reversal=0.5, entropy_weight=0.1, reduction=reduction
         )
         config = TrainerConfig(epochs=1, update=update)
         # A task that is the same with and without the repeated rows: nothing to learn.
@@ -127,6 +139,8 @@ def test_training_takes_the_weights_from_the_batches(update: str) -> None:
     labels = torch.randint(3, (6,), generator=generator)
     colors = torch.randint(4, (6,), generator=generator)
     weights = torch.tensor([1.0, 3.0, 1.0, 0.0, 1.0, 2.0], dtype=torch.float64)
+    if reduction == "mean":  # over the samples: of six and of eight
+        weights = weights * 6 / 8
     weighed = train(torch.arange(6), weights)
     repeated = train(torch.tensor([0, 1, 1, 1, 2, 4, 5, 5]), None)
     torch.testing.assert_close(weighed, repeated, rtol=1e-9, atol=1e-12)
@@ -134,8 +148,6 @@ def test_training_takes_the_weights_from_the_batches(update: str) -> None:
 
 def test_a_trainer_refuses_weights_it_cannot_use() -> None:
     f, g = nn.Linear(6, 8), nn.Linear(8, 3)
-    with pytest.raises(ValueError, match='has sample weights and reduction="mean", expected "sum"'):
-        Trainer(f, g, {"a": BiasAdversary(nn.Linear(8, 4))}, sample_weights={"a": "w"})
     with pytest.raises(ValueError, match="there is no adversary 'b'"):
         Trainer(f, g, {}, sample_weights={"b": "w"})
     trainer = Trainer(

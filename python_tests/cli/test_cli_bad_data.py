@@ -273,7 +273,6 @@ def test_hidden_files_are_left_out_and_counted_by_every_command(
     images, one = [f"--images={folder}", "--workers=0"], "--bias-column=hospital"
     small = ["--arch=small", f"--image-size={SIZE}", "--epochs=0.2", "--warm-up=0"]
     train = ["train", *images, f"--csv={listed}", one, f"--output={output}", *small]
-    train.append("--feature-width=0")  # the others take the weights without the run
     others = [*images, f"--csv={listed}", "--weights", f"{output}/model.pt", *small[:2], one]
     for command in (
         train,

@@ -13,7 +13,6 @@ from lnl_ext.models.backbones import (
     build_network,
     default_feature_layer,
     feature_shape,
-    narrow_output,
     output_layer,
     split_network,
 )
@@ -108,17 +107,3 @@ def test_heads_fit_features_of_every_shape(shape: tuple[int, ...]) -> None:
 def test_a_network_without_a_layer_to_cut_at_says_so() -> None:
     with pytest.raises(UserError, match="no linear or convolutional layer"):
         split_network(nn.Sequential(nn.ReLU()))
-
-
-@pytest.mark.parametrize(("arch", "layer"), [("resnet18", "fc"), ("squeezenet1_1", "classifier.1")])
-def test_a_narrow_layer_is_put_before_the_last_one(arch: str, layer: str) -> None:
-    network = build_network(arch, 3).eval()
-    narrow_output(network, 16)
-    parts = split_network(network)
-    assert parts.feature_layer == f"{layer}.1"
-    images = torch.randn(2, 3, 64, 64)
-    hidden = parts.features.eval()(images)
-    assert hidden.shape[1] == 16
-    assert (hidden >= 0).all()
-    torch.testing.assert_close(parts.classifier.eval()(hidden), network(images))
-    assert network(images).shape == (2, 3)

@@ -52,7 +52,6 @@ def train_flags(table: Path, output: Path, *more: str) -> list[str]:
         "--batch-size=8",
         "--epochs=2",
         "--warm-up=0.5",
-        "--feature-width=0",  # so that torchvision alone takes the weights
         "--validation=0.25",
         "--workers=0",
         "--threads=1",

@@ -12,8 +12,10 @@ from tiny_run import tiny_batches, tiny_networks
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
-from lnl_ext.training.balance import balanced_weights, group_numbers
-from lnl_ext.training.batches import ShardedBatchSampler, TensorBatches, balanced
+from lnl_ext import BiasAdversary, independence_weights, logit_adjustment
+from lnl_ext.training import batches as batches_module
+from lnl_ext.training.balance import balanced_weights, draws, group_numbers
+from lnl_ext.training.batches import ShardedBatchSampler, TensorBatches
 from lnl_ext.training.config import OptimizerConfig, TrainerConfig
 from lnl_ext.training.trainer import Trainer
 
@@ -77,7 +79,7 @@ def biased(samples: int = 2000) -> tuple[Tensor, Tensor]:
     return labels, torch.where(differs, 1 - labels, labels)
 
 
-def drawn(batches: Any) -> dict[tuple[int, int], float]:
+def shares_of(batches: Any) -> dict[tuple[int, int], float]:
     """The share of every group in a pass."""
     found = Counter()
     for _, labels, bias in batches:
@@ -98,7 +100,8 @@ def batches(kind: str) -> Any:
     weights = balanced_weights(labels, bias)
     data = Samples(torch.zeros(len(labels), 1), labels, bias)
     if kind == "tensors":
-        return balanced(TensorBatches(data.tensors[0], labels, {"bias": bias}, batch_size=50))
+        given = TensorBatches(data.tensors[0], labels, {"bias": bias}, batch_size=50)
+        return batches_module.drawn(given, 1.0, adjust=False)
     if kind == "sharded":
         sampler = ShardedBatchSampler(len(labels), 50, weights=weights)
         return DataLoader(data, batch_sampler=sampler)
@@ -109,9 +112,9 @@ def batches(kind: str) -> Any:
 @pytest.mark.parametrize("kind", ["tensors", "sharded", "torch's sampler"])
 def test_groups_are_as_frequent_in_balanced_batches(kind: str) -> None:
     source = batches(kind)
-    assert balanced(source) is source
+    assert batches_module.drawn(source, 1.0, adjust=False) is source
     assert len(source) == 40
-    shares = drawn(source)
+    shares = shares_of(source)
     # Of 2,000 draws with probability 1/4: four standard deviations.
     assert shares == pytest.approx(dict.fromkeys([(0, 0), (0, 1), (1, 0), (1, 1)], 0.25), abs=0.039)
 
@@ -143,7 +146,7 @@ def test_batches_without_weights_are_refused() -> None:
     with pytest.raises(ValueError, match="balance: DataLoader has no sampler with weights"):
         trainer.fit(loader, progress=False)
     without = TensorBatches(torch.zeros(100, 1), labels, batch_size=50)
-    with pytest.raises(ValueError, match=r"needs an integer bias target of shape \(100,\)"):
+    with pytest.raises(ValueError, match=r"need an integer bias target of shape \(100,\)"):
         trainer.fit(without, progress=False)
 
 
@@ -189,3 +192,80 @@ def test_balance_alone_is_resampling_and_helps_the_worst_group() -> None:
         right = g(f(images)).argmax(1) == labels
         worst.append(right[labels != bias].float().mean().item())
     assert worst[1] > worst[0] + 0.1
+
+
+def test_drawing_and_adjusted_losses_share_the_work() -> None:
+    """Half of the balance in the draws: the losses are told the other half."""
+    labels, bias = biased()
+    known = bias.clone()
+    known[::10] = -100
+    made = draws(labels, {"bias": bias, "b": known}, balance=0.5, adjust=True)
+    assert made.weights is not None
+    alone = draws(labels, {"bias": bias}, balance=0.5, adjust=True)
+    torch.testing.assert_close(alone.weights, balanced_weights(labels, bias) ** 0.5)
+    # As if there were as many samples of each kind as are drawn.
+    assert alone.weights is not None
+    repeats = (alone.weights / alone.weights.min() * 100).round().long()
+    rows = torch.arange(len(labels)).repeat_interleave(repeats)
+    adjustment = logit_adjustment(labels[rows], bias[rows])
+    share, drawn = torch.bincount(labels) / len(labels), torch.bincount(labels[rows]) / len(rows)
+    adjustment += (drawn / share).log()  # predictions are for labels as they come
+    torch.testing.assert_close(
+        alone.targets["logit_adjustment"][rows], adjustment, atol=0.05, rtol=0
+    )
+    assert adjustment.abs().max() < 0.7 * logit_adjustment(labels, bias).abs().max()
+    weights = alone.targets["head_weight:bias"]
+    sums = torch.zeros(2, 2).index_put_((labels[rows], bias[rows]), weights[rows], accumulate=True)
+    sums /= sums.sum()
+    torch.testing.assert_close(sums, sums.sum(1, keepdim=True) * sums.sum(0), atol=0.01, rtol=0)
+    torch.testing.assert_close(
+        alone.targets["head_weight:bias"],
+        independence_weights(labels, bias, weights=alone.weights),
+    )
+    unknown = made.targets["head_weight:b"][::10]
+    torch.testing.assert_close(unknown, torch.ones_like(unknown))
+    whole = draws(labels, {"bias": bias}, balance=1.0, adjust=True)
+    expected = (0.5 / share).log().expand(2000, 2)  # half of what is drawn has each label
+    torch.testing.assert_close(whole.targets["logit_adjustment"], expected, atol=0.01, rtol=0)
+    torch.testing.assert_close(whole.targets["head_weight:bias"], torch.ones(2000))
+    assert draws(labels, {"bias": bias}) == (None, {})
+
+
+def test_columns_of_the_adjustment_are_one_bias() -> None:
+    """That of two columns with the same values, and of missing values, is that of one column."""
+    labels = torch.tensor([0, 0, 0, 1, 1, 0, 1, 1]).repeat(50)
+    column = torch.tensor([0, 0, 0, 0, 1, 1, 1, -100]).repeat(50)
+    expected = logit_adjustment(labels, column.where(column >= 0, 2))
+    for bias in ({"a": column}, {"a": column, "b": column}):
+        found = draws(labels, bias, adjust=True).targets["logit_adjustment"]
+        torch.testing.assert_close(found, expected)
+
+
+def test_the_trainer_adjusts_tensor_batches_and_asks_others_for_the_targets() -> None:
+    labels, bias = biased(200)
+    images = torch.stack([labels, bias], 1).float()
+
+    def trainer(config: TrainerConfig) -> Trainer:
+        torch.manual_seed(0)
+        adversary = BiasAdversary(nn.Linear(2, 2))
+        return Trainer(nn.Linear(2, 2), nn.Linear(2, 2), {"bias": adversary}, config)
+
+    def weights(of: Trainer) -> list[Tensor]:
+        parts = (of.features, of.classifier, of.adversaries["bias"])
+        return [p.detach() for part in parts for p in part.parameters()]
+
+    config = TrainerConfig(epochs=2, balance=0.5, adjust=True)
+    short = trainer(config)
+    short.fit(TensorBatches(images, labels, {"bias": bias}, batch_size=50), progress=False)
+    # The same by hand.
+    made = draws(labels, {"bias": bias}, balance=0.5, adjust=True)
+    long = trainer(config)
+    targets = {"bias": bias, **made.targets}
+    given = TensorBatches(images, labels, targets, batch_size=50, weights=made.weights)
+    long.fit(given, progress=False)
+    torch.testing.assert_close(weights(short), weights(long))
+    plain = trainer(TrainerConfig(epochs=2, balance=0.5))
+    plain.fit(TensorBatches(images, labels, {"bias": bias}, batch_size=50), progress=False)
+    assert not torch.equal(plain.classifier.weight, short.classifier.weight)  # type: ignore[arg-type]
+    with pytest.raises(KeyError, match=r"no bias target for.*'logit_adjustment'"):
+        trainer(TrainerConfig(adjust=True)).fit(list(tiny_batches()), progress=False)
