@@ -53,8 +53,8 @@ class AdversarialClassifier(
     a bias head tries to predict the bias from it (`lnl_ext.BiasAdversary`; Kim et al., CVPR 2019).
     The bias is needed in training only. What the bias alone says about the label is added to the
     logits in the training loss (`lnl_ext.logit_adjustment`), so that the network gains nothing from
-    predicting it. The rest is the recipe of ``lnl``, but for balanced batches: the shares of
-    the labels stay those of the table.
+    predicting it. The rest is the recipe of ``lnl``, but that rows are drawn as they come and the
+    head does not weigh them: it takes from the predictions what the labels say about the bias, too.
 
     scikit-learn must be installed (``pip install 'lnl_ext[train]'``).
 
@@ -228,7 +228,8 @@ class AdversarialClassifier(
             LNL,
             head_steps=self.head_steps,
             head_learning_rate=self.learning_rate,
-            balance=False,
+            balance=0.0,
+            adjust=False,  # of the label loss alone: a weighted head would leave a parity gap
         )
         config = recipe.config(
             epochs=max(5, _STEPS / len(batches)) if self.epochs is None else self.epochs,

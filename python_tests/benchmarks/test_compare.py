@@ -13,7 +13,7 @@ import compare
 import numpy as np
 import pytest
 import torch
-from comparison import adjusted_lnl, data_sets, figure, protocol, runs, ways
+from comparison import data_sets, figure, protocol, runs, ways
 from comparison.erasure import LinearErasure, refitted
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
@@ -316,24 +316,6 @@ def test_the_refitted_layer_predicts_as_the_regression_does(classes: int) -> Non
         atol=1e-3,
         rtol=0,
     )
-
-
-def test_partly_balanced_draws_are_made_up_for_by_adjustment_and_weights() -> None:
-    labels = torch.tensor([0] * 1000 + [1] * 1000)
-    bias = torch.tensor([0] * 950 + [1] * 50 + [0] * 50 + [1] * 950)
-    weight, adjustment, head_weight = adjusted_lnl.partly_balanced(labels, bias)
-    odds = 19 ** (1 - 0.25)  # of the usual against the unusual bias in what is drawn
-    drawn = [weight[rows].sum().item() for rows in (slice(0, 950), slice(950, 1000))]
-    assert drawn[0] / drawn[1] == pytest.approx(odds)
-    usual = odds / (1 + odds)
-    wanted = torch.tensor([2 * usual, 2 * (1 - usual)]).log()
-    torch.testing.assert_close(adjustment[0], wanted, atol=0.05, rtol=0)  # the prior's samples
-    torch.testing.assert_close(adjustment[-1], wanted.flip(0), atol=0.05, rtol=0)
-    # What the head sees is balanced: both labels weigh as much with either bias.
-    seen = [
-        (weight * head_weight)[(labels == label) & (bias == 0)].sum().item() for label in (0, 1)
-    ]
-    assert seen[0] == pytest.approx(seen[1], rel=0.05)
 
 
 def test_weights_make_the_bias_independent_and_keep_the_labels() -> None:

@@ -180,7 +180,12 @@ def test_an_adversary_of_one_class_or_no_probabilities_is_refused() -> None:
         (TrainerConfig, {"clip_norm": 0.0}, ValueError, "clip_norm is 0.0, .* > 0"),
         (TrainerConfig, {"head_steps": -1}, ValueError, "head_steps is -1, .* >= 0"),
         (TrainerConfig, {"head_steps": 2.5}, TypeError, "head_steps is 2.5, expected an integer"),
-        (TrainerConfig, {"balance": 1}, TypeError, "balance is 1, expected True or False"),
+        (
+            TrainerConfig,
+            {"balance": 1.5},
+            ValueError,
+            "balance is 1.5, expected a number from 0 to 1",
+        ),
         (TrainerConfig, {"optimizer": "adam"}, TypeError, "optimizer is 'adam', .*OptimizerConfig"),
         (TrainerConfig, {"average_decay": 1.0}, ValueError, "average_decay is 1.0, .* < 1"),
         (TrainerConfig, {"average_decay": np.nan}, ValueError, "average_decay is nan, .*finite"),
