@@ -51,7 +51,9 @@ class StrengthChecks:
         self._adversaries = {n: a for n, a in adversaries.items() if a.reduction == "mean"}
         self._strength = strength
         self._counts: dict[str, Tensor] = {}
-        self._entropies: dict[str, float] = {}
+        self._weights: dict[str, Tensor | float] = {}
+        self._epochs = 0
+        self._warned: set[str] = set()
 
     def warn_before(self) -> None:
         """Warn of coefficients whose sum over the heads is above `STRENGTH_LIMIT`."""
@@ -68,41 +70,48 @@ class StrengthChecks:
             )
 
     def count(self, batches: Sequence[Batch]) -> None:
-        """Count the targets of a step, in the first epoch that this process trains."""
+        """Count the targets of a step, in the first epoch that this process trains.
+
+        Of weighted samples in every epoch: a few of large weight are drawn now more, now less.
+        """
         self._samples += sum(len(labels) for _, labels, _ in batches)
         for name, adversary in self._adversaries.items():
+            weighted = name in self._sample_weights
             plain = adversary.weight is None and adversary.label_smoothing == 0
-            if name in self._entropies or not plain:
+            if (self._epochs and not weighted) or not plain:
                 continue
             for _, _, bias in batches:
                 target, heads = bias[name], adversary.heads
                 if target.is_floating_point():
                     continue
                 index = target.reshape(len(target), heads, -1).transpose(0, 1).reshape(heads, -1)
-                known = (index != adversary.ignore_index).float()
-                if name in self._sample_weights:
+                counted = (index != adversary.ignore_index).float()
+                if weighted:
                     weight = bias[self._sample_weights[name]].float()
-                    known = (known.view(heads, len(target), -1) * weight[:, None]).flatten(1)
+                    counted = (counted.view(heads, len(target), -1) * weight[:, None]).flatten(1)
+                    mean = counted.mean() * len(target)
+                    self._weights[name] = self._weights.get(name, 0) + mean
                 if name not in self._counts:
                     self._counts[name] = torch.zeros(heads, _CLASSES, device=target.device)
-                classes = index.clamp(0, _CLASSES - 1)
-                self._counts[name].scatter_add_(1, classes, known)
+                self._counts[name].scatter_add_(1, index.clamp(0, _CLASSES - 1), counted)
 
     def warn_after(self, record: Mapping[str, Any]) -> None:
         """Warn of heads whose cross-entropy over the epoch of a record is above H(b), once each."""
+        entropies = {}
         for name, counts in self._counts.items():
             if not counts[:, -1].any():
                 share = counts / counts.sum(1, keepdim=True)
-                entropy = -float(torch.xlogy(share, share).sum())
-                # Of a weighted mean over the samples, that of a head that knows nothing.
-                weight = float(counts.sum()) / self._samples if name in self._sample_weights else 1
-                self._entropies[name] = weight * entropy
-        self._counts = {}
-        for name, entropy in self._entropies.items():
+                entropies[name] = -float(torch.xlogy(share, share).sum())
+        for name in entropies.keys() & self._weights.keys():  # their mean is over the samples
+            entropies[name] *= float(self._weights[name]) / self._samples
+        self._weights, self._samples = {}, 0
+        self._epochs += 1
+        for name, entropy in entropies.items():
             found = record[f"{name}_cross_entropy"]
             learned = record["epoch"] > 0  # in the first one the head is new
-            if learned and record["strength"] > 0 and found > _ABOVE * entropy:
-                self._entropies[name] = float("inf")
+            above = found > _ABOVE * entropy and name not in self._warned
+            if learned and record["strength"] > 0 and above:
+                self._warned.add(name)
                 warnings.warn(
                     f"the head of {name!r} had a cross-entropy of {found:.3g} in epoch "
                     f"{record['epoch']}, above H(b) = {entropy:.3g} of a head that knows nothing: "

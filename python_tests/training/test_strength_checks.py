@@ -95,3 +95,32 @@ def test_heads_side_by_side_are_compared_with_the_sum_of_their_entropies() -> No
     config = {"epochs": 30, "head_optimizer": OptimizerConfig(learning_rate=0.05)}
     said = fit(problem, nn.Linear(4, 15), config, heads=3)  # a head's CE is above a third of H(b)
     assert not [text for text in said if "above H(b)" in text]
+
+
+def test_a_weighted_head_that_knows_nothing_is_not_said_to_know_less() -> None:
+    """Samples of large weight are drawn now more, now less, and the mean follows them."""
+    bias = torch.arange(60) % 2
+    weight = torch.where(torch.arange(60) < 12, 10.0, 0.1)
+    batches = TensorBatches(
+        torch.randn(60, 3),
+        bias,
+        {"bias": bias, "weight": weight},
+        batch_size=20,
+        weights=torch.ones(60),
+    )
+    head = nn.Linear(4, 2)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    frozen = OptimizerConfig("sgd", learning_rate=1e-9)
+    trainer = Trainer(
+        nn.Linear(3, 4),
+        nn.Linear(4, 2),
+        {"bias": BiasAdversary(head)},
+        TrainerConfig(epochs=20, head_optimizer=frozen),
+        sample_weights={"bias": "weight"},
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        history = trainer.fit(batches, progress=False)
+    found = [record["bias_cross_entropy"] for record in history]
+    assert max(found) > 1.5 * min(found)
