@@ -11,21 +11,37 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lnl_ext.adversary.reweighting import logit_adjustment
-from lnl_ext.cli.options import ADJUSTMENT, GROUP, TrainOptions
+from lnl_ext.cli.options import (
+    ADJUSTMENT,
+    ARCH,
+    EPOCHS,
+    GROUP,
+    IMAGE_SIZE,
+    SMALL_SIDE,
+    STEPS,
+    TrainOptions,
+)
 from lnl_ext.cli.run_folder import split_text
 from lnl_ext.cli.samples import Samples, bias_classes, counts, encoded, read_samples
-from lnl_ext.data.images import Sample, evaluation_transform, training_transform
+from lnl_ext.data.images import Sample, training_transform, typical_side
 from lnl_ext.data.split import balanced_split, stratified_split
 from lnl_ext.data.table import BiasColumn, class_names
 from lnl_ext.errors import UserError
 from lnl_ext.files import check_names
+from lnl_ext.models.backbones import SMALL
 from lnl_ext.ops.types import IGNORE_INDEX
 from lnl_ext.training.balance import balanced_weights, group_numbers
 from lnl_ext.training.batches import ShardedBatchSampler
 from lnl_ext.training.distributed import Processes
 from lnl_ext.training.methods import METHODS
 
-__all__ = ["RunData", "label_adjustment", "label_targets", "training_batches"]
+__all__ = [
+    "RunData",
+    "decided_by_the_data",
+    "label_adjustment",
+    "label_targets",
+    "training_batches",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +151,18 @@ def _split(samples: Samples, options: TrainOptions) -> tuple[Samples, Samples, l
     return samples.part(chosen["train"]), samples.part(chosen["validation"]), parts
 
 
+def decided_by_the_data(options: TrainOptions, data: RunData) -> TrainOptions:
+    """Return the options with what the images decide where nothing is given."""
+    size = options.image_size or min(IMAGE_SIZE, typical_side(data.train.paths))
+    small = size <= SMALL_SIDE and options.weights == "none"
+    steps = options.steps
+    if options.epochs is None and steps is None:
+        steps = max(STEPS, EPOCHS * max(1, len(data.train) // options.batch_size))
+    return dataclasses.replace(
+        options, image_size=size, arch=options.arch or (SMALL if small else ARCH), steps=steps
+    )
+
+
 def label_adjustment(data: RunData) -> Tensor:
     """Return what the bias says about the label of every training image, ``(N, C)``.
 
@@ -202,12 +230,8 @@ def training_batches(
             f"{len(samples)} training images for {processes.world_size} processes, expected at "
             "least two for each: start fewer processes"
         )
-    if options.augment == "none":
-        transform = evaluation_transform(options.image_size)
-    elif options.augment == "flip":
-        transform = training_transform(options.image_size, scale=(1.0, 1.0))
-    else:
-        transform = training_transform(options.image_size)
+    assert options.image_size is not None
+    transform = training_transform(options.image_size, options.augment)
     columns = list(samples.bias.values())
     sampler = ShardedBatchSampler(
         len(samples),
@@ -217,7 +241,7 @@ def training_batches(
         processes=processes,
     )
     return DataLoader(
-        samples.dataset(transform, more),
+        samples.dataset(transform, more, cache=options.cache, workers=options.workers),
         batch_sampler=sampler,
         num_workers=options.workers,
         generator=sampler.generator,
