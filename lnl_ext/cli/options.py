@@ -41,7 +41,7 @@ ARCH, SMALL_SIDE = "resnet18", 96
 IMAGE_SIZE = 224
 """The largest default size in pixels."""
 
-EPOCHS, STEPS = 12, 1500
+EPOCHS, STEPS = 12, 600
 """The default length of a training: the longer of the two."""
 
 _LARGEST_SEED = 2**32 - 1  # NumPy's

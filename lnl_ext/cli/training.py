@@ -173,7 +173,7 @@ class _Run:
         if self.processes.is_main:
             passes = trainer.step / trainer.steps_per_epoch
             tqdm.write(  # above the progress bar
-                f"epoch {passes:g}/{steps / trainer.steps_per_epoch:g}: "
+                f"epoch {passes:.4g}/{steps / trainer.steps_per_epoch:.4g}: "
                 f"validation accuracy {report.accuracy:.3f}"
                 + (f", worst group {report.worst:.3f}" if report.columns else "")
                 + (", the best so far" if better else "")
