@@ -18,6 +18,7 @@ __all__ = [
     "GROUP",
     "GROUPS",
     "IMAGE_SIZE",
+    "SMALL_IMAGE_SIZE",
     "SMALL_SIDE",
     "STEPS",
     "CompareOptions",
@@ -38,8 +39,8 @@ GROUP = "label_and_bias_group"
 ARCH, SMALL_SIDE = "resnet18", 96
 """The default architecture, and the side of the images in pixels up to which it is the small."""
 
-IMAGE_SIZE = 224
-"""The largest default size in pixels."""
+IMAGE_SIZE, SMALL_IMAGE_SIZE = 224, 64
+"""The largest default size in pixels, and that of the small architecture: it sees 39 at once."""
 
 EPOCHS, STEPS = 12, 600
 """The default length of a training: the longer of the two."""
@@ -142,7 +143,7 @@ class TrainOptions(DataOptions):
     image_size: int | None = option(
         None,
         "side in pixels to which images are scaled and cut; by default the images' own, at most "
-        f"{IMAGE_SIZE}",
+        f"{IMAGE_SIZE}, for small {SMALL_IMAGE_SIZE}",
         minimum=1,
     )
     augment: str = option(

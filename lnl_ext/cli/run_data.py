@@ -17,6 +17,7 @@ from lnl_ext.cli.options import (
     EPOCHS,
     GROUP,
     IMAGE_SIZE,
+    SMALL_IMAGE_SIZE,
     SMALL_SIDE,
     STEPS,
     TrainOptions,
@@ -153,14 +154,14 @@ def _split(samples: Samples, options: TrainOptions) -> tuple[Samples, Samples, l
 
 def decided_by_the_data(options: TrainOptions, data: RunData) -> TrainOptions:
     """Return the options with what the images decide where nothing is given."""
-    size = options.image_size or min(IMAGE_SIZE, typical_side(data.train.paths))
-    small = size <= SMALL_SIDE and options.weights == "none"
+    side = options.image_size or typical_side(data.train.paths)
+    small = side <= SMALL_SIDE and options.weights == "none"
+    arch = options.arch or (SMALL if small else ARCH)
+    size = options.image_size or min(side, SMALL_IMAGE_SIZE if arch == SMALL else IMAGE_SIZE)
     steps = options.steps
     if options.epochs is None and steps is None:
         steps = max(STEPS, EPOCHS * max(1, len(data.train) // options.batch_size))
-    return dataclasses.replace(
-        options, image_size=size, arch=options.arch or (SMALL if small else ARCH), steps=steps
-    )
+    return dataclasses.replace(options, arch=arch, image_size=size, steps=steps)
 
 
 def label_adjustment(data: RunData) -> Tensor:
