@@ -13,8 +13,14 @@ from lnl_ext.training.recipe import LNL
 from lnl_ext.training.target_names import ADJUSTMENT, head_weight
 
 __all__ = [
+    "ARCH",
+    "EPOCHS",
     "GROUP",
     "GROUPS",
+    "IMAGE_SIZE",
+    "SMALL_IMAGE_SIZE",
+    "SMALL_SIDE",
+    "STEPS",
     "CompareOptions",
     "EvaluateOptions",
     "ExportOptions",
@@ -26,6 +32,15 @@ __all__ = [
 
 GROUP = "label_and_bias_group"
 """What the samples' groups, or their weights, are called among the bias targets of batches."""
+
+ARCH, SMALL_SIDE = "resnet18", 96
+"""The default architecture, and the side of the images in pixels up to which it is the small."""
+
+IMAGE_SIZE, SMALL_IMAGE_SIZE = 224, 64
+"""The largest default size in pixels, and that of the small architecture: it sees 39 at once."""
+
+EPOCHS, STEPS = 12, 600
+"""The default length of a training: the longer of the two."""
 
 _LARGEST_SEED = 2**32 - 1  # NumPy's
 
@@ -108,9 +123,10 @@ class TrainOptions(DataOptions):
         "hold out as many images of every group of label and bias, of rare groups half, instead of "
         "an equal share",
     )
-    arch: str = option(
-        "resnet18",
-        "classification model of torchvision, or small (five convolutions)",
+    arch: str | None = option(
+        None,
+        "classification model of torchvision, or small (five convolutions); by default small for "
+        f"images of up to {SMALL_SIDE} pixels without --weights, else {ARCH}",
         metavar="NAME",
     )
     weights: str = option(
@@ -121,11 +137,24 @@ class TrainOptions(DataOptions):
     feature_layer: str | None = option(
         None, "layer whose output is the bias heads' input; by default the input of the last layer"
     )
-    image_size: int = option(224, "side in pixels to which images are scaled and cut", minimum=1)
+    image_size: int | None = option(
+        None,
+        "side in pixels to which images are scaled and cut; by default the images' own, at most "
+        f"{IMAGE_SIZE}, for small {SMALL_IMAGE_SIZE}",
+        minimum=1,
+    )
     augment: str = option(
-        "crop",
-        "training images: crop (random part, mirrored), flip (mirrored), none",
-        choices=("crop", "flip", "none"),
+        "shift",
+        "training images: shift (mirrored, moved a little), crop (mirrored, random part), flip "
+        "(mirrored), none",
+        choices=("shift", "crop", "flip", "none"),
+    )
+    cache: float = option(
+        2.0,
+        "memory for decoded training images, and as much for validation images; what does not fit "
+        "is decoded in every epoch",
+        metavar="GIB",
+        minimum=0,
     )
     method: str = option(
         "lnl",
@@ -177,7 +206,13 @@ class TrainOptions(DataOptions):
     head_steps: int = option(
         LNL.head_steps, "further steps of the bias heads after every step", minimum=0
     )
-    epochs: float = option(12.0, "passes over the training images", above=0)
+    epochs: float | None = option(
+        None,
+        f"passes over the training images; by default {EPOCHS}, or more if that is fewer than "
+        f"{STEPS} steps",
+        above=0,
+    )
+    steps: int | None = option(None, "length of the training, instead of --epochs", minimum=1)
     learning_rate: float = option(1e-3, "of the network (AdamW, cosine decay)", above=0)
     head_learning_rate: float = option(LNL.head_learning_rate, "of the bias heads (Adam)", above=0)
     weight_decay: float = option(0.01, "of the network", minimum=0)
@@ -223,6 +258,8 @@ class TrainOptions(DataOptions):
             raise UserError(f"warm-up is {self.warm_up:g}, expected a part below 1")
         if self.validation >= 1:
             raise UserError(f"validation is {self.validation:g}, expected a share between 0 and 1")
+        if self.epochs is not None and self.steps is not None:
+            raise UserError("epochs and steps both say how long to train: leave out one of them")
         if self.label_column is None and self.images is None:
             raise UserError("no labels: give --label-column NAME (or --images DIR with subfolders)")
         if METHODS[self.method].knows_bias and not self.bias_column:
@@ -258,7 +295,7 @@ class ModelOptions(DataOptions):
     """A trained model and the images to use it on."""
 
     run: Path | None = option(None, "folder of a run of lnl train", positional=True)
-    arch: str = option("resnet18", "architecture of --weights", metavar="NAME")
+    arch: str = option(ARCH, "architecture of --weights", metavar="NAME")
     weights: Path | None = option(
         None,
         "instead of a run: a state_dict of --arch (.pt, .safetensors), or a program of "
@@ -272,7 +309,7 @@ class ModelOptions(DataOptions):
     )
     image_size: int | None = option(
         None,
-        "side in pixels to which images are scaled and cut; that of the run, else 224",
+        f"side in pixels to which images are scaled and cut; that of the run, else {IMAGE_SIZE}",
         minimum=1,
     )
 
@@ -369,8 +406,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("head_steps", "head_learning_rate", "balance", "adjust", "class_weights"),
         "update",
     ),
-    "training": (*("epochs", "batch_size", "learning_rate", "weight_decay", "patience", "seed"),),
-    "machine": ("device", "threads", "workers", "amp", "compile"),
+    "training": (
+        *("epochs", "steps", "batch_size", "learning_rate", "weight_decay", "patience", "seed"),
+    ),
+    "machine": ("device", "threads", "workers", "cache", "amp", "compile"),
     "run and results": (
         *("output", "format", "json", "config", "keep", "checkpoint_every", "resume"),
     ),

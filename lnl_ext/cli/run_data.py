@@ -9,21 +9,31 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lnl_ext.cli.options import GROUP, TrainOptions
+from lnl_ext.cli.options import (
+    ARCH,
+    EPOCHS,
+    GROUP,
+    IMAGE_SIZE,
+    SMALL_IMAGE_SIZE,
+    SMALL_SIDE,
+    STEPS,
+    TrainOptions,
+)
 from lnl_ext.cli.run_folder import split_text
 from lnl_ext.cli.samples import Samples, bias_classes, counts, encoded, read_samples
-from lnl_ext.data.images import Sample, evaluation_transform, training_transform
+from lnl_ext.data.images import Sample, training_transform, typical_side
 from lnl_ext.data.split import balanced_split, stratified_split
 from lnl_ext.data.table import BiasColumn, class_names
 from lnl_ext.errors import UserError
 from lnl_ext.files import check_names
+from lnl_ext.models.backbones import SMALL
 from lnl_ext.ops.types import IGNORE_INDEX
 from lnl_ext.training.balance import Draws, balanced_weights, draws, group_numbers
 from lnl_ext.training.batches import ShardedBatchSampler
 from lnl_ext.training.distributed import Processes
 from lnl_ext.training.methods import METHODS
 
-__all__ = ["RunData", "draws_of", "training_batches"]
+__all__ = ["RunData", "decided_by_the_data", "draws_of", "training_batches"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +143,18 @@ def _split(samples: Samples, options: TrainOptions) -> tuple[Samples, Samples, l
     return samples.part(chosen["train"]), samples.part(chosen["validation"]), parts
 
 
+def decided_by_the_data(options: TrainOptions, data: RunData) -> TrainOptions:
+    """Return the options with what the images decide where nothing is given."""
+    side = options.image_size or typical_side(data.train.paths)
+    small = side <= SMALL_SIDE and options.weights == "none"
+    arch = options.arch or (SMALL if small else ARCH)
+    size = options.image_size or min(side, SMALL_IMAGE_SIZE if arch == SMALL else IMAGE_SIZE)
+    steps = options.steps
+    if options.epochs is None and steps is None:
+        steps = max(STEPS, EPOCHS * max(1, len(data.train) // options.batch_size))
+    return dataclasses.replace(options, arch=arch, image_size=size, steps=steps)
+
+
 def draws_of(data: RunData, options: TrainOptions) -> Draws:
     """Return how the training images are drawn, and what the losses need of every one, by name."""
     method, labels = METHODS[options.method], data.train.labels
@@ -175,12 +197,8 @@ def training_batches(
             f"{len(samples)} training images for {processes.world_size} processes, expected at "
             "least two for each: start fewer processes"
         )
-    if options.augment == "none":
-        transform = evaluation_transform(options.image_size)
-    elif options.augment == "flip":
-        transform = training_transform(options.image_size, scale=(1.0, 1.0))
-    else:
-        transform = training_transform(options.image_size)
+    assert options.image_size is not None
+    transform = training_transform(options.image_size, options.augment)
     sampler = ShardedBatchSampler(
         len(samples),
         options.batch_size,
@@ -189,7 +207,7 @@ def training_batches(
         processes=processes,
     )
     return DataLoader(
-        samples.dataset(transform, made.targets),
+        samples.dataset(transform, made.targets, cache=options.cache, workers=options.workers),
         batch_sampler=sampler,
         num_workers=options.workers,
         generator=sampler.generator,

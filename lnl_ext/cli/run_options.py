@@ -19,7 +19,7 @@ from lnl_ext.training.recipe import LNL
 
 __all__ = ["train_options"]
 
-_FREE_ON_RESUME = ("device", "checkpoint_every", "output", "config", "resume")
+_FREE_ON_RESUME = ("cache", "device", "checkpoint_every", "output", "config", "resume")
 
 
 def train_options(flags: Mapping[str, Any]) -> TrainOptions:
@@ -30,7 +30,7 @@ def train_options(flags: Mapping[str, Any]) -> TrainOptions:
     UserError
         An option is wrong, or on resuming another than that of the run.
     """
-    layers: list[Mapping[str, Any]] = []
+    layers: list[dict[str, Any]] = []
     saved = None
     if flags.get("resume"):
         if flags.get("output") is None:
@@ -43,6 +43,11 @@ def train_options(flags: Mapping[str, Any]) -> TrainOptions:
             raise UserError(f"{flags['output']} holds no run to resume: it has no {CONFIG}")
     if flags.get("config") is not None:
         layers.append(_from_file(Path(flags["config"])))
+    for number, layer in enumerate(layers):
+        above = set().union(*layers[number + 1 :], flags)
+        for name, other in (("epochs", "steps"), ("steps", "epochs")):
+            if name in above:  # a flag says how long, and the file said it in the other way
+                layer.pop(other, None)
     # Sums over another number of threads round differently: it is part of what repeats a run.
     options = build(TrainOptions, {"threads": torch.get_num_threads()}, *layers, flags)
     options = dataclasses.replace(options, **_of_method(options))

@@ -11,7 +11,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lnl_ext.cli.options import DataOptions
-from lnl_ext.data.images import ImageDataset, Sample, Transform, evaluation_transform, readable
+from lnl_ext.data.images import (
+    ImageDataset,
+    Sample,
+    SquareTransform,
+    evaluation_transform,
+    readable,
+)
 from lnl_ext.data.table import (
     BiasColumn,
     Table,
@@ -59,10 +65,21 @@ class Samples:
         return [self.table.paths[row] for row in self.rows]
 
     def dataset(
-        self, transform: Transform, more: Mapping[str, Tensor] | None = None
+        self,
+        transform: SquareTransform,
+        more: Mapping[str, Tensor] | None = None,
+        *,
+        cache: float = 0.0,
+        workers: int = 0,
     ) -> ImageDataset:
-        """Return a data set of the images, with more bias targets if there are any."""
-        return ImageDataset(self.paths, self.labels, self.bias | dict(more or {}), transform)
+        """Return a data set of the images, with more bias targets if there are any.
+
+        Where they fit into ``cache`` GiB, ``workers`` processes decode them now.
+        """
+        dataset = ImageDataset(self.paths, self.labels, self.bias | dict(more or {}), transform)
+        if 3 * transform.side**2 * len(self) <= cache * 2**30:
+            dataset.keep_decoded(workers=workers)
+        return dataset
 
 
 def read_samples(
@@ -146,11 +163,20 @@ def encoded(
 
 
 def evaluation_batches(
-    samples: Samples, image_size: int, options: DataOptions, *, batch_size: int | None = None
+    samples: Samples,
+    image_size: int,
+    options: DataOptions,
+    *,
+    batch_size: int | None = None,
+    cache: float = 0.0,
 ) -> DataLoader[Sample]:
-    """Return batches in order, without augmentation: of this process's share of the samples."""
+    """Return batches in order, without augmentation: of this process's share of the samples.
+
+    Images that fit into ``cache`` GiB are decoded once, for several passes.
+    """
+    transform = evaluation_transform(image_size)
     return DataLoader(
-        shard(samples.dataset(evaluation_transform(image_size))),
+        shard(samples.dataset(transform, cache=cache, workers=options.workers)),
         batch_size=batch_size or options.batch_size,
         num_workers=options.workers,
         # Of its own, so that an evaluation leaves the random numbers of the training alone.

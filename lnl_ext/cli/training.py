@@ -21,7 +21,7 @@ from lnl_ext.cli.label_loss import label_loss
 from lnl_ext.cli.leakage import Figures, audits, collect_features, figures, leakage_text
 from lnl_ext.cli.options import GROUP, TrainOptions
 from lnl_ext.cli.report import Report, write_json
-from lnl_ext.cli.run_data import RunData, draws_of, training_batches
+from lnl_ext.cli.run_data import RunData, decided_by_the_data, draws_of, training_batches
 from lnl_ext.cli.run_folder import (
     BEST,
     CONFIG,
@@ -64,6 +64,7 @@ def _trainer(
     parts: BackboneAndClassifier,
     device: torch.device,
     targets: Mapping[str, Tensor],
+    steps_per_epoch: int,
 ) -> Trainer:
     method = get_method(options.method)
     recipe = Recipe(
@@ -75,6 +76,7 @@ def _trainer(
             )
         }
     )
+    assert options.image_size is not None
     shape = feature_shape(parts.features, options.image_size)
     columns = data.bias if method.adversarial else {}
     adversaries = recipe.adversaries(shape, {n: len(c) for n, c in columns.items()}, method=method)
@@ -83,7 +85,7 @@ def _trainer(
     for module in (network, *adversaries.values()):
         module.to(device)
     config = recipe.config(
-        epochs=options.epochs,
+        epochs=options.epochs or (options.steps or 0) / steps_per_epoch,
         update=options.update,
         optimizer=OptimizerConfig(
             name="adamw",
@@ -122,11 +124,14 @@ class _Run:
         self.options, self.data, self.processes = options, data, processes
         self.best = best
         self.associations = associations(data.train, data.labels, data.bias)
+        assert options.image_size is not None
+        self.batches = evaluation_batches(
+            data.validation, options.image_size, options, cache=options.cache
+        )
 
     def predictions(self, trainer: Trainer) -> Predictions:
         model = nn.Sequential(*trainer.inference_modules())
-        batches = evaluation_batches(self.data.validation, self.options.image_size, self.options)
-        return gather_predictions(predict(model, batches))
+        return gather_predictions(predict(model, self.batches))
 
     def report(self, predictions: Predictions) -> Report:
         data = self.data
@@ -139,8 +144,7 @@ class _Run:
         if not self.data.bias:
             return {}
         held_out = self.data.validation
-        batches = evaluation_batches(held_out, self.options.image_size, self.options)
-        features = collect_features(trainer.inference_modules()[0], batches)
+        features = collect_features(trainer.inference_modules()[0], self.batches)
         return figures(audits(features, held_out, self.options.seed))
 
     def evaluate(self, trainer: Trainer) -> dict[str, float]:
@@ -161,7 +165,7 @@ class _Run:
         if self.processes.is_main:
             passes = trainer.step / trainer.steps_per_epoch
             tqdm.write(  # above the progress bar
-                f"epoch {passes:g}/{steps / trainer.steps_per_epoch:g}: "
+                f"epoch {passes:.4g}/{steps / trainer.steps_per_epoch:.4g}: "
                 f"validation accuracy {report.accuracy:.3f}"
                 + (f", worst group {report.worst:.3f}" if report.columns else "")
                 + (", the best so far" if better else "")
@@ -201,6 +205,9 @@ def train(flags: Mapping[str, Any], processes: Processes) -> None:
     torch.set_num_threads(options.threads)
     device = processes.device if options.device == "auto" else torch.device(options.device)
     data = RunData.load(options)
+    options = decided_by_the_data(options, data)
+    assert options.arch is not None
+    assert options.image_size is not None
     torch.manual_seed(options.seed)
     network = build_network(options.arch, len(data.labels))
     new_layer = None if goes_on else load_weights(network, options.arch, options.weights)
@@ -208,8 +215,8 @@ def train(flags: Mapping[str, Any], processes: Processes) -> None:
         print(f"Weights from {options.weights}; the last layer ({new_layer}) is new")
     parts = split_network(network, options.feature_layer)
     made = draws_of(data, options)
-    trainer = _trainer(options, data, network, parts, device, made.targets)
     batches = training_batches(data.train, options, processes, made)
+    trainer = _trainer(options, data, network, parts, device, made.targets, len(batches))
     if goes_on:
         if (folder / SPLIT).read_text(encoding="utf-8") != data.split:
             raise UserError(
@@ -227,8 +234,9 @@ def train(flags: Mapping[str, Any], processes: Processes) -> None:
             print(summarize(data, options), end="\n\n")
         shape = feature_shape(parts.features, options.image_size)
         print(
-            f"{options.arch}, bias heads at {parts.feature_layer} {shape}, "
-            f"method {options.method}, {device}"
+            f"{options.arch} on {options.image_size} x {options.image_size} pixels, bias heads at "
+            f"{parts.feature_layer} {shape}, method {options.method}, "
+            f"{trainer.config.steps(len(batches))} steps, {device}"
             + (f", {processes.world_size} processes" if processes.world_size > 1 else "")
             + (f"; resuming at step {trainer.step}" if trainer.step else ""),
             flush=True,
@@ -257,7 +265,7 @@ def _fit(run: _Run, trainer: Trainer, batches: DataLoader[Sample], folder: Path)
                 output=folder,
                 evaluate=run.evaluate,
                 checkpoint_every=run.options.checkpoint_every,
-                log_every=max(1, round(len(batches) * run.options.epochs) // _POINTS),
+                log_every=max(1, trainer.config.steps(len(batches)) // _POINTS),
                 progress=run.processes.is_main,
                 stop=run.best.stop,
             )
@@ -282,6 +290,8 @@ def _prepare(
     folder: Path, options: TrainOptions, data: RunData, parts: BackboneAndClassifier
 ) -> None:
     write_whole(folder / SPLIT, data.split)
+    assert options.arch is not None
+    assert options.image_size is not None
     ModelCard(
         arch=options.arch,
         classes=data.labels,

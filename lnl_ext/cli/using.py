@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 from lnl_ext.cli.arguments import build
 from lnl_ext.cli.leakage import audits, collect_features, figures, leakage_text
-from lnl_ext.cli.options import EvaluateOptions, ModelOptions, PredictOptions, ProbeOptions
+from lnl_ext.cli.options import (
+    IMAGE_SIZE,
+    EvaluateOptions,
+    ModelOptions,
+    PredictOptions,
+    ProbeOptions,
+)
 from lnl_ext.cli.report import Report, write_json
 from lnl_ext.cli.run_folder import (
     IMAGE_COLUMN,
@@ -52,7 +58,6 @@ __all__ = ["evaluate", "predict", "probe"]
 
 # That of the training: in another one sums round differently.
 _LAYOUT = torch.channels_last
-_IMAGE_SIZE = 224
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +83,7 @@ class _Model:
         assert options.weights is not None
         if options.weights.suffix == ".pt2":
             program = ExportedModel.load(options.weights)
-            size = options.image_size or program.image_size or _IMAGE_SIZE
+            size = options.image_size or program.image_size or IMAGE_SIZE
             batch = program.batch_size or options.batch_size
             return cls(program, str(options.weights), size, batch)
         state = read_weights(options.weights)
@@ -94,7 +99,7 @@ class _Model:
                 )
             network = build_network(options.arch, len(weight)).to(memory_format=_LAYOUT)
         put_weights(network, state, str(options.weights), new_output=False)
-        size = options.image_size or _IMAGE_SIZE
+        size = options.image_size or IMAGE_SIZE
         return cls(network, str(options.weights), size, options.batch_size)
 
     def whole(self, device: torch.device) -> nn.Module:

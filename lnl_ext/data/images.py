@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import statistics
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -25,6 +27,7 @@ __all__ = [
     "MAX_SIDE",
     "MAX_UNREADABLE",
     "ImageDataset",
+    "SquareTransform",
     "TooManyUnreadableError",
     "UnreadableImageError",
     "evaluation_transform",
@@ -33,6 +36,7 @@ __all__ = [
     "read_images",
     "readable",
     "training_transform",
+    "typical_side",
 ]
 
 #: Share of unreadable images above which a data set is refused instead of being used without them.
@@ -45,6 +49,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _LONGEST = 4  # times the shorter side, what is kept of the longer one before scaling
 _LISTED = 10  # unreadable files named in a message; more would hide what it says
+_MEASURED = 100  # images whose size is typical of all
 
 Sample = tuple[Tensor, Tensor, dict[str, Tensor]]
 Transform = Callable[[Image.Image], Tensor]
@@ -92,7 +97,11 @@ def _decode_all(
     paths: Sequence[str | os.PathLike[str]], size: int | None, workers: int
 ) -> Iterator[tuple[Tensor, list[str]]]:
     loader = DataLoader(
-        _Files(paths, size), batch_size=64, num_workers=min(workers, -(-len(paths) // 64))
+        _Files(paths, size),
+        batch_size=64,
+        num_workers=min(workers, -(-len(paths) // 64)),
+        # Of its own, so that reading images leaves the random numbers of the training alone.
+        generator=torch.Generator(),
     )
     for images, reasons in loader:
         yield images, list(reasons)
@@ -174,6 +183,18 @@ def read_images(
     return (images if not bad else images[kept]), kept
 
 
+def typical_side(paths: Sequence[str | os.PathLike[str]]) -> int:
+    """Return the median of the images' shorter sides in pixels, of up to 100 spread over ``paths``.
+
+    Raises
+    ------
+    UnreadableImageError
+        One of them cannot be read.
+    """
+    some = paths[:: -(-len(paths) // _MEASURED)]
+    return statistics.median_low(min(load_image(path).size) for path in some)
+
+
 def _report(paths: Sequence[str | os.PathLike[str]], bad: Mapping[int, str]) -> None:
     """Warn of unreadable files, or raise where there are too many."""
     if not bad:
@@ -196,7 +217,7 @@ def _report(paths: Sequence[str | os.PathLike[str]], bad: Mapping[int, str]) -> 
 
 
 class ImageDataset(Dataset[Sample]):
-    """Image files with labels and bias targets, decoded when they are asked for.
+    """Image files with labels and bias targets, decoded when they are asked for, or kept decoded.
 
     For a `torch.utils.data.DataLoader`, whose worker processes then decode; its batches are what
     `lnl_ext.Trainer.fit` takes. Use `readable` on the paths first.
@@ -237,6 +258,7 @@ class ImageDataset(Dataset[Sample]):
         self.labels = torch.as_tensor(labels).long()
         self.bias = {name: _target(values) for name, values in (bias or {}).items()}
         self.transform = transform
+        self._squares: Tensor | None = None
         named = {"labels": self.labels, **{f"bias[{n!r}]": b for n, b in self.bias.items()}}
         for name, tensor in named.items():
             if tensor.dim() == 0 or len(tensor) != len(self.paths):
@@ -257,8 +279,45 @@ class ImageDataset(Dataset[Sample]):
         UnreadableImageError
             The file cannot be read (any more).
         """
-        image = self.transform(load_image(self.paths[index]))
+        if self._squares is None:
+            image = self.transform(load_image(self.paths[index]))
+        else:
+            assert isinstance(self.transform, SquareTransform)
+            image = self.transform.vary(self._squares[index])
         return image, self.labels[index], {name: b[index] for name, b in self.bias.items()}
+
+    def keep_decoded(self, *, workers: int = 0) -> None:
+        """Decode every file now and keep ``(N, 3, side, side)`` uint8 in memory.
+
+        The samples are the same as before. Workers of a DataLoader read the memory of this process.
+
+        Parameters
+        ----------
+        workers
+            Processes that decode; 0: this one.
+
+        Raises
+        ------
+        TypeError
+            ``transform`` is not a `SquareTransform`.
+        UnreadableImageError
+            A file cannot be read (any more).
+        """
+        if not isinstance(self.transform, SquareTransform):
+            raise TypeError(
+                f"transform is {self.transform!r}, expected a SquareTransform: of others it is not "
+                "known what is the same every time"
+            )
+        side = self.transform.side
+        squares = torch.empty(len(self), 3, side, side, dtype=torch.uint8)
+        start = 0
+        for batch, reasons in _decode_all(self.paths, side, workers):
+            for offset, reason in enumerate(reasons):
+                if reason:
+                    raise UnreadableImageError(f"{self.paths[start + offset]}: {reason}")
+            squares[start : start + len(batch)] = batch
+            start += len(batch)
+        self._squares = squares
 
 
 def _target(values: Any) -> Tensor:
@@ -269,27 +328,56 @@ def _target(values: Any) -> Tensor:
 # ------------------------------------------------------------------ transforms
 
 
-def training_transform(size: int, *, scale: tuple[float, float] = (0.35, 1.0)) -> Transform:
-    """Return the augmentation for training: a random part of the image, mirrored half the time.
+@dataclasses.dataclass(frozen=True)
+class SquareTransform:
+    """From an RGB image to the network's input by way of a square, the same every time.
+
+    Attributes
+    ----------
+    side
+        The shorter side is scaled to so many pixels and the centre cut out.
+    vary
+        From that square, ``(3, side, side)`` uint8, to the input; it may be random.
+    """
+
+    side: int
+    vary: Callable[[Tensor], Tensor]
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Transform an image."""
+        return self.vary(_square(image, self.side))
+
+
+def training_transform(size: int, augment: str = "shift") -> SquareTransform:
+    """Return the transform for training.
 
     Parameters
     ----------
     size
         Height and width of the result.
-    scale
-        Smallest and largest share of the image's area that is cut out.
+    augment
+        ``"shift"``: mirrored half the time and moved by up to a sixteenth of ``size``, the edge
+        repeated. ``"crop"``: a random part of 35% to 100% of the area, mirrored half the time.
+        ``"flip"``: mirrored half the time. ``"none"``: `evaluation_transform`.
 
     Returns
     -------
-    callable
+    SquareTransform
         RGB image to ``(3, size, size)`` float32 with ImageNet's normalisation.
     """
-    crop = v2.RandomResizedCrop(size, scale=scale, antialias=True)
-    composed: Transform = v2.Compose([crop, v2.RandomHorizontalFlip(), *_to_input()])
-    return composed
+    if augment == "none":
+        return evaluation_transform(size)
+    side, more = size, []
+    if augment == "shift":
+        more = [v2.RandomCrop(size, padding=-(-size // 16), padding_mode="edge")]
+    elif augment == "crop":
+        # The parts are cut from more pixels than they are to have, so that they stay sharp.
+        side = 2 * size
+        more = [v2.RandomResizedCrop(size, scale=(0.35, 1.0), antialias=True)]
+    return SquareTransform(side, v2.Compose([*more, v2.RandomHorizontalFlip(), *_to_input()]))
 
 
-def evaluation_transform(size: int) -> Transform:
+def evaluation_transform(size: int) -> SquareTransform:
     """Return the transform for evaluation: the shorter side scaled to ``size``, the centre cut out.
 
     Parameters
@@ -299,25 +387,14 @@ def evaluation_transform(size: int) -> Transform:
 
     Returns
     -------
-    callable
+    SquareTransform
         RGB image to ``(3, size, size)`` float32 with ImageNet's normalisation.
     """
-    composed: Transform = v2.Compose([_Square(size), *_to_input()])
-    return composed
-
-
-class _Square:
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        return _square(image, self.size)
+    return SquareTransform(size, v2.Compose(_to_input()))
 
 
 def _to_input() -> list[Any]:
     return [
-        v2.ToImage(),
         v2.ToDtype(torch.float32, scale=True),
         v2.Normalize(list(IMAGENET_MEAN), list(IMAGENET_STD)),
-        v2.ToPureTensor(),
     ]

@@ -26,6 +26,7 @@ from lnl_ext.data.images import (
     read_images,
     readable,
     training_transform,
+    typical_side,
 )
 
 RED, BLUE = (220, 20, 60), (10, 60, 200)
@@ -245,6 +246,47 @@ def test_a_data_set_trains_through_a_data_loader_with_workers(tmp_path):
     assert record["step"] == 3
 
 
+@pytest.mark.parametrize("augment", ["shift", "crop", "flip", "none"])
+def test_kept_images_give_the_same_samples_without_their_files(tmp_path, augment):
+    paths = [tmp_path / f"{number}.png" for number in range(6)]
+    generator = np.random.default_rng(0)
+    for path in paths:
+        pixels = generator.integers(0, 255, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    dataset = ImageDataset(paths, range(6), {}, training_transform(8, augment))
+
+    def batches():
+        loader = DataLoader(
+            dataset, batch_size=4, num_workers=2, generator=torch.Generator().manual_seed(1)
+        )
+        return torch.cat([images for images, _, _ in loader])
+
+    decoded = batches()
+    before = torch.get_rng_state()
+    dataset.keep_decoded(workers=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    for path in paths:
+        path.unlink()
+    assert torch.equal(batches(), decoded)
+    dataset = pickle.loads(pickle.dumps(dataset))  # as workers get it that are not forked
+    assert torch.equal(batches(), decoded)
+
+
+def test_what_cannot_be_kept_is_named(tmp_path):
+    with pytest.raises(UnreadableImageError, match=r"gone.png: No such file"):
+        ImageDataset([tmp_path / "gone.png"], [0], {}, evaluation_transform(8)).keep_decoded()
+    with pytest.raises(TypeError, match="expected a SquareTransform"):
+        ImageDataset([tmp_path / "gone.png"], [0]).keep_decoded()
+
+
+def test_the_typical_side_is_that_of_most_images(tmp_path):
+    for number, size in enumerate([(50, 40), (40, 60), (900, 1200)]):
+        Image.new("RGB", size).save(tmp_path / f"{number}.png")
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    assert typical_side(paths) == 40
+    assert typical_side(paths[:2] * 300) == 40
+
+
 def test_a_file_that_vanishes_is_named_from_the_worker(tmp_path):
     dataset = ImageDataset([tmp_path / "gone.png"], [0])
     with pytest.raises(UnreadableImageError, match=r"gone.png: No such file"):
@@ -286,3 +328,29 @@ def test_evaluation_is_normalised_and_not_random():
     assert transform(image).abs().max() < 0.01
     assert torch.equal(transform(halves()), transform(halves()))
     assert not torch.equal(training_transform(8)(halves()), training_transform(8)(halves()))
+
+
+def test_augmentations_are_what_they_are_called():
+    pixels = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32, 1) // 8
+    image = Image.fromarray(np.repeat(pixels.astype(np.uint8), 3, 2))
+    plain = evaluation_transform(32)(image)
+    assert torch.equal(training_transform(32, "none")(image), plain)
+
+    def seen(augment):
+        return [training_transform(32, augment)(image) for _ in range(60)]
+
+    for one in seen("flip"):
+        assert torch.equal(one, plain) or torch.equal(one, plain.flip(2))
+    edges = nn.functional.pad(plain[None], [2] * 4, mode="replicate")[0]
+    places = [
+        whole[:, y : y + 32, x : x + 32]
+        for whole in (edges, edges.flip(2))
+        for y in range(5)
+        for x in range(5)
+    ]
+    found = [[torch.allclose(one, place) for place in places] for one in seen("shift")]
+    assert all(any(one) for one in found)
+    assert len({one.index(True) for one in found}) > 10
+    spans = [float(one.max() - one.min()) for one in seen("crop")]
+    assert all(span <= float(plain.max() - plain.min()) + 1e-5 for span in spans)
+    assert min(spans) < 0.9 * float(plain.max() - plain.min())
