@@ -16,8 +16,13 @@ from torch import Tensor, nn
 
 from lnl_ext import OptimizerConfig, TrainerConfig
 from lnl_ext.data.images import IMAGENET_MEAN, IMAGENET_STD
-from lnl_ext.models.efficientnet import efficientnet_lite0, fold_batch_norm, lite0_weights
-from lnl_ext.models.weights import put_weights
+from lnl_ext.models.efficientnet import (
+    EFFICIENTNET_LITE0,
+    LITE0_WEIGHTS,
+    efficientnet_lite0,
+    fold_batch_norm,
+)
+from lnl_ext.models.weights import load_weights
 from lnl_ext.paper.image_networks import SplitNetwork
 from lnl_ext.training.batches import Batch, TensorBatches
 from lnl_ext.training.methods import Method
@@ -50,7 +55,7 @@ def network(classes: int) -> tuple[nn.Module, SplitNetwork]:
         From there to features ``(N, 112, 10, 10)``, and from these to the logits.
     """
     whole = efficientnet_lite0(classes)
-    put_weights(whole, lite0_weights(), "efficientnet-lite0", new_output=True)
+    load_weights(whole, EFFICIENTNET_LITE0, LITE0_WEIGHTS)
     fold_batch_norm(whole)
     blocks = whole.get_submodule("_blocks")
     assert isinstance(blocks, nn.Sequential)

@@ -113,12 +113,13 @@ class TrainOptions(DataOptions):
     )
     arch: str = option(
         "resnet18",
-        "classification model of torchvision, or small (five convolutions)",
+        "classification model of torchvision, small (five convolutions), or efficientnet_lite0",
         metavar="NAME",
     )
     weights: str = option(
         "none",
-        "none, imagenet (downloaded), or a file with a state_dict (.pt, .safetensors)",
+        "none, imagenet (downloaded), efficientnet-lite0 (from the extra pretrained), or a file "
+        "with a state_dict (.pt, .safetensors)",
         metavar="WEIGHTS",
     )
     feature_layer: str | None = option(

