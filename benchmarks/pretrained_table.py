@@ -5,7 +5,9 @@
 It may be stopped at any moment and started again: runs that stand in the results file are not
 repeated, one that was interrupted is. The folders are those of `dogs_and_cats.py` and
 `imdb_faces.py`, whose runs these are, with ``--weights efficientnet-lite0``. The frozen blocks run
-once for all runs of a training set, and once more for grey images.
+once for all runs of a training set, and once more for grey images; what they give is kept in
+``--cache``, about 250 MB each. After a change of `photographs/pretrained.py` or of the data begin
+another one.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--methods", nargs="+", choices=METHODS, default=METHODS)
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
     add("--threads", type=int, help="CPU threads; torch's choice by default")
+    add("--cache", type=Path, default=Path("pretrained_output"), help="folder for what is kept")
     add("--results", type=Path, default=RESULTS / "pretrained.jsonl", help="file to append to")
     return parser.parse_args(arguments)
 
@@ -59,8 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     import torch
     from photographs import faces, pets, table
-    from photographs.runs import measure, ready
+    from photographs.runs import Images, Sets, measure, ready
     from recording import records
+
+    from lnl_ext.files import replacing
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -68,7 +73,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     @functools.cache
     def task(split: str, gray: bool) -> Task:
         of_run = run_options(options, split, "gray" if gray else "baseline", 0)
-        return ready(of_run, (pets if split.startswith("TB") else faces).task(of_run))
+        make = pets.task if split.startswith("TB") else faces.task
+        kept = options.cache / f"{split}_{'gray' if gray else 'color'}.pt"
+        if not kept.is_file():
+            sets = vars(ready(of_run, make(of_run)).sets)
+            with replacing(kept) as temporary:
+                torch.save({name: vars(images) for name, images in sets.items()}, temporary)
+        parts = torch.load(kept, weights_only=True)
+        return make(of_run, Sets(**{name: Images(**part) for name, part in parts.items()}))
 
     done = records.read(options.results) if options.results.is_file() else []
     there = {(run["seed"], run["method"], run["train_split"]) for run in done}

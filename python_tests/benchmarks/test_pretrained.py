@@ -121,9 +121,12 @@ def test_runs_that_are_there_are_not_repeated(frozen, folder, tmp_path, capsys, 
     write_utkface(faces, 12)
     results = tmp_path / "pretrained.jsonl"
     given = ["--pets", str(folder), "--faces", str(faces), "--splits", "TB1", "EB1"]
-    given += ["--results", str(results), "--methods"]
+    given += ["--results", str(results), "--cache", str(tmp_path / "cache"), "--methods"]
     pretrained_table.main([*given, "baseline", "--seeds", "0"])
     first = results.read_text()
+    seen = frozen.images
+    pretrained_table.main([*given, "lnl", "--seeds", "0"])
+    assert frozen.images == seen
     pretrained_table.main([*given, "baseline", "lnl", "gray", "--seeds", "0"])
     lines = results.read_text()
     assert lines.startswith(first)
