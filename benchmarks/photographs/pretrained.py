@@ -70,7 +70,7 @@ def config(seed: int, epochs: float) -> TrainerConfig:
     return RECIPE.config(
         epochs=epochs / VIEWS,
         optimizer=OptimizerConfig(name="adam", learning_rate=2e-4, schedule="cosine"),
-        average_decay=0.99,
+        average_decay=0.97,
         seed=seed,
         channels_last=True,
     )
