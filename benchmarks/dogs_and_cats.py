@@ -9,27 +9,36 @@ writes a page, ``report.html``, in that folder. ``--table`` sets all recorded ru
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
-from photographs.options import parse, parser
+from photographs.options import PRETRAINED, parse, parser
 
 BENCHMARK = "dogs_and_cats"
 METHODS = ("baseline", "gray", "blindeye", "grl", "lnl")
 HEADS = ("map_and_label", "map", "global", "tone")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, measure, print and append."""
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     made = parser(__doc__, BENCHMARK, METHODS, ("TB1", "TB2"))
     made.add_argument(
         "--heads",
         nargs="+",
         choices=HEADS,
-        default=["map_and_label"],
-        help="map: colours of every position, the paper's; map_and_label: the same once for all "
-        "images and once by label; global: the mean colour likewise; tone: bright or dark",
+        help="map: colours of every position, the paper's and the default with pretrained "
+        "features; map_and_label, the default otherwise: the same once for all images and once by "
+        "label; global: the mean colour likewise; tone: bright or dark",
     )
     options = parse(made, arguments)
+    if options.heads is None:
+        options.heads = ["map"] if options.weights == PRETRAINED else ["map_and_label"]
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, measure, print and append."""
+    options = read_options(arguments)
     from photographs import pets, report
 
     report.carry_out(BENCHMARK, pets.task, options, arguments)

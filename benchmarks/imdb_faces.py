@@ -9,17 +9,18 @@ writes a page, ``report.html``, in that folder. ``--table`` sets all recorded ru
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 from photographs.options import parse, parser
 
 BENCHMARK = "imdb_faces"
-METHODS = ("baseline", "blindeye", "grl", "lnl")
+METHODS = ("baseline", "gray", "blindeye", "grl", "lnl")
 HEADS = ("map", "linear", "global", "by_label")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, measure, print and append."""
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     made = parser(__doc__, BENCHMARK, METHODS, ("EB1", "EB2"))
     made.add_argument(
         "--label", choices=("gender", "age"), default="gender", help="the other is the bias"
@@ -33,7 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "features, the paper's; global: with two convolutions before it; by_label: the same for "
         "each label separately",
     )
-    options = parse(made, arguments)
+    return parse(made, arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, measure, print and append."""
+    options = read_options(arguments)
     from photographs import faces, report
 
     report.carry_out(BENCHMARK, faces.task, options, arguments)

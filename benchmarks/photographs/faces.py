@@ -90,11 +90,11 @@ def read(options: argparse.Namespace) -> Sets:
     return Sets.halved(split(options.train_split), split(opposite), split("test"))
 
 
-def task(options: argparse.Namespace) -> Task:
-    """Return what the command is about."""
+def task(options: argparse.Namespace, sets: Sets | None = None) -> Task:
+    """Return what the command is about; the sets are read if they are not given."""
     if options.label == "gender":
         classes, bias, probe = GENDERS, AGES, Probe("age (12 bins)", "bias", BINS)
     else:
         classes, bias, probe = ("young", "old"), GENDERS, Probe("gender", "bias", 2)
     heads = adversaries(options)
-    return Task(options.label, classes, {"bias": bias}, read(options), heads, probe)
+    return Task(options.label, classes, {"bias": bias}, sets or read(options), heads, probe)

@@ -8,7 +8,24 @@ from pathlib import Path
 
 from recording.options import RESULTS, add_training, command
 
-ARCHITECTURES = ("small", "resnet18")  # of the package, which the tests hold them against
+# Of the package, which the tests hold them against.
+ARCHITECTURES = ("small", "resnet18", "efficientnet_lite0")
+PRETRAINED = "efficientnet-lite0"
+# What the options are that are not given; the second for pretrained features.
+DEFAULTS = {
+    "arch": "small",
+    "epochs": 15.0,
+    "image_size": 48,
+    "smallest_part": 0.35,
+    "strength": 1.0,
+}
+PRETRAINED_DEFAULTS = {
+    "arch": "efficientnet_lite0",
+    "epochs": 2.0,
+    "image_size": 192,
+    "smallest_part": 0.5,
+    "strength": 3.0,
+}
 
 
 def parser(
@@ -21,18 +38,27 @@ def parser(
     add("--method", choices=methods, default="lnl")
     add("--train-split", choices=splits, default=splits[0])
     add_training(made)
-    add("--epochs", type=float, default=15)
+    add("--epochs", type=float, help=_default("epochs"))
     add("--batch-size", type=int, default=32)
-    add("--image-size", type=int, default=48, help="pixels; 5/6 of it are cut out")
-    add("--arch", choices=ARCHITECTURES, default="small")
+    add("--image-size", type=int, help=f"5/6 of it are cut out; {_default('image_size')} pixels")
+    add("--arch", choices=ARCHITECTURES, help=_default("arch"))
     add("--feature-layer", help="layer whose output is the features")
-    add("--weights", default="none", help="'none', 'imagenet' or the path of a state_dict")
-    add("--strength", type=float, default=1.0, help="factor of the adversaries' coefficients")
+    add(
+        "--weights",
+        default="none",
+        help=f"'none', 'imagenet', the path of a state_dict, or {PRETRAINED!r}: the first half of "
+        "the network is frozen, and runs once for every image",
+    )
+    add(
+        "--strength",
+        type=float,
+        help=f"factor of the adversaries' coefficients; {_default('strength')}",
+    )
     add(
         "--smallest-part",
         type=float,
-        default=0.35,
-        help="in training, the smallest share of an image's area that is cut out",
+        help="in training, the smallest share of an image's area that is cut out; "
+        + _default("smallest_part"),
     )
     add(
         "--choose",
@@ -47,9 +73,21 @@ def parser(
     return made
 
 
+def _default(name: str) -> str:
+    return f"{DEFAULTS[name]}, with --weights {PRETRAINED} {PRETRAINED_DEFAULTS[name]}"
+
+
 def parse(made: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     options = made.parse_args(arguments)
     if options.data is None and not options.table:
         made.error("the following arguments are required: --data")
+    defaults = PRETRAINED_DEFAULTS if options.weights == PRETRAINED else DEFAULTS
+    for name, value in defaults.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    if options.weights == PRETRAINED and (
+        options.arch != PRETRAINED_DEFAULTS["arch"] or options.feature_layer is not None
+    ):
+        made.error(f"--weights {PRETRAINED} has its own --arch and --feature-layer")
     return options

@@ -105,10 +105,10 @@ def read(options: argparse.Namespace) -> Sets:
     return Sets.halved(split(options.train_split), split(opposite), split("test"))
 
 
-def task(options: argparse.Namespace) -> Task:
-    """Return what the command is about."""
+def task(options: argparse.Namespace, sets: Sets | None = None) -> Task:
+    """Return what the command is about; the sets are read if they are not given."""
     name = "mean colour (8 bins a channel)"
     probe = Probe(name, "mean_color", COLOR_BINS, heads=3, image_target=mean_color)
     tones = {"tone": ("dark", "bright")}
     heads = adversaries(options)
-    return Task("species", ("cat", "dog"), tones, read(options), heads, probe)
+    return Task("species", ("cat", "dog"), tones, sets or read(options), heads, probe)

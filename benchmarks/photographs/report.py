@@ -18,7 +18,7 @@ from lnl_ext.reporting import (
     trainer_settings,
 )
 from photographs import table as recorded
-from photographs.runs import Measured, Run, Task, choose, measure
+from photographs.runs import Measured, Run, Task, choose, measure, ready
 
 LEAKAGE = (
     "How often a new head on the frozen features predicts the bias of unbiased images; it was "
@@ -40,7 +40,7 @@ def carry_out(
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     started = time.monotonic()
-    task = make(options)
+    task = ready(options, make(options))
     if options.choose:
         print(choose(options, task))
         return

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,12 @@ from lnl_ext.measuring.evaluation import Predictions, predict
 from lnl_ext.paper.augmented_batches import AugmentedBatches, ImageTarget
 from lnl_ext.paper.image_networks import ARCHITECTURES, GlobalHead, SplitNetwork, photo_network
 from lnl_ext.schedules import Linear
-from lnl_ext.training.batches import Batch
+from lnl_ext.training.batches import TensorBatches
 from lnl_ext.training.methods import Method, get_method
+from photographs import pretrained
+from photographs.options import PRETRAINED
 
+Batches = AugmentedBatches | TensorBatches
 CROP = 5 / 6  # side of the part of an image that the network sees
 
 
@@ -29,7 +32,7 @@ class Images:
     """A set in memory."""
 
     images: Tensor
-    """(N, 3, size, size) uint8."""
+    """(N, 3, size, size) uint8; or what frozen blocks gave of them, (N, C, H, W) float16."""
     labels: Tensor
     bias: dict[str, Tensor]
 
@@ -124,6 +127,52 @@ class Probe:
     image_target: ImageTarget | None = None
 
 
+Target = Adversary | Probe
+"""What has the name of a target, and perhaps makes it from what the network sees."""
+
+
+class Views(Protocol):
+    """How batches are made of a set."""
+
+    def training(self, images: Images, targets: Iterable[Target], size: int) -> Batches:
+        """Return batches of this size in random order."""
+
+    def evaluation(self, images: Images, targets: Iterable[Target] = ()) -> Batches:
+        """Return batches in order."""
+
+
+class Cuts(NamedTuple):
+    """Random parts of the images in training, their centres in evaluation."""
+
+    crop: int
+    """Side of what the network sees."""
+    smallest_part: float
+    """As `AugmentedBatches` takes it."""
+
+    def training(self, images: Images, targets: Iterable[Target], size: int) -> AugmentedBatches:
+        """Return batches of this size in random order."""
+        return self._batches(
+            images, targets, batch_size=size, smallest_part=self.smallest_part, training=True
+        )
+
+    def evaluation(self, images: Images, targets: Iterable[Target] = ()) -> AugmentedBatches:
+        """Return batches in order."""
+        return self._batches(images, targets, batch_size=250)
+
+    def _batches(
+        self, images: Images, targets: Iterable[Target], **options: Any
+    ) -> AugmentedBatches:
+        given, made = {}, {}
+        for target in targets:
+            if target.image_target is None:
+                given[target.target] = images.bias[target.target]
+            else:
+                made[target.target] = target.image_target
+        return AugmentedBatches(
+            images.images, images.labels, given, image_bias=made, crop=self.crop, **options
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """What a command trains on and what it measures."""
@@ -208,40 +257,47 @@ def config(seed: int, epochs: float) -> TrainerConfig:
     )
 
 
-def train(options: argparse.Namespace, task: Task) -> tuple[Trainer, int]:
-    """Train one method from the weights named; return the trainer and the crop it saw."""
+def ready(options: argparse.Namespace, task: Task) -> Task:
+    """Return the task as `measure` and `choose` take it: frozen blocks have run."""
+    if options.weights != PRETRAINED:
+        return task
+    return pretrained.frozen_task(task, _cuts(options), get_method(options.method))
+
+
+def _cuts(options: argparse.Namespace) -> Cuts:
+    network = photo_network(options.arch, 2, feature_layer=options.feature_layer)
+    return Cuts(crop_of(options.image_size, network), options.smallest_part)
+
+
+def train(options: argparse.Namespace, task: Task) -> tuple[Trainer, Views]:
+    """Train one method from the weights named; return the trainer and how it sees a set."""
     method = get_method(options.method)
     torch.manual_seed(options.seed)
-    network = photo_network(
-        options.arch,
-        len(task.classes),
-        feature_layer=options.feature_layer or None,
-        weights=options.weights,
-    )
-    crop = crop_of(options.image_size, network)
+    views: Views
+    if options.weights == PRETRAINED:
+        _, network = pretrained.network(len(task.classes))
+        settings = pretrained.config(options.seed, options.epochs)
+        views, transform = pretrained.Outputs(), None
+    else:
+        network = photo_network(
+            options.arch,
+            len(task.classes),
+            feature_layer=options.feature_layer,
+            weights=options.weights,
+        )
+        settings = config(options.seed, options.epochs)
+        views = Cuts(crop_of(options.image_size, network), options.smallest_part)
+        transform = method.image_transform(IMAGENET_MEAN, IMAGENET_STD)
     used = task.adversaries if method.adversarial else ()
     built = {
         a.target: a.adversary(method, network, options.strength, options.batch_size) for a in used
     }
     trainer = Trainer(
-        network.features,
-        network.classifier,
-        built,
-        config(options.seed, options.epochs),
-        image_transform=method.image_transform(IMAGENET_MEAN, IMAGENET_STD),
+        network.features, network.classifier, built, settings, image_transform=transform
     )
-    batches = AugmentedBatches(
-        task.sets.train.images,
-        task.sets.train.labels,
-        {a.target: task.sets.train.bias[a.target] for a in used if a.image_target is None},
-        image_bias={a.target: a.image_target for a in used if a.image_target is not None},
-        batch_size=options.batch_size,
-        crop=crop,
-        smallest_part=options.smallest_part,
-        training=True,
-    )
+    batches = views.training(task.sets.train, used, options.batch_size)
     trainer.fit(batches, output=options.output, progress=not options.no_progress)
-    return trainer, crop
+    return trainer, views
 
 
 def crop_of(size: int, network: SplitNetwork) -> int:
@@ -249,31 +305,24 @@ def crop_of(size: int, network: SplitNetwork) -> int:
     return max(network.stride, int(size * CROP) // network.stride * network.stride)
 
 
-def accuracy(trainer: Trainer, images: Images, crop: int) -> float:
-    """Return the accuracy of what was trained on the centres of the images."""
-    return predictions(trainer, images, crop).accuracy
+def accuracy(trainer: Trainer, images: Images, views: Views) -> float:
+    """Return the accuracy of what was trained on a set."""
+    return predictions(trainer, images, views).accuracy
 
 
-def predictions(trainer: Trainer, images: Images, crop: int) -> Predictions:
-    """Run what was trained over the centres of the images."""
-    batches = AugmentedBatches(images.images, images.labels, batch_size=250, crop=crop)
-    return predict(nn.Sequential(*trainer.inference_modules()), batches)
+def predictions(trainer: Trainer, images: Images, views: Views) -> Predictions:
+    """Run what was trained over a set."""
+    return predict(nn.Sequential(*trainer.inference_modules()), views.evaluation(images))
 
 
-def leakage(trainer: Trainer, sets: Sets, probe: Probe, crop: int, seed: int) -> BiasAudit:
+def leakage(trainer: Trainer, sets: Sets, probe: Probe, views: Views, seed: int) -> BiasAudit:
     """Probe the features of the unbiased set: one half to learn from, the other to be measured."""
-
-    def batches(images: Images) -> list[Batch]:
-        made = {} if probe.image_target is None else {probe.target: probe.image_target}
-        given = {probe.target: images.bias[probe.target]} if probe.image_target is None else {}
-        return list(
-            AugmentedBatches(
-                images.images, images.labels, given, image_bias=made, batch_size=250, crop=crop
-            )
-        )
-
     learn = len(sets.test_validation.labels)
-    both = [*batches(sets.test_validation), *batches(sets.test)]
+    both = [
+        batch
+        for images in (sets.test_validation, sets.test)
+        for batch in views.evaluation(images, [probe])
+    ]
     features = trainer.inference_modules()[0]
     with torch.no_grad():
         channels = features.eval()(both[0][0][:1]).shape[1]
@@ -293,11 +342,11 @@ def leakage(trainer: Trainer, sets: Sets, probe: Probe, crop: int, seed: int) ->
 
 def measure(benchmark: str, options: argparse.Namespace, task: Task) -> Measured:
     """Train one method and measure it."""
-    trainer, crop = train(options, task)
+    trainer, views = train(options, task)
     sets = task.sets
-    probed = leakage(trainer, sets, task.probe, crop, options.seed)
-    test = predictions(trainer, sets.test, crop)
-    opposite = predictions(trainer, sets.opposite, crop)
+    probed = leakage(trainer, sets, task.probe, views, options.seed)
+    test = predictions(trainer, sets.test, views)
+    opposite = predictions(trainer, sets.opposite, views)
     run = Run(
         benchmark=benchmark,
         method=options.method,
@@ -308,8 +357,8 @@ def measure(benchmark: str, options: argparse.Namespace, task: Task) -> Measured
         epoch=options.epochs,
         test_accuracy=round(test.accuracy, 4),
         opposite_accuracy=round(opposite.accuracy, 4),
-        test_validation_accuracy=round(accuracy(trainer, sets.test_validation, crop), 4),
-        opposite_validation_accuracy=round(accuracy(trainer, sets.opposite_validation, crop), 4),
+        test_validation_accuracy=round(accuracy(trainer, sets.test_validation, views), 4),
+        opposite_validation_accuracy=round(accuracy(trainer, sets.opposite_validation, views), 4),
         leakage=round(probed.leakage.accuracy, 4),
         leakage_chance=round(probed.majority, 4),
         information=round(probed.leakage.information, 4),
@@ -329,10 +378,10 @@ def measure(benchmark: str, options: argparse.Namespace, task: Task) -> Measured
 
 def choose(options: argparse.Namespace, task: Task) -> str:
     """Train one method and return what settings may be chosen by."""
-    trainer, crop = train(options, task)
+    trainer, views = train(options, task)
     sets = task.sets
-    test = accuracy(trainer, sets.test_validation, crop)
-    opposite = accuracy(trainer, sets.opposite_validation, crop)
+    test = accuracy(trainer, sets.test_validation, views)
+    opposite = accuracy(trainer, sets.opposite_validation, views)
     return (
         f"{options.method}, seed {options.seed}: validation halves: {test:.4f} unbiased, "
         f"{opposite:.4f} of the opposite bias; {trainer.seconds / 60:.1f} minutes"

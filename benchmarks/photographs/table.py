@@ -100,3 +100,30 @@ def tables(runs: Sequence[Recorded]) -> str:
     order = ("train_split", "arch", "method", "heads", "seed")
     runs = sorted(runs, key=lambda run: [run[name] for name in order])
     return "\n".join([all_runs(runs), "", "`lnl` less the baseline:", "", *differences(runs)])
+
+
+def means(runs: Sequence[Recorded]) -> str:
+    """Return a Markdown table of means over seeds, by training set and method.
+
+    Gains are in points, means over the seeds that the baseline has as well.
+    """
+    by: dict[tuple[str, str], dict[int, Recorded]] = defaultdict(dict)
+    for run in runs:
+        by[run["train_split"], run["method"]][run["seed"]] = run
+    rows = []
+    for (split, method), own in by.items():
+        baseline = by.get((split, "baseline"), {})
+        shared = [(own[seed], baseline[seed]) for seed in own if seed in baseline]
+        cells = []
+        for name in ("opposite_accuracy", "test_accuracy"):
+            gained = [100 * (run[name] - other[name]) for run, other in shared]
+            of_baseline = method == "baseline" or not gained
+            gain = "" if of_baseline else f" ({statistics.mean(gained):+.1f})"
+            cells.append(f"{statistics.mean(run[name] for run in own.values()):.3f}{gain}")
+        rest = [
+            f"{statistics.mean(run[name] for run in own.values()):.{digits}f}"
+            for name, digits in (("information", 3), ("leakage", 3), ("minutes", 1))
+        ]
+        rows.append((split, method, str(len(own)), *cells, *rest))
+    header = ("trained on", "method", "seeds", "opposite", "unbiased", "nats", "leakage", "minutes")
+    return markdown(header, rows)

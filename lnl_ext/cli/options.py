@@ -125,13 +125,15 @@ class TrainOptions(DataOptions):
     )
     arch: str | None = option(
         None,
-        "classification model of torchvision, or small (five convolutions); by default small for "
+        "classification model of torchvision, small (five convolutions) or efficientnet_lite0; by "
+        "default small for "
         f"images of up to {SMALL_SIDE} pixels without --weights, else {ARCH}",
         metavar="NAME",
     )
     weights: str = option(
         "none",
-        "none, imagenet (downloaded), or a file with a state_dict (.pt, .safetensors)",
+        "none, imagenet (downloaded), efficientnet-lite0 (from the extra pretrained), or a file "
+        "with a state_dict (.pt, .safetensors)",
         metavar="WEIGHTS",
     )
     feature_layer: str | None = option(

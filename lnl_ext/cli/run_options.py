@@ -14,6 +14,7 @@ from lnl_ext.cli.arguments import build, read_toml, saved_value
 from lnl_ext.cli.options import TrainOptions
 from lnl_ext.cli.run_folder import CONFIG
 from lnl_ext.errors import UserError
+from lnl_ext.models.weights import NAMED_WEIGHTS
 from lnl_ext.training.methods import METHODS
 from lnl_ext.training.recipe import LNL
 
@@ -52,7 +53,7 @@ def train_options(flags: Mapping[str, Any]) -> TrainOptions:
     options = build(TrainOptions, {"threads": torch.get_num_threads()}, *layers, flags)
     options = dataclasses.replace(options, **_of_method(options))
     options.check()
-    if options.weights not in ("none", "imagenet"):
+    if options.weights not in NAMED_WEIGHTS:
         options = dataclasses.replace(options, weights=os.path.abspath(options.weights))
     if saved is not None:
         changed = [
@@ -83,6 +84,6 @@ def _of_method(options: TrainOptions) -> dict[str, Any]:
 
 def _from_file(path: Path) -> dict[str, Any]:
     values = read_toml(path, TrainOptions)
-    if values.get("weights", "none") not in ("none", "imagenet"):
+    if values.get("weights", "none") not in NAMED_WEIGHTS:
         values["weights"] = str(path.parent / values["weights"])  # as every path of the file
     return values

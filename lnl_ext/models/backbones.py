@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import DualGraphModule, NodePathTracer
 
 from lnl_ext.errors import UserError
+from lnl_ext.models.efficientnet import EFFICIENTNET_LITE0, efficientnet_lite0
 from lnl_ext.models.small import small_network
 
 __all__ = [
@@ -46,8 +47,9 @@ def build_network(arch: str, classes: int) -> nn.Module:
     Parameters
     ----------
     arch
-        A name of ``torchvision.models.list_models(module=torchvision.models)``, or ``"small"``:
-        `lnl_ext.models.small.small_network`.
+        A name of ``torchvision.models.list_models(module=torchvision.models)``; or ``"small"``:
+        `lnl_ext.models.small.small_network`; or ``"efficientnet_lite0"``:
+        `lnl_ext.models.efficientnet.efficientnet_lite0`.
     classes
         Number of label classes.
 
@@ -58,12 +60,14 @@ def build_network(arch: str, classes: int) -> nn.Module:
     """
     if arch == SMALL:
         return small_network(classes)
+    if arch == EFFICIENTNET_LITE0:
+        return efficientnet_lite0(classes)
     names = torchvision.models.list_models(module=torchvision.models)
     if arch not in names:
         near = difflib.get_close_matches(arch, names, n=5, cutoff=0.3) or names
         raise UserError(
-            f"arch is {arch!r}, expected {SMALL} or a classification model of torchvision, such as "
-            f"{', '.join(near)}"
+            f"arch is {arch!r}, expected {SMALL}, {EFFICIENTNET_LITE0} or a classification model "
+            f"of torchvision, such as {', '.join(near)}"
         )
     # Both draw their weights anew in any case; saying so keeps torchvision's warning away.
     options = {"init_weights": True} if arch in ("googlenet", "inception_v3") else {}

@@ -13,8 +13,19 @@ from torch import Tensor, nn
 from lnl_ext.errors import UserError
 from lnl_ext.files import write_state
 from lnl_ext.models.backbones import SMALL, output_layer
+from lnl_ext.models.efficientnet import EFFICIENTNET_LITE0, LITE0_WEIGHTS, lite0_weights
 
-__all__ = ["load_weights", "put_weights", "read_weights", "save_weights", "unwrapped"]
+__all__ = [
+    "NAMED_WEIGHTS",
+    "load_weights",
+    "put_weights",
+    "read_weights",
+    "save_weights",
+    "unwrapped",
+]
+
+NAMED_WEIGHTS = ("none", "imagenet", LITE0_WEIGHTS)
+"""What `load_weights` takes instead of a path."""
 
 
 def load_weights(network: nn.Module, arch: str, source: str) -> str | None:
@@ -27,8 +38,9 @@ def load_weights(network: nn.Module, arch: str, source: str) -> str | None:
     arch
         Its architecture.
     source
-        ``"none"`` leaves it as it is, ``"imagenet"`` downloads torchvision's, anything else is the
-        path of a state_dict, as `read_weights` takes it.
+        ``"none"`` leaves it as it is, ``"imagenet"`` downloads torchvision's,
+        ``"efficientnet-lite0"`` takes them from an installed package, anything else is the path of
+        a state_dict, as `read_weights` takes it.
 
     Returns
     -------
@@ -42,8 +54,14 @@ def load_weights(network: nn.Module, arch: str, source: str) -> str | None:
     """
     if source == "none":
         return None
-    if source == "imagenet":
-        if arch == SMALL:
+    if source == LITE0_WEIGHTS:
+        if arch != EFFICIENTNET_LITE0:
+            raise UserError(
+                f"weights {LITE0_WEIGHTS} are those of arch {EFFICIENTNET_LITE0!r}, not {arch!r}"
+            )
+        state = lite0_weights()
+    elif source == "imagenet":
+        if arch in (SMALL, EFFICIENTNET_LITE0):
             raise UserError(f"weights is 'imagenet', which arch {arch!r} lacks")
         choice = torchvision.models.get_model_weights(arch).DEFAULT
         try:

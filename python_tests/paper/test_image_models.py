@@ -48,7 +48,7 @@ def test_the_small_network_and_its_heads(feature_layer):
 
 
 def test_what_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"arch is 'vgg', expected small or .*vgg11"):
+    with pytest.raises(UserError, match=r"arch is 'vgg', expected small, .* or .*vgg11"):
         photo_network("vgg", 2)
     with pytest.raises(UserError, match=r"layer 'layer9': no such layer. Near it: .*layer1"):
         photo_network("resnet18", 2, feature_layer="layer9")
