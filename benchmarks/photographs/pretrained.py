@@ -36,7 +36,7 @@ _FROZEN, _FEATURES = 8, 11  # blocks: those that are frozen, and those before th
 _CHANNELS, _STRIDE = 112, 16  # of the features
 _BATCH = 16  # images that the frozen blocks take at once
 
-RECIPE = Recipe(warm_up=0.1, rise=0.5, head_steps=1, balance=False)
+RECIPE = Recipe(warm_up=0.1, rise=0.5, head_steps=1, balance=0.0, adjust=False)
 
 
 def network(classes: int) -> tuple[nn.Module, SplitNetwork]:
