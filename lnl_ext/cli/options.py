@@ -39,7 +39,7 @@ ARCH, SMALL_SIDE = "resnet18", 96
 IMAGE_SIZE, SMALL_IMAGE_SIZE = 224, 64
 """The largest default size in pixels, and that of the small architecture: it sees 39 at once."""
 
-EPOCHS, STEPS = 12, 600
+EPOCHS, STEPS = 12, 1000
 """The default length of a training: the longer of the two."""
 
 _LARGEST_SEED = 2**32 - 1  # NumPy's
@@ -64,7 +64,7 @@ class DataOptions:
         "once for each column",
         metavar="NAME[:bins=...]",
     )
-    batch_size: int = option(64, "images per step, of all processes together", minimum=2)
+    batch_size: int = option(32, "images per step, of all processes together", minimum=2)
     workers: int = option(2, "processes that decode images; 0: none", minimum=0)
     device: str = option("auto", "auto (a CUDA GPU where there is one), cpu, cuda, cuda:1 ..., mps")
     threads: int | None = option(

@@ -61,7 +61,7 @@ def test_the_images_decide_network_and_size(
     [
         (10, {}, STEPS),
         (1000, {}, STEPS),
-        (50_000, {}, EPOCHS * 781),  # 781 whole batches of 64
+        (50_000, {}, EPOCHS * 1562),  # 1562 whole batches of 32
         (50_000, {"steps": 10}, 10),
         (50_000, {"epochs": 2.0}, None),
     ],
