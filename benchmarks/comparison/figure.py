@@ -11,7 +11,7 @@ from comparison.table import Line, Row, rows
 
 PANELS = {"worst_group": "worst-group accuracy", "accuracy": "accuracy"}
 _MARKERS = "osD^v<>PXp*h8d"
-_COLORS = {"lnl": "black", "lnl_adjusted": "crimson"}  # what is compared with the others
+_COLORS = {"lnl": "black"}  # what is compared with the others
 
 
 def draw(runs: Sequence[Line], path: Path) -> None:
