@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from photographs.options import PRETRAINED, parse, parser
+from photographs.options import parse, parser
 
 BENCHMARK = "dogs_and_cats"
 METHODS = ("baseline", "gray", "blindeye", "grl", "lnl")
@@ -30,10 +30,7 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "features; map_and_label, the default otherwise: the same once for all images and once by "
         "label; global: the mean colour likewise; tone: bright or dark",
     )
-    options = parse(made, arguments)
-    if options.heads is None:
-        options.heads = ["map"] if options.weights == PRETRAINED else ["map_and_label"]
-    return options
+    return parse(made, arguments, ["map_and_label"], {"heads": ["map"], "strength": 3.0})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

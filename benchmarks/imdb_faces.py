@@ -29,12 +29,12 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--heads",
         nargs="+",
         choices=HEADS,
-        default=["map"],
         help="map: from every position of the features; linear: one linear layer on pooled "
         "features, the paper's; global: with two convolutions before it; by_label: the same for "
-        "each label separately",
+        "each label separately. By default map, and by_label with pretrained features as well",
     )
-    return parse(made, arguments)
+    pretrained = {"heads": ["map", "by_label"], "strength": 6.0}
+    return parse(made, arguments, ["map"], pretrained)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from recording.options import RESULTS, add_training, command
 
@@ -12,19 +13,18 @@ from recording.options import RESULTS, add_training, command
 ARCHITECTURES = ("small", "resnet18", "efficientnet_lite0")
 PRETRAINED = "efficientnet-lite0"
 # What the options are that are not given; the second for pretrained features.
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     "arch": "small",
     "epochs": 15.0,
     "image_size": 48,
     "smallest_part": 0.35,
     "strength": 1.0,
 }
-PRETRAINED_DEFAULTS = {
+PRETRAINED_DEFAULTS: dict[str, Any] = {
     "arch": "efficientnet_lite0",
     "epochs": 2.0,
     "image_size": 192,
     "smallest_part": 0.5,
-    "strength": 3.0,
 }
 
 
@@ -52,7 +52,8 @@ def parser(
     add(
         "--strength",
         type=float,
-        help=f"factor of the adversaries' coefficients; {_default('strength')}",
+        help="factor of the adversaries' coefficients; by default 1, and more for pretrained "
+        "features",
     )
     add(
         "--smallest-part",
@@ -77,12 +78,19 @@ def _default(name: str) -> str:
     return f"{DEFAULTS[name]}, with --weights {PRETRAINED} {PRETRAINED_DEFAULTS[name]}"
 
 
-def parse(made: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+def parse(
+    made: argparse.ArgumentParser,
+    arguments: Sequence[str] | None,
+    heads: Sequence[str],
+    pretrained: Mapping[str, Any],
+) -> argparse.Namespace:
+    """Read the command line; ``heads`` and what ``pretrained`` features have are the defaults."""
     options = made.parse_args(arguments)
     if options.data is None and not options.table:
         made.error("the following arguments are required: --data")
-    defaults = PRETRAINED_DEFAULTS if options.weights == PRETRAINED else DEFAULTS
+    defaults: dict[str, Any] = DEFAULTS | {"heads": list(heads)}
+    if options.weights == PRETRAINED:
+        defaults = PRETRAINED_DEFAULTS | dict(pretrained)
     for name, value in defaults.items():
         if getattr(options, name) is None:
             setattr(options, name, value)

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 import dogs_and_cats
+import imdb_faces
 import photographs.options
 import photographs.runs
 import pretrained_table
@@ -114,6 +115,8 @@ def test_its_network_is_its_own(folder, capsys):
         assert "has its own --arch and --feature-layer" in capsys.readouterr().err
     plain = dogs_and_cats.read_options(["--data", "."])
     assert (plain.arch, plain.strength, plain.heads) == ("small", 1.0, ["map_and_label"])
+    faces = imdb_faces.read_options(["--data", ".", "--weights", "efficientnet-lite0"])
+    assert (faces.strength, faces.heads) == (6.0, ["map", "by_label"])
 
 
 def test_runs_that_are_there_are_not_repeated(frozen, folder, tmp_path, capsys, monkeypatch):
