@@ -161,7 +161,7 @@ class Plan:
         """Return the command that compiles a CUDA unit, which includes no header but CUDA's."""
         assert self.toolkit is not None
         flags = ["-O3", "-std=c++17", "-MMD", "-MF", str(Path(to).with_suffix(".d"))]
-        flags += ["--threads", str(threads), *self.gencode]
+        flags += ["--threads", str(threads), *self.gencode, "-Xfatbin=-compress-all"]
         if os.name != "nt":
             flags += ["-Xcompiler", "-fPIC,-fvisibility=hidden"]
         if os.environ.get("CXX"):

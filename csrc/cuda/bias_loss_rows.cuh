@@ -19,7 +19,7 @@ constexpr int kTiles = kDense ? 3 : 2;
 template <bool kWholeFours, bool kStaged, typename T, typename Element>
 __device__ inline void copy_tile_in_as(const Problem<T>& problem, const Element* from, int count,
                                        bool wide, Accumulation<T>* tile) {
-  constexpr int kBatch = kStaged ? 2 : 4;
+  constexpr int kBatch = !kStaged ? 4 : sizeof(T) == 8 ? 1 : 2;  // double has no registers left
   const int lane = threadIdx.x % kWarp;
   const int windows = (count + kWide<Element> - 1) / kWide<Element>;
 #pragma unroll 1
@@ -299,7 +299,6 @@ __global__ void __launch_bounds__(128, 4) rows_small(Problem<T> problem) {
   const A* denominators;
   if (!begin_turn(problem, shared, 0, problem.heads, denominators)) return;
   // The launcher makes the grid's stride a multiple of the heads: a thread stays with one.
-  const int first_head = head_of_slot(problem, blockDim.x, 0);
   const auto scales =
       head_scales(problem, denominators, head_of_slot(problem, blockDim.x, threadIdx.x));
   Totals<A> totals;
@@ -312,8 +311,8 @@ __global__ void __launch_bounds__(128, 4) rows_small(Problem<T> problem) {
     work_on_tile<T, kDense>(problem, scales, stream, first, here, distances, powers, targets,
                             totals, counts);
   }
-  write_partials(problem, reinterpret_cast<A*>(shared), blockDim.x, threadIdx.x, true, first_head,
-                 problem.heads, 0, totals, counts);
+  write_partials(problem, reinterpret_cast<A*>(shared), blockDim.x, threadIdx.x, true,
+                 head_of_slot(problem, blockDim.x, 0), problem.heads, 0, totals, counts);
 }
 
 // Blocks of rows_medium on a multiprocessor that leave its threads registers enough not to spill.
