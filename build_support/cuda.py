@@ -118,3 +118,28 @@ def default_architectures(nvcc: str, torch_architectures: list[str]) -> str:
     numbers = sorted(re.sub(r"sm_(\d+)(\d\w?)$", r"\1.\2", name) for name in common)
     numbers.sort(key=lambda number: tuple(map(int, re.findall(r"\d+", number))))
     return ";".join(numbers) + "+PTX"
+
+
+def with_shared_ptx(gencode: list[str]) -> list[str]:
+    """Return nvcc's flags for the same devices, with PTX for all from sm_80 on made but once.
+
+    To make PTX takes as long as to make machine code of it for two architectures, and the sources
+    do not tell those apart (only sm_75 lacks asynchronous copies). PTX of the oldest of them serves
+    the newer ones, those that do not exist yet too. Architectures with a letter, as in sm_90a,
+    keep their own.
+
+    Parameters
+    ----------
+    gencode
+        Flags as in ``-gencode=arch=compute_90,code=sm_90``.
+    """
+    pairs = [re.fullmatch(r"-gencode=arch=compute_(\w+),code=(\w+)", flag) for flag in gencode]
+    own = [pair[1] for pair in pairs if pair]
+    oldest = min((int(name) for name in own if name.isdigit() and int(name) >= 80), default=80)
+    flags = []
+    for flag, pair in zip(gencode, pairs, strict=True):
+        if pair and pair[1].isdigit() and int(pair[1]) >= oldest:
+            code = f"compute_{oldest}" if pair[2].startswith("compute") else pair[2]
+            flag = f"-gencode=arch=compute_{oldest},code={code}"
+        flags.append(flag)
+    return flags
