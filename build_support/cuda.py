@@ -101,6 +101,8 @@ def choose_toolkit(torch_version: str, torch_cuda: str | None) -> Toolkit | None
 def default_architectures(nvcc: str, torch_architectures: list[str]) -> str:
     """Return TORCH_CUDA_ARCH_LIST for torch's own architectures, as far as nvcc knows them.
 
+    Machine code runs on later devices of its major version, too: of each version the first is made.
+
     Parameters
     ----------
     nvcc
@@ -116,8 +118,9 @@ def default_architectures(nvcc: str, torch_architectures: list[str]) -> str:
             "TORCH_CUDA_ARCH_LIST"
         )
     numbers = sorted(re.sub(r"sm_(\d+)(\d\w?)$", r"\1.\2", name) for name in common)
-    numbers.sort(key=lambda number: tuple(map(int, re.findall(r"\d+", number))))
-    return ";".join(numbers) + "+PTX"
+    numbers.sort(key=lambda number: tuple(map(int, re.findall(r"\d+", number))), reverse=True)
+    of_major = {number.partition(".")[0]: number for number in numbers}  # the last one is kept
+    return ";".join(reversed(of_major.values())) + "+PTX"
 
 
 def with_shared_ptx(gencode: list[str]) -> list[str]:

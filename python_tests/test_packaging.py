@@ -321,10 +321,12 @@ class TestToolkit:
         assert cuda.find_toolkit() is None
 
     def test_architectures_are_torchs_as_far_as_nvcc_knows_them(self, tmp_path: Path) -> None:
-        nvcc = fake_nvcc(tmp_path, codes="sm_75 sm_90 sm_90a sm_100 sm_110")
+        nvcc = fake_nvcc(tmp_path, codes="sm_75 sm_80 sm_86 sm_90 sm_90a sm_100 sm_110")
         assert (
-            cuda.default_architectures(nvcc, ["sm_100", "sm_120", "sm_75", "sm_90"])
-            == "7.5;9.0;10.0+PTX"
+            cuda.default_architectures(
+                nvcc, ["sm_86", "sm_100", "sm_120", "sm_75", "sm_80", "sm_90"]
+            )
+            == "7.5;8.0;9.0;10.0+PTX"
         )
 
     def test_no_common_architecture_is_an_error(self, tmp_path: Path) -> None:

@@ -138,10 +138,8 @@ def draws(
     Examples
     --------
     >>> made = draws(labels, {"age": age}, balance=LNL.balance, adjust=True)
-    >>> batches = DataLoader(
-    ...     TensorDataset(images, labels, age, *made.targets.values()),
-    ...     batch_sampler=ShardedBatchSampler(len(labels), 64, weights=made.weights),
-    ... )
+    >>> bias = {"age": age, **made.targets}
+    >>> batches = TensorBatches(images, labels, bias, batch_size=64, weights=made.weights)
     """
     columns = list(bias.values())
     if weights is None and balance:
