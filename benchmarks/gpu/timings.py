@@ -233,7 +233,7 @@ def with_bandwidth(result: dict[str, Any], size: int, least: int, moved: int) ->
         "bytes": size,
         "least_bytes": least,
         "moved_bytes": moved,
-        "gigabytes_per_second": {"fused": round(fused, 1), "copy": round(copy, 1)},
+        "gigabytes_per_second": {"fused": round(fused, 3), "copy": round(copy, 3)},
         "bandwidth": round(fused / copy, 4),
     }
 

@@ -62,7 +62,7 @@ def test_a_run_that_lost_a_process_goes_on_and_counts_every_image_once(
 
     result = torchrun(*COMMAND, "train", f"--output={output}", "--resume")
     assert result.returncode == 0, result.stderr
-    assert "method lnl, cpu, 2 processes; resuming at step 2" in result.stdout
+    assert "steps, cpu, 2 processes; resuming at step 2" in result.stdout
     assert result.stdout.count("Wrote ") == 1  # process 0 alone
     records = [json.loads(line) for line in (output / "metrics.jsonl").open()]
     places = [(record["kind"], record["step"]) for record in records]
