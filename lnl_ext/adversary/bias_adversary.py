@@ -240,7 +240,7 @@ class BiasAdversary(ScheduledCoefficients):
         check_weight(self.weight, logits, self.heads)
         reduction = self.reduction
         if sample_weight is not None:
-            check_sample_weight(sample_weight, len(logits), reduction, denominators)
+            check_sample_weight(sample_weight, len(logits), denominators)
             reduction = "none"
         if denominators is not None:
             check_denominators(denominators, self.heads, reduction)

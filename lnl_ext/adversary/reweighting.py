@@ -81,7 +81,8 @@ def logit_adjustment(
         labels, bias, classes=classes, ignore_index=ignore_index, weights=weights
     )
     if weights is not None:  # the labels' shares stay those that come
-        log_label = label_given_bias(labels, bias, classes=classes, ignore_index=ignore_index)[0]
+        count = torch.bincount(labels.long(), minlength=len(log_label))
+        log_label = (count / len(labels)).log()
     adjustment = log_given_bias - log_label
     return adjustment.masked_fill_(log_label.isneginf(), 0.0)
 
@@ -191,9 +192,7 @@ def label_given_bias(
     return log_share, given_bias.log_softmax(1)
 
 
-def check_sample_weight(
-    weight: Tensor, samples: int, reduction: str, denominators: Tensor | None
-) -> None:
+def check_sample_weight(weight: Tensor, samples: int, denominators: Tensor | None) -> None:
     """Raise unless `weight` is one floating-point number a sample, and nothing else divides."""
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         given = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__

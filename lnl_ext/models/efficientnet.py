@@ -141,8 +141,8 @@ def lite0_weights() -> dict[str, Tensor]:
 def fold_batch_norm(network: nn.Sequential) -> None:
     """Put the statistics and weights of every batch norm into the convolution before it.
 
-    The network is as it was in evaluation, and needs a third of the time. Trained further, it keeps
-    the statistics it had.
+    The network is as it was in evaluation, and faster. Trained further, it keeps the statistics it
+    had.
 
     Parameters
     ----------
