@@ -20,6 +20,8 @@ WARPS = {"sm_80": 64, "sm_90": 64, "sm_100": 64, "sm_120": 48}
 """Most warps of a multiprocessor, from the CUDA C++ programming guide's table."""
 REGISTERS = 16384
 """Of each of the four parts of a multiprocessor, which hold a quarter of its warps; likewise."""
+SHARED_PTX = "compute_80"
+"""What the build makes machine code of, for all of these: build_support.cuda.with_shared_ptx."""
 MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "sm_120": 170}
 SHARED_MEMORY = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "sm_120": 99}
 """Most KiB of a block; the multiprocessor has one more, and takes one for each block."""
@@ -181,7 +183,8 @@ def _compile(architecture: str, source: Path) -> list[Kernel]:
     assert cuobjdump is not None
     with tempfile.TemporaryDirectory() as folder:
         cubin = str(Path(folder) / "kernels.cubin")
-        flags = ["-std=c++17", "-O3", f"-arch={architecture}", "-Xptxas", "-v", "-cubin"]
+        gencode = f"-gencode=arch={SHARED_PTX},code={architecture}"
+        flags = ["-std=c++17", "-O3", gencode, "-Xptxas", "-v", "-cubin"]
         kernels = read_report(run([nvcc, *flags, "-o", cubin, str(source)]))
         read_code(run([cuobjdump, "--dump-sass", cubin]), kernels)
     return list(kernels.values())

@@ -569,7 +569,7 @@ cudaError_t launch_fold(const BiasLossCall& call, const Plan& plan, unsigned cha
     return cudaGetLastError();
   }
   const auto kernel = fold_totals<A>;
-  LNL_LAUNCH(kernel, dim3(1), dim3(kFoldThreads), kFoldThreads / kWarp * kTerms * sizeof(A), stream,
+  LNL_LAUNCH(kernel, dim3(1), dim3(kFoldThreads), kFoldThreads * sizeof(A), stream,
              make_fold<T>(call, plan, workspace, known));
   return cudaGetLastError();
 }

@@ -239,8 +239,8 @@ __global__ void __launch_bounds__(kLargeThreads, kRowsLargeBlocks<T, kDense>)
     }
     __syncthreads();  // the next row overwrites by_warp and the label's logit
   }
-  write_partials(problem, reinterpret_cast<A*>(shared), 1, 0, threadIdx.x == 0,
-                 std::int64_t(blockIdx.x), problem.heads, 0, totals, counts);
+  write_partials(problem, reinterpret_cast<A*>(shared), 1, 0, threadIdx.x == 0, head, problem.heads,
+                 0, totals, counts);
 }
 
 // Sites of a tile: a 128-byte line of each class.
@@ -523,8 +523,8 @@ __global__ void __launch_bounds__(256, kSitesLargeBlocks<T, kDense, kSites>)
     }
     __pipeline_commit();
   }
-  write_partials(problem, reinterpret_cast<A*>(shared), kTile, threadIdx.x, threadIdx.x < kTile,
-                 std::int64_t(0), 1, head, totals, counts);
+  write_partials(problem, reinterpret_cast<A*>(shared), kTile, threadIdx.x, threadIdx.x < kTile, 0,
+                 1, head, totals, counts);
 }
 
 }  // namespace lnl::cuda

@@ -287,23 +287,30 @@ __device__ inline int elements_before(const T* row) {
   return static_cast<int>(reinterpret_cast<std::uintptr_t>(row) % 32 / sizeof(T));
 }
 
-// Quotients of numbers in [0, 2^31) by multiplication; larger ones are divided.
+// Quotients by multiplication, in 32 bits where all numbers are below 2^31, else in 64: a division
+// of 64 bits would be a hundred instructions in every kernel.
 struct Divider {
-  std::int64_t divisor = 1;
+  std::uint64_t wide_multiplier = 1;
   std::uint32_t multiplier = 1;
   std::uint32_t shift = 0;
   bool narrow = true;
 
   Divider() = default;
   // An empty tensor's 0 positions divide nothing, and must not divide here either.
-  Divider(std::int64_t by, std::int64_t largest_dividend) : divisor(by < 1 ? 1 : by) {
-    by = divisor;
+  Divider(std::int64_t by, std::int64_t largest_dividend) {
+    const std::uint64_t divisor = by < 1 ? 1 : by;
     constexpr std::int64_t limit = std::int64_t{1} << 31;
     narrow = largest_dividend < limit && by < limit;
-    if (!narrow) return;
-    while ((std::int64_t{1} << shift) < by) ++shift;
-    multiplier = static_cast<std::uint32_t>(
-        ((std::uint64_t{1} << 32) * ((std::uint64_t{1} << shift) - by)) / by + 1);
+    while ((std::uint64_t{1} << shift) < divisor) ++shift;
+    // 2^32 or 2^64 times (2^shift - divisor) / divisor, and 1: the quotient's bits one by one.
+    std::uint64_t rest = (std::uint64_t{1} << shift) - divisor, bits = 0;
+    for (int bit = 0; bit < (narrow ? 32 : 64); ++bit) {
+      rest *= 2;
+      bits *= 2;
+      if (rest >= divisor) rest -= divisor, ++bits;
+    }
+    if (narrow) multiplier = static_cast<std::uint32_t>(bits + 1);
+    if (!narrow) wide_multiplier = bits + 1;
   }
 
   // For dividends and divisors that are known to be below 2^31.
@@ -312,8 +319,9 @@ struct Divider {
     return static_cast<int>((__umulhi(value, multiplier) + value) >> shift);
   }
   __device__ std::int64_t divide(std::int64_t dividend) const {
-    if (!narrow) return dividend / divisor;
-    return divide_int(static_cast<int>(dividend));
+    if (narrow) return divide_int(static_cast<int>(dividend));
+    const auto value = static_cast<std::uint64_t>(dividend);
+    return static_cast<std::int64_t>((__umul64hi(value, wide_multiplier) + value) >> shift);
   }
 };
 

@@ -113,14 +113,18 @@ struct Problem {
   bool stage;  // many classes: keep the logits on chip between the two passes
 
   __device__ bool wants_gradient() const { return gradient != nullptr || head_gradient != nullptr; }
+  // Whether probabilities are A where that is not T.
+  __device__ bool widens_probabilities() const {
+    return !std::is_same_v<T, A> && wide_probabilities;
+  }
   __device__ A probability(std::int64_t element) const {
-    return wide_probabilities ? static_cast<const A*>(probabilities)[element]
-                              : A(widen(static_cast<const T*>(probabilities)[element]));
+    return widens_probabilities() ? static_cast<const A*>(probabilities)[element]
+                                  : A(widen(static_cast<const T*>(probabilities)[element]));
   }
   // A window of a row of probabilities that begins at element `begin`.
   __device__ void load_probabilities(std::int64_t begin, int first, int count,
                                      A (&values)[kWide<T>]) const {
-    if (!wide_probabilities) {
+    if (!widens_probabilities()) {
       load_window(static_cast<const T*>(probabilities) + begin, first, count, wide_targets, A(0),
                   values);
       return;
@@ -178,6 +182,14 @@ __device__ SitePlace place_of_row(const Problem<T>& problem, std::int64_t row) {
   const std::int64_t sample = problem.by_positions.divide(output);
   const std::int64_t position = output - sample * problem.positions;
   return {(sample * problem.heads + head) * problem.positions + position, output};
+}
+
+// The head of a block's slot, where it works on rows blockIdx.x * slots + slot. As numbers of 32
+// bits: heads are fewer than 2^16 and slots fewer than 2^10.
+template <typename T>
+__device__ inline int head_of_slot(const Problem<T>& problem, unsigned slots, unsigned slot) {
+  const unsigned heads = problem.heads;
+  return static_cast<int>((blockIdx.x % heads * slots + slot) % heads);
 }
 
 // The target of one site as one number: its class, or why it has none.

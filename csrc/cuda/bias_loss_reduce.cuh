@@ -19,6 +19,16 @@ __device__ inline A sum_of_lanes(A value, int lanes, int apart = 1) {
   return value;
 }
 
+// The same in a loop: code that runs once a block is to be short.
+template <typename A>
+__device__ inline A sum_of_lanes_in_turn(A value, int lanes) {
+#pragma unroll 1
+  for (int offset = lanes / 2; offset > 0; offset /= 2) {
+    value += __shfl_xor_sync(kWholeWarp, value, offset);
+  }
+  return value;
+}
+
 template <typename A>
 __device__ inline A largest_of_lanes(A value, int lanes, int apart = 1) {
   for (int offset = lanes / 2; offset >= apart; offset /= 2) {
@@ -27,17 +37,20 @@ __device__ inline A largest_of_lanes(A value, int lanes, int apart = 1) {
   return value;
 }
 
+// All of a site's sums, step by step: where `lanes` is not a constant, in one loop.
 template <typename A, bool kDense>
 __device__ inline void sum_sites_of_lanes(SiteSums<A, kDense>& sums, int lanes, int apart = 1) {
-  sums.t = sum_of_lanes(sums.t, lanes, apart);
-  sums.u = sum_of_lanes(sums.u, lanes, apart);
-  sums.ties = sum_of_lanes(sums.ties, lanes, apart);
-  if constexpr (kDense) {
-    sums.y_below = sum_of_lanes(sums.y_below, lanes, apart);
-    sums.y_ties = sum_of_lanes(sums.y_ties, lanes, apart);
-    sums.yd = sum_of_lanes(sums.yd, lanes, apart);
-    sums.distance = sum_of_lanes(sums.distance, lanes, apart);
-    sums.count = sum_of_lanes(sums.count, lanes, apart);
+  for (int offset = lanes / 2; offset >= apart; offset /= 2) {
+    sums.t += __shfl_xor_sync(kWholeWarp, sums.t, offset);
+    sums.u += __shfl_xor_sync(kWholeWarp, sums.u, offset);
+    sums.ties += __shfl_xor_sync(kWholeWarp, sums.ties, offset);
+    if constexpr (kDense) {
+      sums.y_below += __shfl_xor_sync(kWholeWarp, sums.y_below, offset);
+      sums.y_ties += __shfl_xor_sync(kWholeWarp, sums.y_ties, offset);
+      sums.yd += __shfl_xor_sync(kWholeWarp, sums.yd, offset);
+      sums.distance += __shfl_xor_sync(kWholeWarp, sums.distance, offset);
+      sums.count += __shfl_xor_sync(kWholeWarp, sums.count, offset);
+    }
   }
 }
 
@@ -121,8 +134,8 @@ __device__ inline int block_of_grid() { return blockIdx.y * gridDim.x + blockIdx
 // kPartials * slots values; all threads of the block call this.
 template <typename T>
 __device__ void write_partials(const Problem<T>& problem, Accumulation<T>* scratch, int slots,
-                               int slot, bool owner, std::int64_t first_row, int heads,
-                               int head_offset, const Totals<Accumulation<T>>& totals,
+                               int slot, bool owner, int first_head, int heads, int head_offset,
+                               const Totals<Accumulation<T>>& totals,
                                const LabelCounts<Accumulation<T>>& counts) {
   using A = Accumulation<T>;
   if (problem.partials == nullptr) return;
@@ -133,28 +146,29 @@ __device__ void write_partials(const Problem<T>& problem, Accumulation<T>* scrat
     scratch[(kTerms + 1) * slots + slot] = A(counts.ignored);
   }
   __syncthreads();
+  // A warp for each sum, and one for the flag, which is the number of ignored labels of all heads.
   const int lane = threadIdx.x % kWarp;
-  const int first_head = static_cast<int>(first_row % heads);
-  if (problem.turns.flags != nullptr && threadIdx.x < kWarp) {
-    const A* ignored = scratch + (kTerms + 1) * slots;
-    A any = 0;
-    for (int q = lane; q < slots; q += kWarp) any += ignored[q];
-    any = sum_of_lanes(any, kWarp);
-    if (lane == 0) problem.turns.flags[block_of_grid()] = any > A(0);
-  }
-  for (int head = threadIdx.x / kWarp; head < heads; head += blockDim.x / kWarp) {
-    const int first_slot = (head + heads - first_head) % heads;
-    for (int i = 0; i < kPartials; ++i) {
-      A sum = 0;
-      for (int q = first_slot + lane * heads; q < slots; q += kWarp * heads) {
-        sum += scratch[i * slots + q];
-      }
-      sum = sum_of_lanes(sum, kWarp);
-      if (lane == 0) {
-        const std::int64_t place =
-            (std::int64_t(blockIdx.x) * problem.heads + head_offset + head) * kPartials;
-        problem.partials[place + i] = sum;
-      }
+  const int sums = heads * kPartials;
+  const int last = problem.turns.flags != nullptr ? sums + 1 : sums;
+#pragma unroll 1
+  for (int unit = threadIdx.x / kWarp; unit < last; unit += blockDim.x / kWarp) {
+    const bool flag = unit == sums;
+    const int head = unit / kPartials;
+    const int i = flag ? kPartials - 1 : unit - head * kPartials;
+    const int step = flag ? 1 : heads;
+    int q = flag ? 0 : head - first_head;
+    if (q < 0) q += heads;
+    A sum = 0;
+#pragma unroll 1
+    for (q += lane * step; q < slots; q += kWarp * step) sum += scratch[i * slots + q];
+    sum = sum_of_lanes_in_turn(sum, kWarp);
+    if (lane > 0) continue;
+    if (flag) {
+      problem.turns.flags[block_of_grid()] = sum > A(0);
+    } else {
+      const std::int64_t place =
+          (std::int64_t(blockIdx.x) * problem.heads + head_offset + head) * kPartials;
+      problem.partials[place + i] = sum;
     }
   }
 }
@@ -236,61 +250,87 @@ __global__ void __launch_bounds__(32) fold_denominators(DenominatorProblem<A> pr
   }
 }
 
-// The sums of all blocks for a head, by a warp: every lane adds the blocks that lie kWarp apart,
-// always in the same order. Of kPartials sums those from `kFirst` on.
-template <int kFirst, typename A>
-__device__ inline void fold_head(const FoldProblem<A>& problem, int head,
-                                 A (&totals)[kPartials - kFirst]) {
-  RunningSum<A> sums[kPartials - kFirst];
-  for (int part = threadIdx.x % kWarp; part < problem.blocks; part += kWarp) {
-    const A* partial =
-        problem.partials + (std::int64_t(part) * problem.heads + head) * kPartials + kFirst;
-#pragma unroll
-    for (int i = 0; i < kPartials - kFirst; ++i) sums[i].add(partial[i]);
+// What a head's sums of CE and of everything else are divided by: by its labels' counts, which are
+// among the sums, by given numbers, or by 1.
+template <typename A>
+__device__ inline void denominators_of_head(const FoldProblem<A>& problem, int head, const A* sums,
+                                            A (&denominators)[2]) {
+  denominators[0] = denominators[1] = A(1);
+  if (problem.denominators != nullptr) {
+    const A counted = problem.sites - sums[kTerms + 1];
+    denominators[0] = problem.weighted ? sums[kTerms] : counted;
+    denominators[1] = problem.mask_entropy ? counted : problem.sites;
+  } else if (problem.given != nullptr) {
+    denominators[0] = problem.given[2 * head];
+    denominators[1] = problem.given[2 * head + 1];
   }
-#pragma unroll
-  for (int i = 0; i < kPartials - kFirst; ++i) totals[i] = sum_of_lanes(sums[i].value, kWarp);
 }
 
-// What a head's sums of CE and of everything else are divided by, out of its labels' counts.
+// By one block, always in the same order: the heads [first, first + heads), or with `whole` all of
+// them and the call's results. `own`, if not null, gets the denominators of the former. `scratch`
+// has room for a number a thread.
 template <typename A>
-__device__ inline void count_denominators(const FoldProblem<A>& problem, A weight, A ignored,
-                                          A (&denominators)[2]) {
-  denominators[0] = problem.weighted ? weight : problem.sites - ignored;
-  denominators[1] = problem.mask_entropy ? problem.sites - ignored : problem.sites;
-}
-
-// By one block, a warp a head. `by_warp` has room for kTerms values a warp.
-template <typename A>
-__device__ inline void fold(const FoldProblem<A>& problem, A* by_warp) {
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
-  A terms[kTerms] = {};
-  for (int head = warp; head < problem.heads; head += warps) {
-    A sums[kPartials], denominators[2] = {A(1), A(1)};
-    fold_head<0>(problem, head, sums);
-    if (problem.denominators != nullptr) {
-      count_denominators(problem, sums[kTerms], sums[kTerms + 1], denominators);
-      if (lane < 2)
-        problem.denominators[2 * head + lane] = lane == 0 ? denominators[0] : denominators[1];
-    } else if (problem.given != nullptr) {
-      denominators[0] = problem.given[2 * head];
-      denominators[1] = problem.given[2 * head + 1];
+__device__ inline void fold(const FoldProblem<A>& problem, A* scratch, bool whole, A* own,
+                            int first, int heads) {
+  const int thread = threadIdx.x;
+  const int most = blockDim.x / kPartials;  // heads at a time
+  const int end = whole ? problem.heads : first + heads;
+  A term = 0;
+#pragma unroll 1
+  for (int begin = whole ? 0 : first; begin < end; begin += most) {
+    const int here = end - begin < most ? end - begin : most;
+    // All blocks' sums are a matrix [blocks, heads * kPartials]; threads share a column of it.
+    const int columns = here * kPartials, groups = blockDim.x / columns;
+    const int group = thread / columns;
+    __syncthreads();  // scratch is read no more
+    if (group < groups) {
+      const A* column = problem.partials + begin * kPartials + thread - group * columns;
+      RunningSum<A> sum;
+#pragma unroll 4
+      for (int part = group; part < problem.blocks; part += groups) {
+        sum.add(column[std::int64_t(part) * problem.heads * kPartials]);
+      }
+      scratch[thread] = sum.value;
     }
+    __syncthreads();
+    if (thread < columns) {
+      A sum = scratch[thread];
+#pragma unroll 4
+      for (int g = 1; g < groups; ++g) sum += scratch[g * columns + thread];
+      scratch[thread] = sum;
+    }
+    __syncthreads();
+    if (thread < here) {
+      A* sums = scratch + thread * kPartials;
+      const int head = begin + thread;
+      A denominators[2];
+      denominators_of_head(problem, head, sums, denominators);
 #pragma unroll
-    for (int i = 0; i < kTerms; ++i) terms[i] += sums[i] / denominators[i > 0];
+      for (int i = 0; i < 2; ++i) {
+        if (own != nullptr && head >= first && head < first + heads) {
+          own[2 * (head - first) + i] = denominators[i];
+        }
+        if (whole && problem.denominators != nullptr) {
+          problem.denominators[2 * head + i] = denominators[i];
+        }
+        sums[kTerms + i] = denominators[i];
+      }
+    }
+    if (!whole) continue;
+    __syncthreads();
+    if (thread < kTerms) {
+#pragma unroll 1
+      for (int head = 0; head < here; ++head) {
+        const A* sums = scratch + head * kPartials;
+        term += sums[thread] / sums[thread == 0 ? kTerms : kTerms + 1];
+      }
+    }
   }
-  if (lane == 0) {
-#pragma unroll
-    for (int i = 0; i < kTerms; ++i) by_warp[warp * kTerms + i] = terms[i];
-  }
+  if (!whole) return;
+  if (thread < kTerms) scratch[thread] = term;  // that of head 0, which no other thread reads
   __syncthreads();
-  if (threadIdx.x == 0) {
-    A cross_entropy = 0, entropy = 0, confusion = 0;
-    for (int w = 0; w < warps; ++w) {
-      cross_entropy += by_warp[w * kTerms];
-      entropy += by_warp[w * kTerms + 1];
-      confusion += by_warp[w * kTerms + 2];
-    }
+  if (thread == 0) {
+    const A cross_entropy = scratch[0], entropy = scratch[1], confusion = scratch[2];
     A loss = cross_entropy;
     const A entropy_weight = problem.entropy_weight.read();
     const A confusion_weight = problem.confusion_weight.read();
@@ -307,11 +347,11 @@ constexpr int kFoldThreads = 512;
 template <typename A>
 __global__ void __launch_bounds__(kFoldThreads) fold_totals(FoldProblem<A> problem) {
   LNL_SHARED(shared);
-  fold(problem, reinterpret_cast<A*>(shared));
+  fold(problem, reinterpret_cast<A*>(shared), true, static_cast<A*>(nullptr), 0, 0);
 }
 
 // Whether the block has anything to do in this turn, and the denominators for its heads
-// [first_head, first_head + heads): see Turns. `shared` has room for kTerms values a warp.
+// [first_head, first_head + heads): see Turns. `shared` has room for a number a thread.
 template <typename T>
 __device__ inline bool begin_turn(const Problem<T>& problem, unsigned char* shared, int first_head,
                                   int heads, const Accumulation<T>*& denominators) {
@@ -323,27 +363,24 @@ __device__ inline bool begin_turn(const Problem<T>& problem, unsigned char* shar
   int* found = reinterpret_cast<int*>(shared);
   int any = turns.always;
   if (!turns.always) {
+#pragma unroll 4
     for (int block = threadIdx.x; block < turns.blocks; block += blockDim.x) {
       any += turns.flags[block];
     }
-    any = sum_of_lanes(any, kWarp);
+    any = sum_of_lanes_in_turn(any, kWarp);
     if (lane == 0) found[warp] = any;
     __syncthreads();
     any = 0;
+#pragma unroll 1
     for (int w = 0; w < warps; ++w) any += found[w];
-    __syncthreads();
   }
-  if (block_of_grid() == 0) fold(turns.fold, reinterpret_cast<A*>(shared));
+  const bool folds = block_of_grid() == 0;
+  if (!folds && any == 0) return false;
+  A* own = turns.denominators + std::int64_t(block_of_grid()) * heads * 2;
+  fold(turns.fold, reinterpret_cast<A*>(shared), folds, own, first_head, heads);
   if (any == 0) return false;
-  A* own = turns.denominators + (std::int64_t(block_of_grid()) * heads - first_head) * 2;
-  for (int head = first_head + warp; head < first_head + heads; head += warps) {
-    A counts[2], counted[2];
-    fold_head<kTerms>(turns.fold, head, counts);
-    count_denominators(turns.fold, counts[0], counts[1], counted);
-    if (lane < 2) own[2 * head + lane] = lane == 0 ? counted[0] : counted[1];
-  }
   __syncthreads();
-  denominators = own;
+  denominators = own - 2 * first_head;
   return true;
 }
 

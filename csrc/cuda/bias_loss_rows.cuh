@@ -13,12 +13,13 @@ namespace lnl::cuda {
 template <bool kDense>
 constexpr int kTiles = kDense ? 3 : 2;
 
-// Copies `count` adjacent elements from global memory to rows of `pitch` in shared memory. With
-// kWholeFours a row is a multiple of four elements, so that four never lie in two rows.
-template <bool kWholeFours, typename T, typename Element>
+// Copies `count` adjacent elements to rows of `pitch` in shared memory, from global memory or from
+// where TileStream has put them, in whole windows. With kWholeFours a row is a multiple of four
+// elements, so that four never lie in two rows.
+template <bool kWholeFours, bool kStaged, typename T, typename Element>
 __device__ inline void copy_tile_in_as(const Problem<T>& problem, const Element* from, int count,
                                        bool wide, Accumulation<T>* tile) {
-  constexpr int kBatch = 4;
+  constexpr int kBatch = !kStaged ? 4 : sizeof(T) == 8 ? 1 : 2;  // double has no registers left
   const int lane = threadIdx.x % kWarp;
   const int windows = (count + kWide<Element> - 1) / kWide<Element>;
 #pragma unroll 1
@@ -26,8 +27,12 @@ __device__ inline void copy_tile_in_as(const Problem<T>& problem, const Element*
     Accumulation<T> values[kBatch][kWide<Element>];
 #pragma unroll
     for (int k = 0; k < kBatch; ++k) {
-      load_window(from, (first + k * kWarp) * kWide<Element>, count, wide, Accumulation<T>(0),
-                  values[k]);
+      const int element = (first + k * kWarp) * kWide<Element>;
+      if constexpr (!kStaged) {
+        load_window(from, element, count, wide, Accumulation<T>(0), values[k]);
+      } else if (element < count) {
+        load_staged(from + element, values[k]);
+      }
     }
 #pragma unroll
     for (int k = 0; k < kBatch; ++k) {
@@ -96,13 +101,13 @@ template <typename Element, typename T>
 __device__ inline bool in_fours(const Problem<T>& problem) {
   return kWide<Element> >= 4 && problem.classes % 4 == 0;
 }
-template <typename T, typename Element>
+template <bool kStaged, typename T, typename Element>
 __device__ inline void copy_tile_in(const Problem<T>& problem, const Element* from, int count,
                                     bool wide, Accumulation<T>* tile) {
   if (in_fours<Element>(problem)) {
-    copy_tile_in_as<kWide<Element> >= 4>(problem, from, count, wide, tile);
+    copy_tile_in_as<kWide<Element> >= 4, kStaged>(problem, from, count, wide, tile);
   } else {
-    copy_tile_in_as<false>(problem, from, count, wide, tile);
+    copy_tile_in_as<false, kStaged>(problem, from, count, wide, tile);
   }
 }
 template <typename T>
@@ -250,14 +255,14 @@ __device__ inline void work_on_tile(const Problem<T>& problem,
   const int lane = threadIdx.x % kWarp;
   const int count = rows * problem.classes;
   const std::int64_t begin = first * problem.classes;
-  copy_tile_in(problem, stream.wait(), count, true, distances);
+  copy_tile_in<true>(problem, stream.wait(), count, true, distances);
   if (kDense && problem.labels == nullptr) {
-    if (problem.wide_probabilities) {
-      copy_tile_in(problem, static_cast<const A*>(problem.probabilities) + begin, count,
-                   problem.wide_targets, targets);
+    if (problem.widens_probabilities()) {
+      copy_tile_in<false>(problem, static_cast<const A*>(problem.probabilities) + begin, count,
+                          problem.wide_targets, targets);
     } else {
-      copy_tile_in(problem, static_cast<const T*>(problem.probabilities) + begin, count,
-                   problem.wide_targets, targets);
+      copy_tile_in<false>(problem, static_cast<const T*>(problem.probabilities) + begin, count,
+                          problem.wide_targets, targets);
     }
   }
   __syncwarp();
@@ -294,8 +299,8 @@ __global__ void __launch_bounds__(128, 4) rows_small(Problem<T> problem) {
   const A* denominators;
   if (!begin_turn(problem, shared, 0, problem.heads, denominators)) return;
   // The launcher makes the grid's stride a multiple of the heads: a thread stays with one.
-  const auto scales = head_scales(problem, denominators,
-                                  static_cast<int>((first_row + threadIdx.x) % problem.heads));
+  const auto scales =
+      head_scales(problem, denominators, head_of_slot(problem, blockDim.x, threadIdx.x));
   Totals<A> totals;
   LabelCounts<A> counts;
   TileStream<T> stream(problem, reinterpret_cast<T*>(own + kTiles<kDense> * tile * sizeof(A)),
@@ -306,8 +311,8 @@ __global__ void __launch_bounds__(128, 4) rows_small(Problem<T> problem) {
     work_on_tile<T, kDense>(problem, scales, stream, first, here, distances, powers, targets,
                             totals, counts);
   }
-  write_partials(problem, reinterpret_cast<A*>(shared), blockDim.x, threadIdx.x, true, first_row,
-                 problem.heads, 0, totals, counts);
+  write_partials(problem, reinterpret_cast<A*>(shared), blockDim.x, threadIdx.x, true,
+                 head_of_slot(problem, blockDim.x, 0), problem.heads, 0, totals, counts);
 }
 
 // Blocks of rows_medium on a multiprocessor that leave its threads registers enough not to spill.
@@ -341,8 +346,8 @@ __global__ void __launch_bounds__(128, kMediumBlocks<T, kDense, kElements>)
   const std::int64_t rows = problem.sites * problem.heads;
   const A* denominators;
   if (!begin_turn(problem, shared, 0, problem.heads, denominators)) return;
-  const auto scales =
-      head_scales(problem, denominators, static_cast<int>((first_row + slot) % problem.heads));
+  const int first_head = head_of_slot(problem, slots, 0);
+  const auto scales = head_scales(problem, denominators, head_of_slot(problem, slots, slot));
   const bool one_hot = problem.labels != nullptr && problem.floor == A(0);
   // A lane copies the windows that it will itself read.
   constexpr int kAhead = kRowsAhead<T, kElements>;
@@ -363,6 +368,7 @@ __global__ void __launch_bounds__(128, kMediumBlocks<T, kDense, kElements>)
     }
     __pipeline_commit();
   };
+#pragma unroll 1
   for (int i = 0; i < kAhead; ++i) copy(first_row + slot + i * stride, i);
   int stage = 0;
   Totals<A> totals;
@@ -467,7 +473,7 @@ __global__ void __launch_bounds__(128, kMediumBlocks<T, kDense, kElements>)
       }
     }
   }
-  write_partials(problem, reinterpret_cast<A*>(shared), slots, slot, lane == 0, first_row,
+  write_partials(problem, reinterpret_cast<A*>(shared), slots, slot, lane == 0, first_head,
                  problem.heads, 0, totals, counts);
 }
 

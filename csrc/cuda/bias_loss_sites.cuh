@@ -112,7 +112,7 @@ struct ThreadSites {
   __device__ void load_targets(const Problem<T>& problem, int c, std::int64_t offset,
                                const Label (&labels)[kSites], Accumulation<T> (&y)[kSites]) const {
     using A = Accumulation<T>;
-    if (problem.labels == nullptr && problem.wide_probabilities) {
+    if (problem.labels == nullptr && problem.widens_probabilities()) {
       load(static_cast<const A*>(problem.probabilities), offset, A(0), y);
     } else if (problem.labels == nullptr) {
       load(static_cast<const T*>(problem.probabilities), offset, A(0), y);
@@ -313,8 +313,8 @@ __global__ void __launch_bounds__(128, kSmallBlocks<T, kDense, kSites>)
       stage = column == columns + problem.ahead * problem.classes * step ? columns : column;
     }
   }
-  write_partials(problem, reinterpret_cast<A*>(shared), blockDim.x, threadIdx.x, true,
-                 std::int64_t(0), 1, head, totals, counts);
+  write_partials(problem, reinterpret_cast<A*>(shared), blockDim.x, threadIdx.x, true, 0, 1, head,
+                 totals, counts);
 }
 
 }  // namespace lnl::cuda

@@ -12,7 +12,9 @@ __device__ inline void prepare_block(const LinearProblem<T>& problem,
                                      const LinearMemory<T>& memory) {
   using A = Accumulation<T>;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+#pragma unroll 1
   for (int m = warp; m < problem.padded_columns; m += warps) {
+#pragma unroll 1
     for (int chunk = lane; chunk < problem.chunks; chunk += kWarp) {
       A values[kWide<T>] = {};
       const int place = m * problem.pitch + place_of_chunk<T>(chunk);
@@ -25,17 +27,21 @@ __device__ inline void prepare_block(const LinearProblem<T>& problem,
       }
       store_chunk<T>(memory.weight + place, values);
     }
+#pragma unroll 1
     for (int row = lane; row < problem.rows; row += kWarp) {
       memory.head_factors[m * problem.rows + row] = 0;
     }
   }
+#pragma unroll 1
   for (int m = threadIdx.x; m < problem.columns; m += blockDim.x) {
     memory.bias[m] = problem.head_bias != nullptr ? A(widen(problem.head_bias[m])) : A(0);
     memory.bias_gradient[m] = RunningSum<A>();
   }
+#pragma unroll 1
   for (int slot = threadIdx.x; slot < problem.slots(); slot += blockDim.x) {
     memory.totals[slot] = Totals<A>();
   }
+#pragma unroll 1
   for (int head = threadIdx.x; head < problem.loss.heads; head += blockDim.x) {
     // By way of a variable: the emulator's checker sees no result that is made in place.
     const HeadScales<A> scales = head_scales(problem.loss, problem.loss.denominators, head);
@@ -55,6 +61,7 @@ __device__ inline void work_on_slot(const LinearProblem<T>& problem, const Linea
   A* powers = distances + tile;
   A* targets = powers + tile;
   const A* bias = memory.bias + head * classes;
+#pragma unroll 1
   for (int c = 0; c < classes; ++c) {
     A logit = distances[c];
     for (int slice = 1; slice < problem.slices; ++slice) logit += distances[slice * tile + c];
@@ -62,6 +69,7 @@ __device__ inline void work_on_slot(const LinearProblem<T>& problem, const Linea
   }
   const std::int64_t site = (first_row + row) * loss.heads + head;
   if (kDense && loss.labels == nullptr) {
+#pragma unroll 1
     for (int c = 0; c < classes; ++c) targets[c] = loss.probability(site * classes + c);
   }
   LabelCounts<A> counts;  // of labels that have been counted already
@@ -72,6 +80,7 @@ __device__ inline void work_on_slot(const LinearProblem<T>& problem, const Linea
   const A* by_head = loss.reversed ? distances : powers;
   A* features_factors = memory.features_factors + head * classes * problem.rows + row;
   A* head_factors = memory.head_factors + head * classes * problem.rows + row;
+#pragma unroll 1
   for (int c = 0; c < classes; c += 4) {
     A to_features[4], to_head[4];
     load_four(powers + c, to_features);
@@ -90,6 +99,7 @@ template <typename T>
 __device__ inline void clear_slot(const LinearProblem<T>& problem, const LinearMemory<T>& memory,
                                   int row, int head) {
   const int classes = problem.loss.classes;
+#pragma unroll 1
   for (int m = head * classes; m < (head + 1) * classes; ++m) {
     memory.features_factors[m * problem.rows + row] = 0;
     memory.head_factors[m * problem.rows + row] = 0;
@@ -167,6 +177,7 @@ __global__ void __launch_bounds__(kLinearThreads, 1) linear_on_chip(LinearProble
   if (problem.head_partials != nullptr) {
     A* partials =
         problem.head_partials + std::int64_t(blockIdx.x) * problem.columns * (problem.width + 1);
+#pragma unroll 1
     for (int m = warp; m < problem.columns; m += warps) {
       for (int d = lane; d < problem.width; d += kWarp) {
         const int chunk = d / kWide<T>, within = d % kWide<T>;
@@ -183,9 +194,8 @@ __global__ void __launch_bounds__(kLinearThreads, 1) linear_on_chip(LinearProble
   }
   const bool owner = head < problem.loss.heads;
   const int slot = owner ? row * problem.loss.heads + head : 0;
-  write_partials(problem.loss, memory.tiles, problem.slots(), slot, owner, std::int64_t(0),
-                 problem.loss.heads, 0, owner ? memory.totals[slot] : Totals<A>(),
-                 LabelCounts<A>());
+  write_partials(problem.loss, memory.tiles, problem.slots(), slot, owner, 0, problem.loss.heads, 0,
+                 owner ? memory.totals[slot] : Totals<A>(), LabelCounts<A>());
 }
 
 // The sum of the blocks' weight and bias gradients, always in the same order. A block takes kWarp

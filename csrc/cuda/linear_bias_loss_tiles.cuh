@@ -248,6 +248,7 @@ struct LinearShares {
     const int large = groups * sum_columns;  // multiply-adds, but for a common factor
     const int quota = (head_units * large + all * columns + warps - 1) / warps;
     int first = 0, end = 0;
+#pragma unroll 1
     for (int w = 0; w <= warp; ++w) {
       const int own = (head_units - w + warps - 1) / warps * large;
       first = end;

@@ -166,7 +166,7 @@ lnl_fault(sum_without_compensation bias_loss_reduce.cuh
   ""
   " equal .*entropy\\[")
 lnl_fault(fold_of_one_turn_of_values bias_loss_reduce.cuh
-  "part < problem.blocks; part += kWarp"
+  "part < problem.blocks; part += groups"
   "part < problem.blocks; part += problem.blocks"
   "many-blocks.*loss\\[")
 lnl_fault(second_turn_of_no_block bias_loss_reduce.cuh
@@ -187,8 +187,23 @@ lnl_fault(weights_not_counted bias_loss_reduce.cuh
   "weight.*denominators\\[")
 lnl_fault(missing_syncthreads_before_own_denominators bias_loss_reduce.cuh
   "__syncthreads();
-  denominators = own;"
-  "denominators = own;"
+  denominators = own - 2 * first_head;"
+  "denominators = own - 2 * first_head;"
+  "race: |never written")
+lnl_fault(missing_syncthreads_before_columns_are_added bias_loss_reduce.cuh
+  "__syncthreads();
+    if (thread < columns) {"
+  "if (thread < columns) {"
+  "race: |never written")
+lnl_fault(missing_syncthreads_before_denominators bias_loss_reduce.cuh
+  "__syncthreads();
+    if (thread < here) {"
+  "if (thread < here) {"
+  "race: |never written")
+lnl_fault(missing_syncthreads_before_terms bias_loss_reduce.cuh
+  "__syncthreads();
+    if (thread < kTerms) {"
+  "if (thread < kTerms) {"
   "race: |never written")
 lnl_linear_fault(linear_fold_of_one_turn_of_denominators bias_loss_reduce.cuh
   "block < problem.blocks; block += kWarp"

@@ -70,6 +70,9 @@ void __stwb(T* address, T value) {
 inline std::uint32_t __umulhi(std::uint32_t a, std::uint32_t b) {
   return static_cast<std::uint32_t>((std::uint64_t{a} * b) >> 32);
 }
+inline std::uint64_t __umul64hi(std::uint64_t a, std::uint64_t b) {
+  return static_cast<std::uint64_t>((static_cast<unsigned __int128>(a) * b) >> 64);
+}
 
 // The approximate functions, off by up to their documented error where noise is asked for.
 inline float __fdividef(float a, float b) { return lnl::emulator::with_noise(a / b, 2); }
