@@ -253,7 +253,7 @@ template <typename A, bool kDense>
 struct SiteFactors {
   A maximum, multiplier, slope, head_multiplier, at_label, head_at_label;
 
-  __device__ SiteFactors() = default;
+  SiteFactors() = default;
   __device__ SiteFactors(const Site<A, kDense>& site, A maximum_)
       : maximum(maximum_),
         multiplier(site.multiplier),
@@ -274,7 +274,7 @@ struct SiteFactors<A, true> {
   A maximum, multiplier, slope, head_multiplier, target_factor, head_target_factor, offset, certain,
       at_maximum, head_at_maximum;
 
-  __device__ SiteFactors() = default;
+  SiteFactors() = default;
   __device__ SiteFactors(const Site<A, true>& site, A maximum_)
       : maximum(maximum_),
         multiplier(site.multiplier),
