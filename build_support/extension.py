@@ -128,7 +128,7 @@ class Plan:
             return f"{line}, for CPUs only; takes about a minute"
         return (
             f"{line}, for CPUs and CUDA {self.toolkit.version} ({' '.join(self.architectures)}); "
-            "takes several minutes on two cores, with LNL_EXT_CUDA=0 one and without CUDA"
+            "takes about four minutes on two cores, with LNL_EXT_CUDA=0 one and without CUDA"
         )
 
     def macros(self, part: str) -> list[tuple[str, str | None]]:
