@@ -22,8 +22,7 @@ IMAGES = 1200
 EXCEPTIONS = 0.12  # of the women of 30 or more and of the men below: the share that is kept
 TRAIN = (
     *("--csv", "faces.csv", "--label-column", "gender", "--bias-column", "age:bins=0,30,120"),
-    *("--arch", "small", "--image-size", "64", "--epochs", "6", "--balance-validation"),
-    *("--threads", "1", "--workers", "1"),
+    *("--balance-validation", "--threads", "1", "--workers", "1"),
 )
 METHODS, SEEDS = ("baseline", "lnl"), (0, 1, 2)
 _UTKFACE = re.compile(r"(\d+)_([01])_[0-4]_\d+.*")

@@ -36,8 +36,8 @@ GROUP = "label_and_bias_group"
 ARCH, SMALL_SIDE = "resnet18", 96
 """The default architecture, and the side of the images in pixels up to which it is the small."""
 
-IMAGE_SIZE, SMALL_IMAGE_SIZE = 224, 64
-"""The largest default size in pixels, and that of the small architecture: it sees 39 at once."""
+IMAGE_SIZE, SMALL_IMAGE_SIZE = 224, 48
+"""The largest default size in pixels, and that of the small architecture."""
 
 EPOCHS, STEPS = 12, 1000
 """The default length of a training: the longer of the two."""
@@ -125,7 +125,7 @@ class TrainOptions(DataOptions):
     )
     arch: str | None = option(
         None,
-        "classification model of torchvision, small (five convolutions) or efficientnet_lite0; by "
+        "classification model of torchvision, small (four convolutions) or efficientnet_lite0; by "
         "default small for "
         f"images of up to {SMALL_SIDE} pixels without --weights, else {ARCH}",
         metavar="NAME",

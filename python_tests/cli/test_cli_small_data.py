@@ -37,14 +37,14 @@ class _Images(list[Path]):
     ("side", "given", "arch", "size"),
     [
         (48, {}, "small", 48),
-        (96, {}, "small", 64),
+        (96, {}, "small", 48),
         (97, {}, "resnet18", 97),
         (500, {}, "resnet18", 224),
         (500, {"image_size": 96}, "small", 96),
         (48, {"image_size": 224}, "resnet18", 224),
         (48, {"weights": "imagenet"}, "resnet18", 48),
         (48, {"arch": "resnet50"}, "resnet50", 48),
-        (500, {"arch": "small"}, "small", 64),
+        (500, {"arch": "small"}, "small", 48),
     ],
 )
 def test_the_images_decide_network_and_size(
