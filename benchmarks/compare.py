@@ -3,8 +3,8 @@
     python benchmarks/compare.py --faces utkface.tar --pets dogs_and_cats.tar
 
 trains every way with three seeds on every data set, on the same network, with the same
-augmentation and as many steps, appends a line a run to ``benchmarks/results/compare.jsonl``, prints
-the table and draws the trade-off. It can be stopped and started again: a run with a line is not
+augmentation and as many steps, appends a line a run to a file in ``benchmarks/results``, prints the
+table and draws the trade-off. It can be stopped and started again: a run with a line is not
 repeated. Faces and pets are files of the user; without them these sets are left out. ``--choose``
 measures on the validation parts, for the choice of settings, and appends nothing.
 """
@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from comparison.protocol import ADULT, DATA_SETS, FIGURE, MNIST, RESULTS, WAYS
+from comparison.protocol import ADULT, DATA_SETS, MNIST, NETWORKS, WAYS
 from recording.options import command
 
 
@@ -31,13 +31,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--pets", type=Path, help="tar of Kaggle's cats and dogs and the authors' two lists")
     add("--adult", type=Path, default=ADULT, help="adult.data.gz with a line of names")
     add("--colored-mnist", type=Path, default=MNIST, help="a folder with MNIST's IDX files")
-    add("--results", type=Path, default=RESULTS, help="file to append the runs to")
-    add("--figure", type=Path, default=FIGURE, help="where to draw the trade-off")
+    add("--network", choices=NETWORKS, default="strided", help="small: that of lnl train")
+    add("--results", type=Path, help="file to append the runs to; each network has its own")
+    add("--figure", type=Path, help="where to draw the trade-off; by default beside the runs")
     add("--table", action="store_true", help="print and draw the recorded runs, train nothing")
     add("--choose", action="store_true", help="measure on validation parts, append nothing")
     add("--threads", type=int, help="CPU threads; torch's choice by default")
     add("--no-progress", action="store_true")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.results = options.results or NETWORKS[options.network]
+    options.figure = options.figure or options.results.with_suffix(".png")
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

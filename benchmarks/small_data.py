@@ -89,16 +89,16 @@ def plain(folder: Path, seed: int) -> float:
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
     images, labels = part("train")
     for _ in range(EPOCHS):
-        for rows in torch.randperm(len(images)).split(BATCH):
+        for rows in torch.split(torch.randperm(len(images)), BATCH):
             batch = images[rows].flip(3) if torch.rand(()) < 0.5 else images[rows]
             loss = nn.functional.cross_entropy(network(batch), labels[rows])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     images, labels = part("test")
     with torch.no_grad():
         right = network.eval()(images).argmax(1) == labels
-    return right.double().mean().item()
+    return float(right.double().mean())
 
 
 def default(folder: Path, seed: int, options: Sequence[str]) -> float:

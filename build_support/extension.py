@@ -248,7 +248,9 @@ class BuildParts(build_ext):
         self.flags = compiler_flags()
         self._write_flags()
         units = [(part, source) for part in self.extensions for source in part.sources]
-        units.sort(key=lambda unit: not unit[1].endswith(".cu"))  # minutes: the others fill the rest
+        units.sort(
+            key=lambda unit: not unit[1].endswith(".cu")
+        )  # minutes: the others fill the rest
         with ThreadPoolExecutor(jobs()) as pool:
             objects = list(pool.map(lambda unit: self._compile(*unit), units))
         for part in self.extensions:

@@ -12,8 +12,9 @@ from recording.options import RESULTS as FOLDER
 
 HERE = Path(__file__).resolve().parent.parent / "data"
 MNIST, ADULT = HERE / "mnist", HERE / "adult" / "adult.data.gz"
-RESULTS = FOLDER / "compare.jsonl"
-FIGURE = FOLDER / "compare.png"
+
+# What learns images (comparison/networks.py), and the file of its runs.
+NETWORKS = {"strided": FOLDER / "compare.jsonl", "small": FOLDER / "compare_small.jsonl"}
 
 WAYS = {
     "erm": "label loss only",
