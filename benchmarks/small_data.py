@@ -12,7 +12,6 @@ import csv
 import io
 import json
 import random
-import re
 import subprocess
 import sys
 import tarfile
@@ -23,7 +22,7 @@ from pathlib import Path
 
 from recording.options import command
 
-_FACE = re.compile(r"(\d+)_([01])_")
+SPLIT = 1  # seed
 TEST, ALIGNED, CONFLICTING = 100, 595, 45  # faces of a group
 SIDE, EPOCHS, BATCH = 48, 15, 32
 
@@ -32,32 +31,31 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = command(__doc__)
     parser.add_argument("--faces", type=Path, required=True, help="tar of UTKFace's images")
-    parser.add_argument("--split", type=int, default=0, help="seed of the split")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED")
-    parser.add_argument("--options", default="", help="further options of lnl train")
     return parser.parse_args(arguments)
 
 
-def write_tables(faces: Path, split: int, folder: Path) -> None:
+def write_tables(faces: Path, folder: Path) -> None:
     """Unpack the faces that are used, with train.csv and test.csv."""
+    from comparison.data_sets import face
+
     groups = defaultdict(list)
     with tarfile.open(faces) as archive:
         for member in archive:
-            match = _FACE.match(Path(member.name).name)
-            if match and (15 <= int(match[1]) <= 29 or int(match[1]) >= 40):
-                groups[match[2], int(match[1]) < 30].append(member)
+            if (known := face(Path(member.name).name)) is not None:
+                groups[known].append(member)
         rows: dict[str, list[list[str]]] = {"test": [], "train": []}
         for (gender, young), members in sorted(groups.items()):
             members.sort(key=lambda member: member.name)
-            random.Random(split).shuffle(members)
-            count = ALIGNED if (gender == "1") == young else CONFLICTING
+            random.Random(SPLIT).shuffle(members)
+            count = ALIGNED if gender == young else CONFLICTING
             for number, member in enumerate(members[: TEST + count]):
                 stream = archive.extractfile(member)
                 assert stream is not None
                 path = folder / Path(member.name).name
                 path.write_bytes(stream.read())
                 part = "test" if number < TEST else "train"
-                rows[part].append([path.name, gender, "young" if young else "old"])
+                rows[part].append([path.name, str(gender), "young" if young else "old"])
     for part, lines in rows.items():
         with (folder / f"{part}.csv").open("w", newline="", encoding="utf-8") as table:
             csv.writer(table).writerows([["path", "gender", "age"], *lines])
@@ -101,12 +99,12 @@ def plain(folder: Path, seed: int) -> float:
     return float(right.double().mean())
 
 
-def default(folder: Path, seed: int, options: Sequence[str]) -> float:
+def default(folder: Path, seed: int) -> float:
     """Train by the command and return the accuracy that it evaluates."""
     lnl, run = [sys.executable, "-m", "lnl_ext"], folder / f"run-{seed}"
     columns = ("--label-column", "gender", "--bias-column", "age")
     train = ["train", "--csv", "train.csv", *columns, "--method", "baseline", "--threads", "1"]
-    train += ["--seed", str(seed), "--output", str(run), *options]
+    train += ["--seed", str(seed), "--output", str(run)]
     evaluate = ["evaluate", str(run), "--csv", "test.csv", *columns, "--json", f"{run}.json"]
     for words in (train, evaluate):
         subprocess.run([*lnl, *words], cwd=folder, check=True, stdout=subprocess.DEVNULL)
@@ -122,10 +120,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_tables(chosen.faces, chosen.split, folder)
+        write_tables(chosen.faces, folder)
         found = []
         for seed in chosen.seeds:
-            found.append((plain(folder, seed), default(folder, seed, chosen.options.split())))
+            found.append((plain(folder, seed), default(folder, seed)))
             print("seed {}: plain {:.4f}, lnl train {:.4f}".format(seed, *found[-1]), flush=True)
     means = [sum(values) / len(found) for values in zip(*found, strict=True)]
     print("mean: plain {:.4f}, lnl train {:.4f}".format(*means))

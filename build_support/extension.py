@@ -248,9 +248,8 @@ class BuildParts(build_ext):
         self.flags = compiler_flags()
         self._write_flags()
         units = [(part, source) for part in self.extensions for source in part.sources]
-        units.sort(
-            key=lambda unit: not unit[1].endswith(".cu")
-        )  # minutes: the others fill the rest
+        # CUDA units take minutes: begun first, they leave the rest to a processor that is free.
+        units.sort(key=lambda unit: not unit[1].endswith(".cu"))
         with ThreadPoolExecutor(jobs()) as pool:
             objects = list(pool.map(lambda unit: self._compile(*unit), units))
         for part in self.extensions:

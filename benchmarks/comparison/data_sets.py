@@ -100,6 +100,14 @@ class Data:
         return padded[:, :, top : top + height, left : left + width]
 
 
+def face(name: str) -> tuple[int, int] | None:
+    """Return gender (1: female) and age group (1: young) of a file of UTKFace, None for others."""
+    if (match := _FACE.match(name)) is None:
+        return None
+    years, gender = int(match[1]), int(match[2])
+    return None if not (15 <= years <= 29 or years >= 40) else (gender, int(years < 30))
+
+
 def faces(tar: Path, alignment: float = 0.95) -> Data:
     """Read UTKFace: the gender, biased by the age group (15 to 29, 40 and older).
 
@@ -110,14 +118,7 @@ def faces(tar: Path, alignment: float = 0.95) -> Data:
     alignment
         Share of young women and old men among the training images.
     """
-
-    def of(name: str) -> tuple[int, int] | None:
-        if (match := _FACE.match(name)) is None:
-            return None
-        years, gender = int(match[1]), int(match[2])
-        return None if not (15 <= years <= 29 or years >= 40) else (gender, int(years < 30))
-
-    return _biased("faces", _photographs(tar, of), alignment, *_FACES)
+    return _biased("faces", _photographs(tar, face), alignment, *_FACES)
 
 
 def pets(tar: Path, alignment: float = 0.95) -> Data:

@@ -126,8 +126,7 @@ class TrainOptions(DataOptions):
     arch: str | None = option(
         None,
         "classification model of torchvision, small (four convolutions) or efficientnet_lite0; by "
-        "default small for "
-        f"images of up to {SMALL_SIDE} pixels without --weights, else {ARCH}",
+        f"default small for images of up to {SMALL_SIDE} pixels without --weights, else {ARCH}",
         metavar="NAME",
     )
     weights: str = option(
