@@ -1,7 +1,7 @@
 // The launchers of bias_loss_launch.h for every dtype. This unit and that of the linear head are
 // all that nvcc compiles; they include no torch header, so that they build fast and their machine
 // code can be looked at alone.
-#include "bias_loss_kernels.cuh"
+#include "bias_loss_launchers.cuh"
 
 namespace lnl::cuda {
 

@@ -1,7 +1,7 @@
 // Launchers of the linear head's kernels: what fits on chip, the grid, the place in the workspace.
 #pragma once
 
-#include "bias_loss_kernels.cuh"
+#include "bias_loss_launchers.cuh"
 #include "linear_bias_loss_kernels.cuh"
 
 namespace lnl::cuda {

@@ -1,6 +1,6 @@
 // The launchers for float32 labels alone (which is quick to compile), from a copy of csrc/cuda with
 // one fault put in.
-#include "bias_loss_kernels.cuh"
+#include "bias_loss_launchers.cuh"
 
 namespace lnl::cuda {
 

@@ -122,7 +122,7 @@ lnl_fault(missing_syncthreads_before_factors bias_loss_large.cuh
     if (!sites.is_here(0)) continue;  // nor will it be"
   "if (!sites.is_here(0)) continue;  // nor will it be"
   "race: |never written")
-lnl_fault(misaligned_labels bias_loss_kernels.cuh
+lnl_fault(misaligned_labels bias_loss_launchers.cuh
   "problem.wide_labels = aligned(call.labels, 16);"
   "problem.wide_labels = true;"
   "misaligned access")
@@ -145,19 +145,19 @@ lnl_fault(out_of_bounds_by_one bias_loss_math.cuh
   "const bool inside = element >= 0 && element < count;"
   "const bool inside = element >= 0 && element <= count;"
   "out of bounds")
-lnl_fault(misaligned_vector bias_loss_kernels.cuh
+lnl_fault(misaligned_vector bias_loss_plan.cuh
   "call.positions % count == 0 && aligned(call.logits, bytes)"
   "call.positions > 0 && aligned(call.logits, 1)"
   "misaligned access")
-lnl_fault(alignment_of_the_other_gradient_in_tiles bias_loss_kernels.cuh
+lnl_fault(alignment_of_the_other_gradient_in_tiles bias_loss_launchers.cuh
   "problem.wide_head_gradient = aligned(call.head_gradient, 16);"
   "problem.wide_head_gradient = aligned(call.gradient, 16);"
   "misaligned access: .* of head gradient")
-lnl_fault(alignment_of_the_other_gradient_in_rows bias_loss_kernels.cuh
+lnl_fault(alignment_of_the_other_gradient_in_rows bias_loss_launchers.cuh
   "problem.wide_head_gradient = same_phase(call.logits, call.head_gradient);"
   "problem.wide_head_gradient = same_phase(call.logits, call.gradient);"
   "misaligned access: .* of head gradient")
-lnl_fault(alignment_of_the_other_gradient_in_sites bias_loss_kernels.cuh
+lnl_fault(alignment_of_the_other_gradient_in_sites bias_loss_plan.cuh
   "aligned(call.head_gradient, bytes)"
   "aligned(call.gradient, bytes)"
   "misaligned access: .* of head gradient")
@@ -237,7 +237,7 @@ lnl_large_fault(offset_of_32_bits bias_loss_large.cuh
   "sites.store(problem.gradient, static_cast<int>(c * stride), gradient);"
   "FAILED sites_large .*gradient\\[")
 # Another host thread's launch may come between the two steps.
-lnl_fault(shared_memory_of_this_call_alone bias_loss_kernels.cuh
+lnl_fault(shared_memory_of_this_call_alone bias_loss_launchers.cuh
   "cudaFuncAttributeMaxDynamicSharedMemorySize, most)"
   "cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(needed))"
   "less than the device's most")

@@ -6,7 +6,7 @@
 #include <cstdlib>
 #include <string>
 
-#include "../cuda/bias_loss_kernels.cuh"
+#include "../cuda/bias_loss_launchers.cuh"
 
 namespace {
 
