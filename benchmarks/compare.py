@@ -16,8 +16,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from comparison.protocol import ADULT, DATA_SETS, MNIST, NETWORKS, WAYS
-from recording.options import command
+from comparison.protocol import ADULT, DATA_SETS, MNIST, WAYS
+from recording.options import RESULTS, command
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -31,15 +31,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--pets", type=Path, help="tar of Kaggle's cats and dogs and the authors' two lists")
     add("--adult", type=Path, default=ADULT, help="adult.data.gz with a line of names")
     add("--colored-mnist", type=Path, default=MNIST, help="a folder with MNIST's IDX files")
-    add("--network", choices=NETWORKS, default="strided", help="small: that of lnl train")
-    add("--results", type=Path, help="file to append the runs to; each network has its own")
+    add("--results", type=Path, default=RESULTS / "compare.jsonl", help="file of the runs")
     add("--figure", type=Path, help="where to draw the trade-off; by default beside the runs")
     add("--table", action="store_true", help="print and draw the recorded runs, train nothing")
     add("--choose", action="store_true", help="measure on validation parts, append nothing")
     add("--threads", type=int, help="CPU threads; torch's choice by default")
     add("--no-progress", action="store_true")
     options = parser.parse_args(arguments)
-    options.results = options.results or NETWORKS[options.network]
     options.figure = options.figure or options.results.with_suffix(".png")
     return options
 

@@ -65,8 +65,6 @@ class Data:
     test: Part
     mirror: bool = False
     """Whether a mirrored image is as good as the image."""
-    network: str = "strided"
-    """What learns images; see `comparison.networks`."""
 
     @property
     def is_table(self) -> bool:

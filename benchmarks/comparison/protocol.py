@@ -8,13 +8,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from recording.options import RESULTS as FOLDER
-
 HERE = Path(__file__).resolve().parent.parent / "data"
 MNIST, ADULT = HERE / "mnist", HERE / "adult" / "adult.data.gz"
-
-# What learns images (comparison/networks.py), and the file of its runs.
-NETWORKS = {"strided": FOLDER / "compare.jsonl", "small": FOLDER / "compare_small.jsonl"}
 
 WAYS = {
     "erm": "label loss only",

@@ -82,7 +82,7 @@ def run_missing(
             for way in options.methods
             if (name, way, seed) not in recorded and (way not in TABLES_ONLY or name in TABLES)
         ]
-        data = dataclasses.replace(load(name, file), network=options.network) if missing else None
+        data = load(name, file) if missing else None
         for number, (seed, way) in enumerate(missing, 1):
             assert data is not None
             run = measure(data, way, seed, choose=options.choose, progress=not options.no_progress)

@@ -50,7 +50,7 @@ def train(data: Data, way: str, seed: int, *, progress: bool = True) -> Trained:
 
 def _network(data: Data, seed: int, outputs: int) -> tuple[nn.Module, nn.Linear]:
     torch.manual_seed(seed)
-    return network(tuple(data.train.inputs.shape[1:]), outputs, data.network)
+    return network(tuple(data.train.inputs.shape[1:]), outputs)
 
 
 @functools.lru_cache(maxsize=1)  # erasure begins where erm ends
