@@ -45,13 +45,13 @@ class Recipe:
         Of the heads' Adam.
     """
 
-    reversal: float = 0.3
-    entropy_weight: float = 0.03
+    reversal: float = 0.6
+    entropy_weight: float = 0.06
     confusion_weight: float = 0.5
     warm_up: float = 0.1
-    rise: float = 0.5
+    rise: float = 0.3
     head_steps: int = 4
-    balance: float = 0.25
+    balance: float = 0.35
     adjust: bool = True
     head_sizes: tuple[int, ...] = (512, 512)
     head_learning_rate: float = 1e-3
