@@ -66,7 +66,7 @@ class AdversarialClassifier(
         Weight of the reversed gradient of the bias head, >= 0.
     entropy_weight : float
         Weight of the entropy of its prediction, >= 0. Both weights are 0 in the first tenth of the
-        training, in which only the head learns the bias, and rise over its next half.
+        training, in which only the head learns the bias, and rise over its next three tenths.
     head_steps : int
         Further steps of the bias head a batch, on features of the last batches.
     epochs : float or None
