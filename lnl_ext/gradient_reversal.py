@@ -70,7 +70,7 @@ def grad_reverse(x: Tensor, scale: Coefficient = 1.0) -> Tensor:
     -------
     Tensor
         A copy of `x`, which a layer that works in place may follow. Second derivatives,
-        ``torch.func`` transforms and ``torch.compile`` are supported.
+        ``torch.compile`` and ``torch.func`` are supported, forward mode (jvp, hessian) is not.
 
     Raises
     ------

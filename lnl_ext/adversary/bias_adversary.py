@@ -179,9 +179,9 @@ class BiasAdversary(ScheduledCoefficients):
             Overrides the `return_terms` of the constructor.
         denominators
             Shape ``(heads, 2)``: what each head's sums of CE and of H (and of the confusion term)
-            are divided by, whatever `reduction` says. For a batch that is computed in parts, in
-            several processes or one after the other, whose parts have different numbers of targets
-            that are not ignored (`lnl_ext.training.denominators.count_sites`).
+            are divided by, with the reductions mean and sum alike. For a batch that is computed in
+            parts, in several processes or one after the other, whose parts have different numbers
+            of targets that are not ignored (`lnl_ext.training.denominators.count_sites`).
         sample_weight
             Shape ``(N,)``, floating point: a factor of each sample's terms, for the head as for the
             features. A mean is then over all sites, also those whose target is ignored. Not
@@ -332,8 +332,9 @@ class BiasAdversary(ScheduledCoefficients):
         check_has_shape("features", features)
         if torch._C._are_functorch_transforms_active():
             raise RuntimeError(
-                "BiasAdversary does not work under torch.func transforms (grad, vmap, jvp, ...): "
-                "use lnl_ext.fused_bias_loss there"
+                "BiasAdversary does not work under torch.func transforms: use "
+                "lnl_ext.fused_bias_loss under grad and vjp, "
+                "lnl_ext.reference.fused_bias_loss under vmap as well"
             )
         devices = [t.device for t in chain(self.head.parameters(), self.head.buffers())]
         if devices and features.device not in devices:

@@ -55,7 +55,7 @@ class LinearHead(NamedTuple):
         rows = hidden.movedim(1, -1).reshape(-1, hidden.shape[1])
         operands = autocast(rows, self.layer.weight.flatten(1), self.layer.bias)
         if target.dim() > 1 and (target.is_floating_point() or heads > 1):
-            target = target.movedim(1, -1).reshape(len(rows), -1)
+            target = target.movedim(1, -1).flatten(0, -2)
         else:
             target = target.reshape(len(rows))
         return Operands(*operands), target

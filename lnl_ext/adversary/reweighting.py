@@ -99,7 +99,8 @@ def independence_weights(
 
     ``p(label) / p(label | bias)``, so that a pair of label and bias weighs as much in all as it
     would if both were drawn independently. ``p(label | bias)`` follows by Bayes' rule from
-    counts, the bias columns taken as independent given the label.
+    counts, the bias columns taken as independent given the label. To the counts of every bias value
+    ten samples with the labels' shares are added: pairs of a few samples weigh less.
 
     For the `sample_weight` of a `BiasAdversary`. Where the bias determines the label,
     features of the label predict the bias, and unlearning the bias without weights unlearns the
@@ -123,7 +124,8 @@ def independence_weights(
     Returns
     -------
     Tensor
-        ``(N,)`` float32, > 0. Without the cut their mean is 1, with it it is less.
+        ``(N,)`` float32, > 0. Their mean is about 1; less with the cut, with few samples, and with
+        several columns.
 
     Raises
     ------

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ class AdversarialClassifier(
     epochs : float or None
         Passes over the training data, > 0. None: as many as make 2,000 steps, and at least 5.
     batch_size : int
-        Samples a step.
+        Samples a step, at least 2.
     learning_rate : float
         Of network and bias head (Adam), > 0. That of the network falls to 0 by half a cosine.
     random_state : int, numpy.random.RandomState or None
@@ -110,7 +111,8 @@ class AdversarialClassifier(
     >>> model = make_pipeline(StandardScaler(), lnl_ext.AdversarialClassifier(random_state=0))
     >>> model.fit(X, y, adversarialclassifier__bias=sex)
     >>> model.predict(X_new)  # without the bias
-    >>> lnl_ext.audit(model.transform(X_new), y_new, sex_new)  # is it gone from the features?
+    >>> sex = np.unique(sex_new, return_inverse=True)[1]  # strings to integers
+    >>> lnl_ext.audit(model.transform(X_new), y_new, sex)  # is it gone from the features?
     """
 
     # With metadata routing, meta-estimators pass these on to fit without a set_fit_request.
@@ -172,6 +174,16 @@ class AdversarialClassifier(
         NonFiniteError
             A loss became NaN or infinite: scale X, or lower `learning_rate`.
         """
+        if not isinstance(self.hidden_sizes, Iterable) or not all(
+            isinstance(size, Integral) and size >= 1 for size in self.hidden_sizes
+        ):
+            raise ValueError(
+                f"hidden_sizes is {self.hidden_sizes!r}, expected a sequence of integers above 0"
+            )
+        if not self.batch_size >= 2:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, expected at least 2: the head has batch norm"
+            )
         X, y = validate_data(self, X, y, dtype=np.float32, order="C")
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)

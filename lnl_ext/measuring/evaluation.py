@@ -33,6 +33,8 @@ def as_tensor(name: str, values: Any) -> Tensor:
             raise TypeError(f"{name} is a nested tensor, expected a dense Tensor")
         return values.detach()
     if isinstance(values, np.ndarray):
+        if values.dtype.kind not in "biufc":
+            raise TypeError(f"{name} has dtype {values.dtype}, expected numbers")
         # A copy where the array's memory is read-only or not in order.
         return torch.from_numpy(np.require(values, requirements=["C", "W"]))
     raise TypeError(f"{name} is a {type(values).__name__}, expected a Tensor or a NumPy array")

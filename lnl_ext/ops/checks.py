@@ -217,6 +217,8 @@ def check_weight(weight: Tensor | None, logits: Tensor, heads: int) -> None:
 
 def check_denominators(denominators: Tensor, heads: int, reduction: str) -> None:
     """Raise unless `denominators` has shape ``(heads, 2)`` and there is a reduction."""
+    if not isinstance(denominators, Tensor):
+        raise TypeError(f"denominators: expected a Tensor, got {type(denominators).__name__}")
     if denominators.shape != (heads, 2):
         raise ValueError(
             f"denominators has shape {tuple(denominators.shape)}, expected ({heads}, 2)"

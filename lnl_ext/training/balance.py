@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lnl_ext.adversary.reweighting import independence_weights, logit_adjustment
 from lnl_ext.ops.types import IGNORE_INDEX
-from lnl_ext.training.target_names import ADJUSTMENT, head_weight
+from lnl_ext.training.target_names import ADJUSTMENT, by_name, head_weight
 
 __all__ = ["Draws", "balanced_weights", "draws", "group_numbers"]
 
@@ -141,13 +141,16 @@ def draws(
     >>> bias = {"age": age, **made.targets}
     >>> batches = TensorBatches(images, labels, bias, batch_size=64, weights=made.weights)
     """
-    columns = list(bias.values())
+    named = by_name("bias", bias)
+    columns = list(named.values())
+    if not 0 <= balance <= 1:
+        raise ValueError(f"balance is {balance}, expected a number from 0 to 1")
     if weights is None and balance:
         weights = balanced_weights(labels, columns) ** balance
     if not adjust:
         return Draws(weights, {})
     combined = torch.unique(torch.stack(columns, 1), dim=0, return_inverse=True)[1]
     targets = {ADJUSTMENT: logit_adjustment(labels, combined, weights=weights)}
-    for name, column in bias.items():
+    for name, column in named.items():
         targets[head_weight(name)] = independence_weights(labels, column, weights=weights)
     return Draws(weights, targets)

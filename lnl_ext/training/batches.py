@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Sampler
 from lnl_ext.training import distributed
 from lnl_ext.training.balance import draws
 from lnl_ext.training.checkpoint import capture_random_state, restore_random_state
-from lnl_ext.training.target_names import ADJUSTMENT
+from lnl_ext.training.target_names import ADJUSTMENT, by_name
 
 Batch = tuple[Tensor, Tensor, dict[str, Tensor]]
 """``(images (N, ...), labels (N,) int64, {adversary: bias target})``."""
@@ -169,7 +169,7 @@ class TensorBatches:
         weights: Tensor | None = None,
         prepare: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self.bias = dict(bias or {})
+        self.bias = by_name("bias", bias)
         named = {"labels": labels, **{f"bias[{name!r}]": b for name, b in self.bias.items()}}
         for name, tensor in named.items():
             if tensor.dim() == 0 or len(tensor) != len(images):

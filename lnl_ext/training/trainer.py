@@ -30,7 +30,7 @@ from lnl_ext.training.image_transform import Transformed
 from lnl_ext.training.objective import Objective, TaskLoss
 from lnl_ext.training.run_log import LossMeter, Record, RunLog, Tracker
 from lnl_ext.training.strength_checks import StrengthChecks
-from lnl_ext.training.target_names import ADJUSTMENT, head_weight
+from lnl_ext.training.target_names import ADJUSTMENT, by_name, head_weight
 from lnl_ext.training.updates import Update
 
 CHECKPOINT = "checkpoint.pt"  # in a run's output folder
@@ -101,7 +101,7 @@ class Trainer:
         self.config = config = TrainerConfig() if config is None else config
         self.features = features
         self.classifier = classifier
-        self.adversaries = dict(adversaries or {})
+        self.adversaries = by_name("adversaries", adversaries)
         if config.adjust:
             logit_adjustment = logit_adjustment or ADJUSTMENT
             weights = {name: head_weight(name) for name in self.adversaries}

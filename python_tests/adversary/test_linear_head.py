@@ -200,7 +200,14 @@ def test_no_target_and_no_rows(target, monkeypatch, linear_calls):
     for reduction in ("mean", "sum", "none"):
         adversary = adversary_of(nn.Linear(D, CLASSES).double(), reduction=reduction)
         same(adversary, x, torch.full((rows,), -100), monkeypatch)
-    assert linear_calls
+        several = adversary_of(
+            nn.Linear(D, HEADS * CLASSES).double(), heads=HEADS, reduction=reduction
+        )
+        same(several, x, torch.full((rows, HEADS), -100), monkeypatch)
+    maps = torch.randn(rows, 3, D, dtype=torch.float64).movedim(-1, 1).requires_grad_()
+    several = adversary_of(nn.Conv1d(D, HEADS * CLASSES, 1).double(), heads=HEADS)
+    same(several, maps, torch.full((rows, HEADS, 3), -100), monkeypatch)
+    assert len(linear_calls) == 7
 
 
 @pytest.mark.parametrize("name", ["linear", "behind layers that train"])

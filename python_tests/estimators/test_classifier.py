@@ -83,6 +83,10 @@ def test_one_name_of_the_bias_is_required(names: tuple[str, ...]) -> None:
         ({"epochs": 0}, {}, "epochs"),
         ({"head_steps": -1}, {}, "head_steps is -1"),
         ({"reversal": -1.0}, {}, "reversal"),
+        ({"batch_size": 1}, {}, "batch_size is 1, expected at least 2"),
+        ({"hidden_sizes": 64}, {}, "hidden_sizes is 64, expected a sequence"),
+        ({"hidden_sizes": (64, 0)}, {}, "hidden_sizes is .* integers above 0"),
+        ({"hidden_sizes": (3.5,)}, {}, "hidden_sizes is .* integers above 0"),
     ],
 )
 def test_errors_name_the_argument(

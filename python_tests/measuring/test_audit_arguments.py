@@ -77,6 +77,11 @@ def test_arrays_that_torch_cannot_share():
         ({"aligned": [True] * SAMPLES}, TypeError, "aligned is a list, expected a Tensor or"),
         ({"predictions": [0] * SAMPLES}, TypeError, "predictions is a list"),
         ({"aligned": np.zeros(3, bool)}, ValueError, r"shape \(3,\), expected torch.bool and"),
+        (
+            {"bias": np.array(["m", "f"] * (SAMPLES // 2))},
+            TypeError,
+            r"bias\['bias'\] has dtype <U1, expected numbers",
+        ),
         ({"probes": "tree"}, ValueError, "probes is 'tree', expected some of"),
         ({"head": nn.Linear(4, 1)}, ValueError, r"head gives logits of shape .*at least 2 classes"),
         ({"model": nn.Identity(), "inputs": [{"x": 1}]}, TypeError, "a batch of inputs is a dict"),

@@ -71,6 +71,19 @@ def test_what_has_no_groups_is_refused(
         balanced_weights(labels, bias)
 
 
+def test_what_has_no_names_is_refused_by_all_that_take_biases() -> None:
+    expected = "is a Tensor, expected a dictionary with a name for each bias"
+    with pytest.raises(TypeError, match=f"bias {expected}"):
+        draws(LABELS, BIAS)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=f"bias {expected}"):
+        TensorBatches(torch.zeros(8, 1), LABELS, BIAS, batch_size=2)  # type: ignore[arg-type]
+    adversary = BiasAdversary(nn.Linear(1, 2))
+    with pytest.raises(TypeError, match="adversaries is a BiasAdversary, expected a dictionary"):
+        Trainer(nn.Identity(), nn.Linear(1, 2), adversary)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="balance is 2, expected a number from 0 to 1"):
+        draws(LABELS, {"bias": BIAS}, balance=2)
+
+
 def biased(samples: int = 2000) -> tuple[Tensor, Tensor]:
     """Labels, and a bias that is the label in 95 of 100."""
     generator = torch.Generator().manual_seed(0)
