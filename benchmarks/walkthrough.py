@@ -1,8 +1,8 @@
 """Run the commands of the walk-through in docs/own_data.md on faces and print what they print.
 
 A table of 1,200 faces of UTKFace is written, in which most women are below 30 and most men are not;
-then `lnl train` runs for two methods and three seeds, and `lnl compare`, `evaluate`, `predict` and
-`export` on what they left. Finished runs are not repeated.
+then `lnl train` runs for two methods and three seeds, and `lnl compare`, `evaluate`, `probe`,
+`predict` and `export` on what they left. Finished runs are not repeated.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _run(chosen.output, "compare", *names)
     _run(chosen.output, "compare", *names, "--format", "html", "--output", "compare.html")
     _run(chosen.output, "evaluate", "lnl-0", "--use", "best")
+    _run(chosen.output, "probe", "lnl-0", "--use", "best")
     _run(chosen.output, "predict", "lnl-0", "--csv", "faces.csv", "--output", "predictions.csv")
     lines = (chosen.output / "predictions.csv").read_text(encoding="utf-8").splitlines()
     print("\n".join(re.sub(r"/[^,]*/", "faces/", line) for line in lines[:3]), end="\n\n")
