@@ -95,10 +95,10 @@ def check(wheel: Path, environment: Environment, outside: Path) -> None:
     found = environment.run("-c", "import torch; print(torch.version.cuda)").stdout.strip()
     assert info["cuda"] == ("/cuda" in str(wheel.parent) and found.startswith("13."))
     tests = [str(ROOT / "python_tests" / name) for name in CORE]
-    # Not `python -m pytest` and not from here: the source tree would be imported.
-    pytest_script = str(environment.python.parent / "pytest")
+    # Not from here: the source tree would be imported.
     report = environment.run(
-        pytest_script,
+        "-m",
+        "pytest",
         "-q",
         "-p",
         "no:cacheprovider",

@@ -9,6 +9,7 @@ import torch
 from cli_data import train_flags, write_images
 
 from lnl_ext.cli.main import main
+from lnl_ext.training.recipe import LNL
 
 pytestmark = pytest.mark.usefixtures("threads_kept")
 
@@ -24,7 +25,7 @@ def test_the_losses_are_told_the_bias(table: Path, tmp_path: Path) -> None:
     for name, more in (
         ("balanced", ["--balance=1", "--no-adjust"]),
         ("told", ["--balance=0"]),
-        ("adjusted, partly balanced", ["--method=adjusted", "--balance=0.25"]),
+        ("adjusted, partly balanced", ["--method=adjusted", f"--balance={LNL.balance}"]),
         ("partly", []),
         ("baseline", ["--method=baseline"]),
         ("adjusted", ["--method=adjusted"]),
