@@ -105,7 +105,8 @@ def measure(data: Data, way: str, seed: int, *, choose: bool = False, progress: 
 
     Probes learn from the features of the validation part, on which nothing was trained, and are
     measured on those of the test part, which nothing has seen. With ``choose`` the test part is not
-    looked at: each fifth of the validation part is measured by probes that learn from the rest.
+    looked at: each fifth of the validation part is measured by probes that learn from the rest, and
+    the figures are their means.
     """
     trained = train(data, way, seed, progress=progress)
     judged = data.validation if choose else data.test

@@ -135,6 +135,12 @@ def draws(
     weights
         ``(N,)``, of the draws, instead of those that ``balance`` says.
 
+    Raises
+    ------
+    TypeError, ValueError
+        `bias` has no names or is not integers, ``balance`` is not from 0 to 1, or shapes that do
+        not fit.
+
     Examples
     --------
     >>> made = draws(labels, {"age": age}, balance=LNL.balance, adjust=True)

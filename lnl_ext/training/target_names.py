@@ -1,4 +1,4 @@
-"""What the trainer asks for among the bias targets of batches, besides those of the adversaries.
+"""Names of biases, and of what the trainer asks for among the bias targets of batches besides.
 
 Importing this does not import torch: the command refuses columns of these names.
 """

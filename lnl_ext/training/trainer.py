@@ -102,10 +102,11 @@ class Trainer:
         self.features = features
         self.classifier = classifier
         self.adversaries = by_name("adversaries", adversaries)
+        sample_weights = by_name("sample_weights", sample_weights)
         if config.adjust:
             logit_adjustment = logit_adjustment or ADJUSTMENT
             weights = {name: head_weight(name) for name in self.adversaries}
-            sample_weights = weights | dict(sample_weights or {})
+            sample_weights = weights | sample_weights
         self.image_transform = image_transform
         self.logit_adjustment = logit_adjustment
         self.step = 0
