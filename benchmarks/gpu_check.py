@@ -191,10 +191,7 @@ def plan(
         ),
         step("loss timings"),
         step("linear timings"),
-        step(
-            "step timings",
-            skip=None if importlib.util.find_spec("numpy") else "numpy is not installed",
-        ),
+        step("step timings"),
         # Every tensor an allocation of its own, so that an access beyond its end is seen.
         step(
             "memcheck",

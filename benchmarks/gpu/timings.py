@@ -240,7 +240,7 @@ def with_bandwidth(result: dict[str, Any], size: int, least: int, moved: int) ->
 
 def time_step(device: torch.device, quick: bool, seconds: float) -> dict[str, Any]:
     """Time a training step of coloured MNIST: the authors' procedure and ours, on this device."""
-    from timing import steps  # its networks need NumPy, and nothing else here does
+    from timing import steps
 
     problem = steps.digits(8 if quick else 128, device)
     times = take_turns(steps.candidates(problem), device, seconds)

@@ -16,10 +16,10 @@ from torch.utils.data import Dataset
 from lnl_ext.adversary.reweighting import logit_adjustment
 from lnl_ext.ops.types import IGNORE_INDEX
 from lnl_ext.paper.idx import read_mnist_split
+from lnl_ext.paper.networks import COLOR_BINS
 from lnl_ext.paper.safe_npy import load_npy
 
 __all__ = [
-    "COLOR_BINS",
     "IMAGE_MEAN",
     "IMAGE_STD",
     "MEAN_COLORS",
@@ -42,8 +42,6 @@ MEAN_COLORS: tuple[tuple[int, int, int], ...] = (
 )
 #: The variances of the paper's table.
 VARIANCES = (0.020, 0.025, 0.030, 0.035, 0.040, 0.045, 0.050)
-#: Bins per colour channel: ``value // 32``.
-COLOR_BINS = 8
 IMAGE_MEAN = (0.4914, 0.4822, 0.4465)
 IMAGE_STD = (0.2023, 0.1994, 0.2010)
 
@@ -143,7 +141,7 @@ class ColoredMNIST(Dataset[Batch]):
         self.colored = torch.from_numpy(np.ascontiguousarray(colored))
         self.labels = torch.from_numpy(np.ascontiguousarray(labels))
         self.mean_color = torch.from_numpy(mean_color)
-        color = torch.div(self.colored.amax((2, 3)), 32, rounding_mode="floor")
+        color = torch.div(self.colored.amax((2, 3)), 256 // COLOR_BINS, rounding_mode="floor")
         self.bias = {
             "pixel_color": pixel_color_target(self.colored),
             "color": color,
@@ -202,7 +200,7 @@ def pixel_color_target(colored: Tensor) -> Tensor:
         ``(N, 3, 14, 14)`` int8 in 0..7, or ``IGNORE_INDEX`` where the channel's value is 0.
     """
     value = colored[:, :, 1::2, 1::2]
-    bins = torch.div(value, 32, rounding_mode="floor").to(torch.int8)
+    bins = torch.div(value, 256 // COLOR_BINS, rounding_mode="floor").to(torch.int8)
     return bins.masked_fill_(value == 0, IGNORE_INDEX)
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lnl_ext.adversary.heads import PooledMapHead
-from lnl_ext.paper.colored_mnist import COLOR_BINS
 
 __all__ = [
+    "COLOR_BINS",
     "TAP_CHANNELS",
     "DigitNetwork",
     "GlobalColorHead",
@@ -19,6 +19,8 @@ __all__ = [
     "SeparatePixelColorHeads",
 ]
 
+#: Bins per colour channel: ``value // 32``.
+COLOR_BINS = 8
 #: Channels of the features (N, 32, 14, 14), the input of the bias heads.
 TAP_CHANNELS = 32
 

@@ -8,7 +8,6 @@ import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
@@ -301,6 +300,8 @@ class BatchStream:
         Global generators have a different random sequence in each process; those of the batches,
         which set the order, have the same in all.
         """
+        import numpy as np  # here: a training step alone needs none
+
         rank = distributed.current().rank
         own = seed if rank == 0 else int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
         random.seed(own)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -166,6 +165,8 @@ def load_run(
 
 def capture_random_state(generators: Sequence[torch.Generator]) -> dict[str, Any]:
     """Return the state of Python's, NumPy's and torch's generators and of ``generators``."""
+    import numpy as np  # here: a training step alone needs none
+
     version, python_state, gauss = random.getstate()
     numpy_state: Any = np.random.get_state(legacy=False)  # noqa: NPY002 - as below
     keys = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))  # uint32 does not pickle
@@ -190,6 +191,8 @@ def restore_random_state(state: dict[str, Any], generators: Sequence[torch.Gener
     ValueError
         If the state has another number of generators, or of CUDA devices.
     """
+    import numpy as np
+
     if len(state["batches"]) != len(generators):
         raise ValueError(
             f"the run's batches had {len(state['batches'])} generators, these have "
