@@ -1,3 +1,4 @@
+import functools
 import json
 import signal
 import struct
@@ -142,6 +143,8 @@ def test_a_signal_ends_the_runs_too(tmp_path, few_digits, number):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Where the tests run in the background of a script, SIGINT is ignored.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     folder = tmp_path / "runs" / "baseline-0.020-0-default-5000"
     log = folder / "baseline" / "metrics.jsonl"
