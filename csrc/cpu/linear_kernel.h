@@ -23,6 +23,7 @@ LNL_INLINE Vec<T, N> multiply_add(Vec<T, N> a, Vec<T, N> b, Vec<T, N> c) {
 template <typename T, int N, int K = 1>
 LNL_INLINE Vec<T, N> lane_sums(Vec<T, N> (&v)[N]) {
   if constexpr (K < N) {
+#pragma GCC unroll 64
     for (int i = 0; i < N; i += 2 * K) {
       exchange<T, N, K>(v[i], v[i + K], make_index_sequence<N>{});
       v[i] = v[i] + v[i + K];
@@ -40,30 +41,38 @@ void logits_tile(const T* x, const T* w, int64_t stride, int64_t x_stride, int64
   using V = Vec<T, N>;
   constexpr int kGroups = (R * C + N - 1) / N;
   V sum[kGroups * N];
+#pragma GCC unroll 64
   for (int i = 0; i < kGroups * N; ++i) {
     sum[i] = V::fill(T(0));
   }
   for (int64_t d = 0; d < width; d += N) {
     V weight[C];
+#pragma GCC unroll 64
     for (int c = 0; c < C; ++c) {
       weight[c] = V::load(w + c * stride + d);
     }
+#pragma GCC unroll 64
     for (int r = 0; r < R; ++r) {
       const V value = V::load(x + r * x_stride + d);
+#pragma GCC unroll 64
       for (int c = 0; c < C; ++c) {
         sum[r * C + c] = multiply_add<T, N>(value, weight[c], sum[r * C + c]);
       }
     }
   }
   T total[kGroups * N];
+#pragma GCC unroll 64
   for (int group = 0; group < kGroups; ++group) {
     V part[N];
+#pragma GCC unroll 64
     for (int i = 0; i < N; ++i) {
       part[i] = sum[group * N + i];
     }
     lane_sums<T, N>(part).store(total + group * N);
   }
+#pragma GCC unroll 64
   for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 64
     for (int c = 0; c < C; ++c) {
       logits[r * outputs + c] += total[r * C + c];
     }
@@ -117,22 +126,28 @@ LNL_INLINE void features_tile(const T* g, int64_t outputs, const T* w, int64_t s
                               int64_t dx_stride) {
   using Vector = Vec<T, N>;
   Vector sum[R * V];
+#pragma GCC unroll 64
   for (int i = 0; i < R * V; ++i) {
     sum[i] = Vector::fill(T(0));
   }
   for (int64_t c = 0; c < outputs; ++c) {
     Vector weight[V];
+#pragma GCC unroll 64
     for (int v = 0; v < V; ++v) {
       weight[v] = Vector::load(w + c * stride + v * N);
     }
+#pragma GCC unroll 64
     for (int r = 0; r < R; ++r) {
       const Vector factor = Vector::fill(g[r * outputs + c]);
+#pragma GCC unroll 64
       for (int v = 0; v < V; ++v) {
         sum[r * V + v] = multiply_add<T, N>(factor, weight[v], sum[r * V + v]);
       }
     }
   }
+#pragma GCC unroll 64
   for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 64
     for (int v = 0; v < V; ++v) {
       sum[r * V + v].store(dx + r * dx_stride + v * N);
     }
@@ -158,24 +173,31 @@ void weight_tile(const T* g, int64_t outputs, const T* x, int64_t x_stride, int6
                  int64_t stride) {
   using Vector = Vec<T, N>;
   Vector sum[C * V];
+#pragma GCC unroll 64
   for (int c = 0; c < C; ++c) {
+#pragma GCC unroll 64
     for (int v = 0; v < V; ++v) {
       sum[c * V + v] = Vector::load(dw + c * stride + v * N);
     }
   }
   for (int64_t r = 0; r < rows; ++r) {
     Vector value[V];
+#pragma GCC unroll 64
     for (int v = 0; v < V; ++v) {
       value[v] = Vector::load(x + r * x_stride + v * N);
     }
+#pragma GCC unroll 64
     for (int c = 0; c < C; ++c) {
       const Vector factor = Vector::fill(g[r * outputs + c]);
+#pragma GCC unroll 64
       for (int v = 0; v < V; ++v) {
         sum[c * V + v] = multiply_add<T, N>(factor, value[v], sum[c * V + v]);
       }
     }
   }
+#pragma GCC unroll 64
   for (int c = 0; c < C; ++c) {
+#pragma GCC unroll 64
     for (int v = 0; v < V; ++v) {
       sum[c * V + v].store(dw + c * stride + v * N);
     }

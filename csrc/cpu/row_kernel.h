@@ -56,6 +56,7 @@ void row_sums(const Row<T>& row, const ClassTerms<T>& terms, int64_t begin, int6
     const int64_t stop = begin + kRowChunk < end ? begin + kRowChunk : end;
     V tail[kUnroll], entropy[kUnroll];
     Counter<T, N> maxima[kUnroll];
+#pragma GCC unroll 64
     for (int u = 0; u < kUnroll; ++u) {
       tail[u] = entropy[u] = zero;
     }
@@ -82,6 +83,7 @@ void row_sums(const Row<T>& row, const ClassTerms<T>& terms, int64_t begin, int6
         }
       }
     }
+#pragma GCC unroll 64
     for (int u = 0; u < kUnroll; ++u) {
       sums.tail += horizontal_sum<T, N>(tail[u]);
       sums.maxima += horizontal_sum<T, N>(maxima[u].value());

@@ -122,6 +122,7 @@ struct Counter {
   }
   LNL_INLINE Vec<T, N> value() const {
     T lane[N];
+#pragma GCC unroll 64
     for (int i = 0; i < N; ++i) {
       if constexpr (N > 1) {
         lane[i] = static_cast<T>(count[i]);

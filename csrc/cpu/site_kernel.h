@@ -69,6 +69,7 @@ void clear_sites(const typename Vec<T, N>::Mask (&mask)[U], int64_t classes, T* 
   using V = Vec<T, N>;
   const V zero = V::fill(T(0));
   V any = zero;
+#pragma GCC unroll 64
   for (int u = 0; u < U; ++u) {
     any = any + select<T, N>(mask[u], V::fill(T(1)), zero);
   }
@@ -76,6 +77,7 @@ void clear_sites(const typename Vec<T, N>::Mask (&mask)[U], int64_t classes, T* 
     return;
   }
   for (int64_t c = 0; c < classes; ++c) {
+#pragma GCC unroll 64
     for (int u = 0; u < U; ++u) {
       T* const at = gradient + c * stride + u * N;
       select<T, N>(mask[u], zero, V::load(at)).store(at);
@@ -103,12 +105,14 @@ void site_block(SiteBlock<T, N * U>& block, const ClassTerms<T>& terms) {
 
   V maximum[U];
   typename V::Bits target[U];
+#pragma GCC unroll 64
   for (int u = 0; u < U; ++u) {
     maximum[u] = V::load(logits + u * N);
     memcpy(&target[u], block.target + u * N, sizeof(target[u]));
   }
   for (int64_t c = 1; c < classes; ++c) {
     LNL_PREFETCH(logits + c * stride + N * U);  // the next block's
+#pragma GCC unroll 64
     for (int u = 0; u < U; ++u) {
       maximum[u] =
           max_keeping_nan_of_second<T, N>(V::load(logits + c * stride + u * N), maximum[u]);
@@ -117,17 +121,20 @@ void site_block(SiteBlock<T, N * U>& block, const ClassTerms<T>& terms) {
 
   V tail_sum[U], entropy_sum[U], logit_sum[U], target_logit[U], target_sum[U];
   Counter<T, N> maxima[U];
+#pragma GCC unroll 64
   for (int u = 0; u < U; ++u) {
     tail_sum[u] = entropy_sum[u] = logit_sum[u] = target_logit[u] = target_sum[u] = zero;
   }
   for (int64_t begin = 0; begin < classes; begin += kClassChunk) {
     const int64_t end = begin + kClassChunk < classes ? begin + kClassChunk : classes;
     V part_tail[U], part_entropy[U], part_logit[U], part_target[U], part_target_logit[U];
+#pragma GCC unroll 64
     for (int u = 0; u < U; ++u) {
       part_tail[u] = part_entropy[u] = part_logit[u] = zero;
       part_target[u] = part_target_logit[u] = zero;
     }
     for (int64_t c = begin; c < end; ++c) {
+#pragma GCC unroll 64
       for (int u = 0; u < U; ++u) {
         const V d = V::load(logits + c * stride + u * N) - maximum[u];
         const V clamped = clamp_exponent<T, N>(d);
@@ -152,6 +159,7 @@ void site_block(SiteBlock<T, N * U>& block, const ClassTerms<T>& terms) {
         }
       }
     }
+#pragma GCC unroll 64
     for (int u = 0; u < U; ++u) {
       tail_sum[u] = tail_sum[u] + part_tail[u];
       entropy_sum[u] = entropy_sum[u] + part_entropy[u];
@@ -166,6 +174,7 @@ void site_block(SiteBlock<T, N * U>& block, const ClassTerms<T>& terms) {
   const V classes_reciprocal = V::fill(T(1) / static_cast<T>(classes));
   V inverse[U], ratio[U], slope[U], level[U], constant[U], ce_scale[U], head_scale[U], hit_value[U],
       head_hit_value[U], one_minus_top[U];
+#pragma GCC unroll 64
   for (int u = 0; u < U; ++u) {
     const V counted = V::load(block.counted + u * N);
     const V entropy_counted = V::load(block.entropy_counted + u * N);
@@ -211,6 +220,7 @@ void site_block(SiteBlock<T, N * U>& block, const ClassTerms<T>& terms) {
 
   if constexpr (Gradients > 0) {
     if constexpr (!Dense) {  // e instead of p below: the division goes into the coefficients
+#pragma GCC unroll 64
       for (int u = 0; u < U; ++u) {
         slope[u] = slope[u] * inverse[u];
         level[u] = level[u] * inverse[u];
@@ -218,6 +228,7 @@ void site_block(SiteBlock<T, N * U>& block, const ClassTerms<T>& terms) {
       }
     }
     for (int64_t c = 0; c < classes; ++c) {
+#pragma GCC unroll 64
       for (int u = 0; u < U; ++u) {
         const V d = clamp_exponent<T, N>(V::load(logits + c * stride + u * N) - maximum[u]);
         const V e = V::load(exponentials + c * B + u * N);
@@ -242,6 +253,7 @@ void site_block(SiteBlock<T, N * U>& block, const ClassTerms<T>& terms) {
       }
     }
     typename V::Mask silent[U], head_silent[U];
+#pragma GCC unroll 64
     for (int u = 0; u < U; ++u) {
       const V is_nan = select<T, N>(inverse[u] == inverse[u], zero, one);
       const V counted = V::load(block.counted + u * N);
