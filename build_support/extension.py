@@ -34,8 +34,8 @@ MODULE, CPU, CUDA = "lnl_ext._C", "lnl_ext._cpu", "lnl_ext._cuda"
 UNIX_FLAGS = ["-std=c++17", "-O3", "-g0", "-fno-math-errno", "-fvisibility=hidden"]
 MSVC_FLAGS = ["/std:c++17", "/O2"]
 # GCC takes memory where there is much: with the first flag the largest unit needs 260 MB instead of
-# 400, in the same time. The others are what the kernels gain from in -O3, which takes a third longer
-# and makes none faster; the loops that it would unroll early have a pragma.
+# 400, in the same time. The others are what the kernels gain from in -O3, which takes a third more
+# time and makes none faster; the loops that it would unroll early have a pragma.
 GCC_FLAGS = [
     "--param=ggc-min-heapsize=65536",
     "--param=max-completely-peeled-insns=100",
