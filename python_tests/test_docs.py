@@ -87,7 +87,8 @@ def run(page: Path, example: str) -> dict[str, object]:
     return names
 
 
-@pytest.mark.parametrize(("page", "example"), EXAMPLES)
+# The others run in the comparison with themselves, below.
+@pytest.mark.parametrize(("page", "example"), [e for e in EXAMPLES if e not in UNLEARNING])
 def test_example_runs(
     page: Path, example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +129,7 @@ def test_an_example_of_the_guide_is_not_worse_than_without_the_adversary(
     monkeypatch.setattr(lnl_ext, "BiasAdversary", WithoutStrength)
     monkeypatch.setattr(bias_adversary, "BiasAdversary", WithoutStrength)  # methods take it there
     plain = run(page, example)["accuracy"]
+    assert found.isfinite()  # type: ignore[attr-defined]
     assert found != plain
     assert found >= plain  # type: ignore[operator]
 

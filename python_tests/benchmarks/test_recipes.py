@@ -119,7 +119,6 @@ def data() -> runs.Data:
     ("method", "recipe", "stages"),
     [
         ("lnl", "default", ["lnl"]),
-        ("lnl", "unadjusted", ["lnl"]),
         ("adjusted", "default", ["adjusted"]),
         ("lnl", "paper", ["baseline", "lnl"]),
         ("gray", "paper", ["gray"]),
