@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from comparison.protocol import ADULT, DATA_SETS, MNIST, WAYS
+from comparison.protocol import DATA_SETS, WAYS, add_files
 from recording.options import RESULTS, command
 
 
@@ -27,10 +27,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--data", nargs="+", choices=DATA_SETS, default=list(DATA_SETS), metavar="SET")
     add("--methods", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY")
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED")
-    add("--faces", type=Path, help="tar of UTKFace's images")
-    add("--pets", type=Path, help="tar of Kaggle's cats and dogs and the authors' two lists")
-    add("--adult", type=Path, default=ADULT, help="adult.data.gz with a line of names")
-    add("--colored-mnist", type=Path, default=MNIST, help="a folder with MNIST's IDX files")
+    add_files(parser)
     add("--results", type=Path, default=RESULTS / "compare.jsonl", help="file of the runs")
     add("--figure", type=Path, help="where to draw the trade-off; by default beside the runs")
     add("--table", action="store_true", help="print and draw the recorded runs, train nothing")

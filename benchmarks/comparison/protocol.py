@@ -5,6 +5,7 @@ It imports no torch, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from pathlib import Path
 
@@ -43,3 +44,39 @@ DATA_SETS = {
 }
 TABLES = ("adult",)
 TABLES_ONLY = ("estimator", "fairlearn")
+
+
+def add_files(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of where the data sets are."""
+    add = parser.add_argument
+    add("--faces", type=Path, help="tar of UTKFace's images")
+    add("--pets", type=Path, help="tar of Kaggle's cats and dogs and the authors' two lists")
+    add("--adult", type=Path, default=ADULT, help="adult.data.gz with a line of names")
+    add("--colored-mnist", type=Path, default=MNIST, help="a folder with MNIST's IDX files")
+
+
+@dataclasses.dataclass(frozen=True)
+class Variation:
+    """What is tried beside the recipe of `lnl`."""
+
+    heads: int = 1
+    """Side by side, with the mean of their losses."""
+    renew: int = 0
+    """Steps after which one head starts anew, in turn; 0: never."""
+    width: int | None = None
+    """Units of a further, narrow feature layer."""
+    adversary: bool = True
+    """Whether features learn from the heads."""
+    hsic: float = 0.0
+    """Weight of a penalty without a game: the dependence of features and bias in the batch."""
+
+
+VARIATIONS = {
+    "lnl": Variation(),
+    "three heads": Variation(heads=3),
+    "renewed heads": Variation(heads=2, renew=100),
+    "narrow layer": Variation(width=16),
+    "with HSIC": Variation(hsic=10.0),
+    "HSIC alone": Variation(adversary=False, hsic=30.0),
+}
+"""The variations by name, as they stand in lines of results."""

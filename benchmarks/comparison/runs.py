@@ -103,12 +103,22 @@ def run_missing(
 def measure(data: Data, way: str, seed: int, *, choose: bool = False, progress: bool = True) -> Run:
     """Train one way from new weights and measure it on the test part.
 
+    Parameters
+    ----------
+    choose
+        Measure on the validation part, see `judge`.
+    """
+    return judge(train(data, way, seed, progress=progress), data, way, seed, choose=choose)
+
+
+def judge(trained: Trained, data: Data, name: str, seed: int, *, choose: bool) -> Run:
+    """Measure what was trained.
+
     Probes learn from the features of the validation part, on which nothing was trained, and are
     measured on those of the test part, which nothing has seen. With ``choose`` the test part is not
     looked at: each fifth of the validation part is measured by probes that learn from the rest, and
     the figures are their means.
     """
-    trained = train(data, way, seed, progress=progress)
     judged = data.validation if choose else data.test
     parts = [data.validation] if choose else [data.validation, data.test]
     features = torch.cat([_features(trained, data, part) for part in parts])
@@ -140,7 +150,7 @@ def measure(data: Data, way: str, seed: int, *, choose: bool = False, progress: 
         benchmark="compare",
         data=data.name,
         alignment=round(data.alignment, 4),
-        method=way,
+        method=name,
         seed=seed,
         accuracy=round(groups.overall, 4),
         worst_group=round(groups.worst, 4),

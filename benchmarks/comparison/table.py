@@ -9,7 +9,7 @@ from typing import Any
 
 from recording import records
 
-from comparison.protocol import DATA_SETS, WAYS
+from comparison.protocol import DATA_SETS, VARIATIONS, WAYS
 from lnl_ext.reporting.tables import markdown
 
 Line = Mapping[str, Any]
@@ -42,7 +42,7 @@ def rows(runs: Sequence[Line]) -> list[Row]:
     found: dict[tuple[str, str], list[Line]] = {}
     for run in runs:
         found.setdefault((run["data"], run["method"]), []).append(run)
-    order = [(data, way) for data in DATA_SETS for way in WAYS]
+    order = [(data, way) for data in DATA_SETS for way in {**WAYS, **VARIATIONS}]
     return [Row(*key, found[key]) for key in order if key in found]
 
 
