@@ -52,8 +52,7 @@ def test_paths_may_hold_spaces_and_letters_beyond_ascii(source: Path, tmp_path: 
 
 
 def test_source_tree_may_be_read_only(source: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "lnl_ext"
-    shutil.copytree(source, folder)
+    folder = copy_source(tmp_path, source)  # earlier tests have built in it
     environment = Environment(tmp_path / "venv")
     if os.getuid() != 0:
         for path in (folder, *folder.rglob("*")):
@@ -121,6 +120,7 @@ def test_missing_nvcc_is_said_once_and_plainly(source: Path, tmp_path: Path) -> 
     if torch.version.cuda is None:
         pytest.skip("torch is built without CUDA: another sentence, tested in test_packaging.py")
     environment = Environment(tmp_path / "venv")
+    environment.pip("install", "--quiet", "--upgrade", "setuptools>=70.1", "pybind11")
     run = environment.pip(
         "install",
         "--no-build-isolation",

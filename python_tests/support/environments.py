@@ -16,10 +16,10 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 NOT_SOURCE = (".git", ".venv*", "build", "dist", "*.egg-info", "__pycache__", "*.so", ".*_cache")
 
 
-def copy_source(folder: Path) -> Path:
-    """Copy the source tree into a folder, without anything built, and return the copy's path."""
+def copy_source(folder: Path, source: Path = ROOT) -> Path:
+    """Copy a source tree into a folder, without anything built, and return the copy's path."""
     copy = folder / "lnl_ext"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*NOT_SOURCE))
+    shutil.copytree(source, copy, ignore=shutil.ignore_patterns(*NOT_SOURCE))
     return copy
 
 
