@@ -21,13 +21,23 @@ function(lnl_faulty_copy name folder file find replace)
   endforeach()
 endfunction()
 
-# The test of one fault: SOURCES are compiled against its copy of the kernels, and run with ARGUMENTS.
-function(lnl_fault_test name folder expected arguments)
+# The mains of the tests, which see nothing of the kernels and so are the same for all faults.
+foreach(main fault_test linear_fault_test large_test)
+  add_library(lnl_${main} OBJECT ${main}.cpp)
+  target_include_directories(lnl_${main} BEFORE PRIVATE ${LNL_CSRC}/emulator/include
+                                                        ${LNL_CSRC}/emulator)
+  target_compile_options(lnl_${main} PRIVATE ${LNL_TEST_FLAGS})
+  target_compile_definitions(lnl_${main} PRIVATE LNL_EMULATOR_HOOKS)
+endforeach()
+
+# The test of one fault: further SOURCES are compiled against its copy of the kernels; MAIN is run with
+# ARGUMENTS.
+function(lnl_fault_test name folder expected main arguments)
   add_executable(fault_${name} ${ARGN})
   target_include_directories(fault_${name} BEFORE PRIVATE ${folder} ${LNL_CSRC}/emulator/include
                                                           ${LNL_CSRC}/emulator)
   target_compile_options(fault_${name} PRIVATE ${LNL_TEST_FLAGS})
-  target_link_libraries(fault_${name} PRIVATE lnl_case lnl_hooks)
+  target_link_libraries(fault_${name} PRIVATE ${main} lnl_case lnl_hooks)
   add_test(NAME fault.${name} COMMAND fault_${name} ${arguments})
   set_tests_properties(fault.${name} PROPERTIES PASS_REGULAR_EXPRESSION "${expected}")
 endfunction()
@@ -37,21 +47,21 @@ set_source_files_properties(fault_kernels.cpp linear_fault_kernels.cpp PROPERTIE
 function(lnl_fault name file find replace expected)
   set(folder ${CMAKE_CURRENT_BINARY_DIR}/faults/${name})
   lnl_faulty_copy(${name} ${folder} ${file} "${find}" "${replace}")
-  lnl_fault_test(${name} ${folder} "${expected}" "" fault_test.cpp fault_kernels.cpp)
+  lnl_fault_test(${name} ${folder} "${expected}" lnl_fault_test "" fault_kernels.cpp)
 endfunction()
 
 # lnl_large_fault: likewise, for tensors of more than 2^31 elements.
 function(lnl_large_fault name file find replace expected)
   set(folder ${CMAKE_CURRENT_BINARY_DIR}/faults/${name})
   lnl_faulty_copy(${name} ${folder} ${file} "${find}" "${replace}")
-  lnl_fault_test(${name} ${folder} "${expected}" "float32" large_test.cpp fault_kernels.cpp)
+  lnl_fault_test(${name} ${folder} "${expected}" lnl_large_test "float32" fault_kernels.cpp)
 endfunction()
 
 # lnl_linear_fault: likewise, for the linear head's cases.
 function(lnl_linear_fault name file find replace expected)
   set(folder ${CMAKE_CURRENT_BINARY_DIR}/faults/${name})
   lnl_faulty_copy(${name} ${folder} ${file} "${find}" "${replace}")
-  lnl_fault_test(${name} ${folder} "${expected}" "" linear_fault_test.cpp fault_kernels.cpp
+  lnl_fault_test(${name} ${folder} "${expected}" lnl_linear_fault_test "" fault_kernels.cpp
     linear_fault_kernels.cpp)
   target_link_libraries(fault_${name} PRIVATE lnl_linear_case)
 endfunction()

@@ -136,7 +136,9 @@ def test_one_command_from_nothing_to_the_table(tmp_path, few_digits):
     assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM]
+)
 def test_a_signal_ends_the_runs_too(tmp_path, few_digits, number):
     process = subprocess.Popen(
         command(tmp_path, few_digits, "--epochs=5000"),

@@ -206,7 +206,7 @@ def peak_of_tensors(function, path: Path) -> int:
 
 @pytest.mark.parametrize("reversal", [None, 0.5])
 def test_the_logits_of_a_chunk_take_64_mib(reversal: float | None, tmp_path: Path):
-    rows, width, classes = 1300, 4, 33000  # 508 rows a chunk; all logits would be 164 MiB
+    rows, width, classes = 700, 4, 33000  # 508 rows a chunk; all logits would be 88 MiB
     case = Case(rows, classes, entropy_weight=0.1, reversal=reversal)
     inputs = make_linear_inputs(LinearCase(case, width))
     for tensor in inputs.differentiable:
