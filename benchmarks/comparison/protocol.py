@@ -65,8 +65,6 @@ class Variation:
     """Steps after which one head starts anew, in turn; 0: never."""
     width: int | None = None
     """Units of a further, narrow feature layer."""
-    adversary: bool = True
-    """Whether features learn from the heads."""
     hsic: float = 0.0
     """Weight of a penalty without a game: the dependence of features and bias in the batch."""
 
@@ -77,6 +75,5 @@ VARIATIONS = {
     "renewed heads": Variation(heads=2, renew=100),
     "narrow layer": Variation(width=16),
     "with HSIC": Variation(hsic=10.0),
-    "HSIC alone": Variation(adversary=False, hsic=30.0),
 }
 """The variations by name, as they stand in lines of results."""

@@ -84,8 +84,6 @@ def train(data: Data, name: str, seed: int) -> Trained:
 def pressure(heads: nn.ModuleList, batch: Batch, variation: Variation, classes: int) -> Tensor:
     """Return what the features are to make large: the heads' mean losses, less the penalty."""
     total = -variation.hsic * weighed_hsic(batch, classes)
-    if not variation.adversary:
-        return total
     for head in heads:
         frozen = {name: weight.detach() for name, weight in head.named_parameters()}
         log_p = torch.func.functional_call(head, frozen, batch.features).log_softmax(1)

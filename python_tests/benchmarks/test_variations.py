@@ -43,7 +43,7 @@ def test_every_variation_gives_a_line_once(
     assert len({line["accuracy"] for line in lines}) > 1
     variations.main(command)
     assert results.read_text() == found
-    assert capsys.readouterr().out.count("| HSIC alone | 1 |") == 2
+    assert capsys.readouterr().out.count("| with HSIC | 1 |") == 2
 
 
 def test_dependence_of_features_and_bias() -> None:
