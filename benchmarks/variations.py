@@ -49,21 +49,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if (file := getattr(options, name)) is None:
             print(f"{name} is left out: its file is not given (--{name})", file=sys.stderr)
             continue
-        data = load(name, file)
-        for seed in options.seeds:
-            for variation in options.variations:
-                if (name, variation, seed) in done:
-                    continue
-                trained = train(data, variation, seed)
-                run = judge(trained, data, variation, seed, choose=True)
-                records.append(options.results, run)
-                print(
-                    f"{name}: {variation}, seed {seed}, worst group {run.worst_group:.3f}, "
-                    f"{run.nats:.3f} nats, {run.minutes:.1f} minutes",
-                    file=sys.stderr,
-                    flush=True,
-                )
-    recorded = table.finished(options.results)
+        missing = [
+            (variation, seed)
+            for seed in options.seeds
+            for variation in options.variations
+            if (name, variation, seed) not in done
+        ]
+        data = load(name, file) if missing else None
+        for variation, seed in missing:
+            assert data is not None
+            trained = train(data, variation, seed)
+            run = judge(trained, data, variation, seed, choose=True, benchmark="variations")
+            records.append(options.results, run)
+            print(
+                f"{name}: {variation}, seed {seed}, worst group {run.worst_group:.3f}, "
+                f"{run.nats:.3f} nats, {run.minutes:.1f} minutes",
+                file=sys.stderr,
+                flush=True,
+            )
+    recorded = [
+        run
+        for run in table.finished(options.results)
+        if run["data"] in options.data and run["method"] in options.variations
+    ]
     if not recorded:
         sys.exit(f"there is no run in {options.results}")
     print(table.table(recorded))

@@ -1,4 +1,4 @@
-"""The data sets and the ways that are compared, and how long each is trained.
+"""The data sets, the ways that are compared and the variations, and how long each is trained.
 
 It imports no torch, so that `--help` answers at once.
 """

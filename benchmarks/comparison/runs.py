@@ -111,7 +111,9 @@ def measure(data: Data, way: str, seed: int, *, choose: bool = False, progress: 
     return judge(train(data, way, seed, progress=progress), data, way, seed, choose=choose)
 
 
-def judge(trained: Trained, data: Data, name: str, seed: int, *, choose: bool) -> Run:
+def judge(
+    trained: Trained, data: Data, name: str, seed: int, *, choose: bool, benchmark: str = "compare"
+) -> Run:
     """Measure what was trained.
 
     Probes learn from the features of the validation part, on which nothing was trained, and are
@@ -147,7 +149,7 @@ def judge(trained: Trained, data: Data, name: str, seed: int, *, choose: bool) -
     lows, highs = zip(*(probe.information_interval for probe in probes), strict=True)
     groups = GroupAccuracy.of(predicted[last], judged.labels, judged.bias, judged.aligned)
     return Run(
-        benchmark="compare",
+        benchmark=benchmark,
         data=data.name,
         alignment=round(data.alignment, 4),
         method=name,

@@ -83,7 +83,9 @@ def train(data: Data, name: str, seed: int) -> Trained:
 
 def pressure(heads: nn.ModuleList, batch: Batch, variation: Variation, classes: int) -> Tensor:
     """Return what the features are to make large: the heads' mean losses, less the penalty."""
-    total = -variation.hsic * weighed_hsic(batch, classes)
+    total = batch.features.new_zeros(())
+    if variation.hsic:
+        total = total - variation.hsic * weighed_hsic(batch, classes)
     for head in heads:
         frozen = {name: weight.detach() for name, weight in head.named_parameters()}
         log_p = torch.func.functional_call(head, frozen, batch.features).log_softmax(1)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from timing import linear, losses, peak
+from timing import linear, losses, peak, steps
 from timing.turns import row, take_turns
 from torch import Tensor
 
@@ -240,8 +240,6 @@ def with_bandwidth(result: dict[str, Any], size: int, least: int, moved: int) ->
 
 def time_step(device: torch.device, quick: bool, seconds: float) -> dict[str, Any]:
     """Time a training step of coloured MNIST: the authors' procedure and ours, on this device."""
-    from timing import steps
-
     problem = steps.digits(8 if quick else 128, device)
     times = take_turns(steps.candidates(problem), device, 0.01 if quick else seconds)
     return row(problem.case, times, "authors", base_over=True)

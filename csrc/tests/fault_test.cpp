@@ -8,7 +8,7 @@
 int main() {
   using namespace lnl;
   using emulator::Schedule;
-  for (const Schedule schedule : {Schedule::kForward, Schedule::kReverse, Schedule::kPriority}) {
+  for (const Schedule schedule : {Schedule::kForward, Schedule::kRandom}) {
     emulator::settings().schedule = schedule;
     for (tests::Case c : tests::all_cases()) {
       const bool dense =

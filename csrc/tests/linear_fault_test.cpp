@@ -8,7 +8,7 @@
 int main() {
   using namespace lnl;
   using emulator::Schedule;
-  for (const Schedule schedule : {Schedule::kForward, Schedule::kReverse, Schedule::kPriority}) {
+  for (const Schedule schedule : {Schedule::kForward, Schedule::kRandom}) {
     emulator::settings().schedule = schedule;
     for (tests::LinearCase c : tests::all_linear_cases()) {
       if (c.loss.dtype != DType::kFloat32 || c.chunk > 0) continue;

@@ -25,6 +25,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> data_sets.Data:
 
     torch.manual_seed(0)
     data = data_sets.Data("adult", part(256), part(160), part(160))
+    monkeypatch.setitem(VARIATIONS, "renewed heads", protocol.Variation(heads=2, renew=4))
     monkeypatch.setitem(data_sets.READERS, "adult", lambda file: data)
     monkeypatch.setitem(protocol.DATA_SETS, "adult", protocol.Length(epochs=2, batch_size=32))
     return data
@@ -51,9 +52,8 @@ def test_dependence_of_features_and_bias() -> None:
     bias = torch.arange(40) % 2
     noise = torch.randn(40, 3)
 
-    def hsic(features: torch.Tensor, weight: torch.Tensor | None = None) -> float:
-        given = torch.ones(len(features)) if weight is None else weight
-        return weighed_hsic(Batch(features, bias[: len(features)], given), 2).item()
+    def hsic(features: torch.Tensor) -> float:
+        return weighed_hsic(Batch(features, bias, torch.ones(len(features))), 2).item()
 
     assert hsic(noise + 3 * bias[:, None]) > 10 * hsic(noise) > 0
     assert hsic(torch.ones(40, 3)) == pytest.approx(0, abs=1e-9)
@@ -66,8 +66,6 @@ def test_a_sample_of_weight_0_is_as_if_it_were_not_there() -> None:
     features, bias = torch.randn(12, 3), torch.arange(12) % 2
     weight = torch.ones(12)
     weight[8:] = 0
-    # Only the width of the kernel takes it in: the same distances here.
-    features[8:] = features[:4]
     with_them = weighed_hsic(Batch(features, bias, weight), 2)
     kernel_width = torch.cdist(features, features).square().median()
     apart = features[:8]
