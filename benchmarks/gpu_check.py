@@ -175,7 +175,6 @@ def plan(
             environment={
                 "LNL_EXT_CUDA": "1" if capability else "0",
                 "MAX_JOBS": jobs,
-                "NVCC_APPEND_FLAGS": "-lineinfo",  # compute-sanitizer names lines
                 **({"TORCH_CUDA_ARCH_LIST": capability} if capability else {}),
             },
             needs=None,
