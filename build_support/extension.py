@@ -34,9 +34,9 @@ MODULE, CPU, CUDA = "lnl_ext._C", "lnl_ext._cpu", "lnl_ext._cuda"
 UNIX_FLAGS = ["-std=c++17", "-O3", "-g0", "-fno-math-errno", "-fvisibility=hidden"]
 MSVC_FLAGS = ["/std:c++17", "/O2", "/wd4068"]  # pragmas of others
 # GCC takes memory where there is much: with the first flag the largest unit needs 260 MB instead of
-# 400, in the same time; with the second it unrolls as far as kernels gain. -O3 takes a third
-# more time and makes no kernel faster than -O2 with those of its passes that stand here, and a
-# pragma at the loops that gain from early unrolling.
+# 400, in the same time; with the second it unrolls as far as kernels gain. -O3 takes a third longer
+# and makes no kernel faster than -O2 with those of its passes that stand here, and a pragma at the
+# loops that gain from early unrolling.
 GCC_FLAGS = [
     "--param=ggc-min-heapsize=65536",
     "--param=max-completely-peeled-insns=100",
