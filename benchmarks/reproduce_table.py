@@ -4,8 +4,8 @@
 
 It may be stopped at any moment and started again: runs that stand in the results file are not
 repeated, and a run that was interrupted resumes from its last checkpoint (one an epoch). Each run
-is `benchmarks/colored_mnist.py` with one thread in a process of its own, two at a time. The
-default recipe is run for longer here than by default: for `EPOCHS` epochs instead of three.
+is `benchmarks/colored_mnist.py` with one thread in a process of its own, two at a time. They
+are longer here than by default: for `EPOCHS` epochs instead of three.
 
 Lines of the results file name their recipe, not its version: after a change of
 `lnl_ext/paper/recipes.py`, start another file (`--results`).
@@ -26,7 +26,7 @@ from recording.options import command
 # Three seeds where the paper's numbers differ most, and in the middle; one elsewhere.
 SEEDS = {0.02: (0, 1, 2), 0.03: (0, 1, 2)}
 EPOCHS = 5.0
-# The paper's, and what the default recipe of `lnl` adds to them alone.
+# The paper's, and what `lnl` adds to the label loss alone.
 ROWS = ("baseline", "blindeye", "gray", "adjusted", "lnl")
 
 
@@ -50,7 +50,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--table", action="store_true", help="print the recorded runs, train nothing")
     options = parser.parse_args(arguments)
     if options.methods is None:
-        options.methods = [m for m in ROWS if options.recipe == "default" or m != "adjusted"]
+        plain = options.recipe in ("unadjusted", "paper")
+        options.methods = [m for m in ROWS if not (plain and m == "adjusted")]
     check_recipe(parser, options.recipe, options.methods)
     if options.epochs is None and options.recipe != "paper":
         options.epochs = EPOCHS

@@ -29,7 +29,7 @@ def train(
     data = Data.load(MNIST, VARIANCE, seed, train_samples)
     # Two progress bars on one terminal would overwrite each other.
     show = method == METHODS[-1]
-    return measure(method, "default", data, seed, epochs=epochs, progress=show, before=False).run
+    return measure(method, "digits", data, seed, epochs=epochs, progress=show, before=False).run
 
 
 def train_all(seed: int, epochs: float | None, train_samples: int | None) -> list[Run]:

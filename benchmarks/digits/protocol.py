@@ -15,7 +15,7 @@ MNIST = Path(__file__).resolve().parent.parent / "data" / "mnist"
 RESULTS = FOLDER / "colored_mnist.jsonl"
 # Those of the package, which the tests hold them against.
 METHODS = ("baseline", "gray", "blindeye", "grl", "entropy", "lnl", "adjusted")
-RECIPES = ("default", "unadjusted", "paper")
+RECIPES = ("lnl", "digits", "unadjusted", "paper")
 VARIANCES = (0.020, 0.025, 0.030, 0.035, 0.040, 0.045, 0.050)
 # Kim et al., CVPR 2019, table 1: accuracy on the unbiased test set by variance.
 PAPER = {
@@ -31,7 +31,7 @@ PAPER = {
 
 def add_recipe(parser: argparse.ArgumentParser, epochs: str = "the recipe's") -> None:
     """Add the options of data and recipe; ``epochs`` says what is the default."""
-    parser.add_argument("--recipe", choices=RECIPES, default="default")
+    parser.add_argument("--recipe", choices=RECIPES, default="lnl")
     parser.add_argument("--epochs", type=float, help=f"of every stage; by default {epochs}")
     parser.add_argument(
         "--data-root", type=Path, default=MNIST, help="a folder with MNIST's IDX files"

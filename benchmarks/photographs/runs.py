@@ -194,7 +194,6 @@ class Run:
 
     benchmark: str
     method: str
-    recipe: str
     train_split: str
     label: str
     seed: int
@@ -350,7 +349,6 @@ def measure(benchmark: str, options: argparse.Namespace, task: Task) -> Measured
     run = Run(
         benchmark=benchmark,
         method=options.method,
-        recipe="default",
         train_split=options.train_split,
         label=task.label,
         seed=options.seed,

@@ -127,7 +127,8 @@ def draws(
     labels
         ``(N,)`` integers from 0.
     bias
-        ``(N,)`` integers from 0 by column; -100 where the bias is not known.
+        By name ``(N,)`` integers from 0, or ``(N, K)`` for a head of K predictions; -100 where the
+        bias is not known.
     balance
         0: as they come; 1: all groups as frequent.
     adjust
@@ -148,7 +149,11 @@ def draws(
     >>> batches = TensorBatches(images, labels, bias, batch_size=64, weights=made.weights)
     """
     named = by_name("bias", bias)
-    columns = list(named.values())
+    columns = [
+        column
+        for given in named.values()
+        for column in (given.unbind(1) if given.dim() == 2 else [given])
+    ]
     if not 0 <= balance <= 1:
         raise ValueError(f"balance is {balance}, expected a number from 0 to 1")
     if weights is None and balance:

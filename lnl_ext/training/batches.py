@@ -187,7 +187,8 @@ class TensorBatches:
     def drawn(self, balance: float, *, adjust: bool) -> TensorBatches:
         """Return batches of `lnl_ext.training.balance.draws`, and a generator of their own.
 
-        The columns are the integer bias targets of shape (M,). Weights that are there stay.
+        The columns are the integer bias targets of shape (M,) or (M, K). Weights that are there
+        stay.
 
         Raises
         ------
@@ -197,12 +198,13 @@ class TensorBatches:
         columns = {
             name: target.long()
             for name, target in self.bias.items()
-            if target.dim() == 1 and not target.is_floating_point()
+            if target.dim() <= 2 and not target.is_floating_point()
         }
         if not columns:
             raise ValueError(
-                f"balance and adjust need an integer bias target of shape ({len(self.images)},) in "
-                f"the batches, which have {', '.join(map(repr, self.bias)) or 'none'}"
+                f"balance and adjust need an integer bias target of shape ({len(self.images)},) or "
+                f"({len(self.images)}, K) in the batches, which have "
+                f"{', '.join(map(repr, self.bias)) or 'none'}"
             )
         weights, targets = draws(
             self.labels.long(), columns, balance=balance, adjust=adjust, weights=self.weights

@@ -170,8 +170,8 @@ class TrainerConfig:
         Draw batches with replacement. True or 1: so that all groups of label and bias are as
         frequent (`lnl_ext.training.balance.balanced_weights`). A number between 0 and 1: with these
         weights to that power, so that small groups are repeated less often. `TensorBatches` are
-        balanced by the trainer over all their bias targets of shape (N,); a DataLoader must have a
-        sampler with weights.
+        balanced by the trainer over all their integer bias targets of shape (N,) or (N, K); a
+        DataLoader must have a sampler with weights.
     adjust : bool
         Take what the bias says about the label in what is drawn out of the losses: by an addition
         to the logits in the task loss, and by weights of the samples for the heads

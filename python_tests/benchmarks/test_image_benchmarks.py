@@ -19,7 +19,7 @@ from lnl_ext.paper.augmented_batches import AugmentedBatches, normalize_imagenet
 from lnl_ext.paper.image_networks import ARCHITECTURES
 from lnl_ext.training.methods import METHODS
 
-FIELDS = ("benchmark", "method", "recipe", "train_split", "seed", "epoch")
+FIELDS = ("benchmark", "method", "train_split", "seed", "epoch")
 FIELDS += ("test_accuracy", "leakage", "minutes")
 
 

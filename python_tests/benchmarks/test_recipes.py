@@ -16,6 +16,7 @@ from recording import records
 from lnl_ext.data import ColoredMNIST
 from lnl_ext.paper.recipes import RECIPES, get_recipe
 from lnl_ext.training.methods import METHODS, get_method
+from lnl_ext.training.recipe import LNL
 
 
 def test_paper_recipe_is_the_authors():
@@ -42,13 +43,29 @@ def test_paper_recipe_is_the_authors():
     assert head.entropy_weight == pytest.approx(0.01 / 3)
 
 
+def test_the_recipe_of_lnl_is_the_one_of_the_command():
+    recipe = RECIPES["lnl"]
+    config = recipe.unlearning
+    assert config == LNL.config(
+        epochs=config.epochs,
+        optimizer=config.optimizer,
+        average_decay=config.average_decay,
+        channels_last=True,
+    )
+    (head,) = recipe.heads
+    for name in ("reversal", "entropy_weight", "confusion_weight"):
+        assert head.heads * getattr(head, name) == pytest.approx(getattr(LNL, name))
+
+
 def test_only_methods_that_unlearn_by_reversal_or_entropy_have_their_logits_adjusted():
     adjusted = {"adjusted", "grl", "entropy", "lnl"}
     for name, method in METHODS.items():
-        recipe = get_recipe("default", method)
+        recipe = get_recipe("digits", method)
         assert (recipe.adjustment(method) is not None) == (name in adjusted)
-        assert recipe is RECIPES["unadjusted" if name == "blindeye" else "default"]
+        assert recipe is RECIPES["unadjusted" if name == "blindeye" else "digits"]
         assert get_recipe("paper", method) is RECIPES["paper"]
+        of_lnl = RECIPES["lnl"].adjustment(method)  # its trainer adjusts them where it unlearns
+        assert of_lnl == ("color_adjustment" if name == "adjusted" else None)
         if name != "adjusted":
             assert RECIPES["unadjusted"].adjustment(method) is None
             assert RECIPES["paper"].adjustment(method) is None
@@ -77,7 +94,7 @@ def test_adversaries_take_the_batches_of_the_data(recipe, name):
         assert features.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("name", ["default", "unadjusted"])
+@pytest.mark.parametrize("name", ["digits", "unadjusted"])
 def test_heads_of_single_digits_count_per_sample_of_the_batch(name):
     """Their sums over the batch are those of 3 + 3 predictions a sample, absent digits included."""
     recipe = RECIPES[name]
@@ -102,13 +119,13 @@ def test_heads_of_single_digits_count_per_sample_of_the_batch(name):
 
 @pytest.fixture(scope="module")
 def data() -> runs.Data:
-    """A few hundred digits."""
+    """A few hundred digits, and fewer for tests and probes."""
 
-    def digits(split: str, biased: bool) -> ColoredMNIST:
-        return ColoredMNIST(MNIST, split=split, biased=biased, indices=range(320))
+    def digits(split: str, biased: bool, number: int = 100) -> ColoredMNIST:
+        return ColoredMNIST(MNIST, split=split, biased=biased, indices=range(number))
 
     return runs.Data(
-        digits("train", True),
+        digits("train", True, 320),
         digits("test", False),
         digits("train", False),
         digits("test", False),
@@ -118,8 +135,9 @@ def data() -> runs.Data:
 @pytest.mark.parametrize(
     ("method", "recipe", "stages"),
     [
-        ("lnl", "default", ["lnl"]),
-        ("adjusted", "default", ["adjusted"]),
+        ("lnl", "lnl", ["lnl"]),
+        ("lnl", "digits", ["lnl"]),
+        ("adjusted", "digits", ["adjusted"]),
         ("lnl", "paper", ["baseline", "lnl"]),
         ("gray", "paper", ["gray"]),
     ],
@@ -142,7 +160,7 @@ def test_a_run_is_measured_and_recorded(tmp_path, data, method, recipe, stages):
 def test_a_finished_run_is_not_trained_again(tmp_path, data):
     def run() -> runs.Run:
         return runs.measure(
-            "lnl", "default", data, 0, epochs=0.5, output=tmp_path, progress=False, before=False
+            "lnl", "digits", data, 0, epochs=0.5, output=tmp_path, progress=False, before=False
         ).run
 
     assert run() == run()
@@ -152,7 +170,7 @@ def test_the_demo_draws_and_reports_both_methods(tmp_path, data):
     result = runs.Run(
         benchmark="colored_mnist",
         method="lnl",
-        recipe="default",
+        recipe="digits",
         variance=0.02,
         seed=7,
         epoch=3.0,
@@ -220,7 +238,7 @@ def test_choosing_takes_coefficients_and_records_nothing(tmp_path, data, monkeyp
     given = [f"--results={results}", "--epochs=0.5", "--no-progress", "--entropy-weight=0.02"]
     colored_mnist.main([*given, "--choose"])
     (head,) = seen[0].heads
-    assert (head.reversal, head.entropy_weight) == (RECIPES["default"].heads[0].reversal, 0.02)
+    assert (head.reversal, head.entropy_weight) == (RECIPES["lnl"].heads[0].reversal, 0.02)
     assert not results.exists()
     assert "held-out digits" in capsys.readouterr().out
     with pytest.raises(SystemExit):

@@ -21,7 +21,7 @@ from lnl_ext.training.methods import METHODS
 SCRIPT = Path(reproduce_table.__file__)
 
 
-def line(method="lnl", variance=0.02, seed=0, accuracy=0.5, recipe="default", epoch=5.0):
+def line(method="lnl", variance=0.02, seed=0, accuracy=0.5, recipe="digits", epoch=5.0):
     return json.dumps(
         {
             "benchmark": "colored_mnist",
@@ -51,10 +51,10 @@ def test_the_table_has_28_cells_and_more_seeds_where_asked():
 
 def test_runs_are_read_back_and_the_last_counts(tmp_path):
     results = tmp_path / "runs.jsonl"
-    assert parts.finished(results, "default", 5) == {}
+    assert parts.finished(results, "digits", 5) == {}
     runs = [line(accuracy=0.1), line(seed=1), line(recipe="paper"), line(accuracy=0.7)]
     results.write_text("\n".join([*runs, line(seed=2, epoch=3.0)]))
-    done = parts.finished(results, "default", 5)
+    done = parts.finished(results, "digits", 5)
     assert done == {Cell("lnl", 0.02, 0): 0.7, Cell("lnl", 0.02, 1): 0.5}
 
 
@@ -62,15 +62,15 @@ def test_a_damaged_results_file_is_refused(tmp_path):
     results = tmp_path / "runs.jsonl"
     results.write_text(line() + "\n" + line()[:20])
     with pytest.raises(ValueError, match=r"line 2 of .* is not a run"):
-        parts.finished(results, "default", 5)
+        parts.finished(results, "digits", 5)
 
 
 def test_the_papers_unlearning_passes_over_the_data_in_two_stages():
     assert parts.passes("baseline", "paper", None) == 100
     assert parts.passes("lnl", "paper", None) == 200
     assert parts.passes("lnl", "paper", 2) == 4
-    assert parts.passes("lnl", "default", None) == 3
-    assert parts.passes("lnl", "default", 5) == 5
+    assert parts.passes("lnl", "digits", None) == 3
+    assert parts.passes("lnl", "digits", 5) == 5
 
 
 def test_the_table_sets_means_beside_the_papers_figures():
@@ -119,7 +119,7 @@ def command(tmp_path, data_root, *more):
 
 
 def test_one_command_from_nothing_to_the_table(tmp_path, few_digits):
-    stopped = tmp_path / "runs" / "baseline-0.020-0-default-0.3" / "baseline"
+    stopped = tmp_path / "runs" / "baseline-0.020-0-lnl-0.3" / "baseline"
     stopped.mkdir(parents=True)
     (stopped / "checkpoint.pt").write_bytes(b"of another length, which it does not go on from")
     first = subprocess.run(
@@ -148,7 +148,7 @@ def test_a_signal_ends_the_runs_too(tmp_path, few_digits, number):
         # Where the tests run in the background of a script, SIGINT is ignored.
         preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
-    folder = tmp_path / "runs" / "baseline-0.020-0-default-5000"
+    folder = tmp_path / "runs" / "baseline-0.020-0-lnl-5000"
     log = folder / "baseline" / "metrics.jsonl"
     deadline = time.monotonic() + 60
     while not log.exists() and time.monotonic() < deadline:
@@ -169,13 +169,13 @@ def test_a_run_that_fails_is_reported_with_its_output(tmp_path):
     failed = subprocess.run(command(tmp_path, tmp_path / "nowhere"), capture_output=True, text=True)
     assert failed.returncode != 0
     assert "output.txt" in failed.stderr
-    assert (tmp_path / "runs" / "baseline-0.020-0-default-0.2" / "output.txt").read_text()
+    assert (tmp_path / "runs" / "baseline-0.020-0-lnl-0.2" / "output.txt").read_text()
 
 
 def test_figure_of_accuracy_by_variance(tmp_path):
     results = tmp_path / "runs.jsonl"
     lines = [
-        {"benchmark": "colored_mnist", "recipe": "default", "method": "lnl"}
+        {"benchmark": "colored_mnist", "recipe": "lnl", "method": "lnl"}
         | {"variance": variance, "seed": seed, "test_accuracy": 0.5 + 10 * variance + 0.01 * seed}
         | {"epoch": reproduce_table.EPOCHS}
         for variance, seed in ((0.03, 0), (0.02, 0), (0.02, 1))

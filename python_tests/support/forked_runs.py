@@ -18,7 +18,15 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-import matplotlib.style  # noqa: F401 - once, before the forks, as all that follows
+# Once, before the forks, what the command imports only when it needs it.
+import jinja2  # noqa: F401
+import matplotlib.backends.backend_agg
+import matplotlib.figure
+import matplotlib.font_manager
+import matplotlib.style  # noqa: F401
+import rich.progress  # noqa: F401
+import scipy.stats  # noqa: F401
+import sklearn.preprocessing  # noqa: F401
 import torch
 
 import lnl_ext.cli.commands  # noqa: F401

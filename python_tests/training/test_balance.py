@@ -254,6 +254,23 @@ def test_columns_of_the_adjustment_are_one_bias() -> None:
         torch.testing.assert_close(found, expected)
 
 
+def test_a_bias_of_several_columns_is_drawn_and_adjusted_by_all_of_them() -> None:
+    labels = torch.tensor([0, 0, 0, 1, 1, 0, 1, 1]).repeat(50)
+    colour = torch.stack([labels.roll(1), (torch.arange(400) % 3 == 0).long()], 1)
+    made = draws(labels, {"colour": colour}, balance=0.5, adjust=True)
+    apart = draws(labels, {"a": colour[:, 0], "b": colour[:, 1]}, balance=0.5, adjust=True)
+    torch.testing.assert_close(made.weights, apart.weights)
+    added = [targets.pop("logit_adjustment") for targets in (made.targets, apart.targets)]
+    torch.testing.assert_close(*added)
+    expected = independence_weights(labels, colour, weights=made.weights)
+    torch.testing.assert_close(made.targets, {"head_weight:colour": expected})
+    batches = TensorBatches(torch.zeros(400, 1), labels, {"colour": colour}, batch_size=50)
+    torch.testing.assert_close(
+        batches.drawn(0.5, adjust=True).bias,
+        {"colour": colour, "logit_adjustment": added[0], "head_weight:colour": expected},
+    )
+
+
 def test_the_trainer_adjusts_tensor_batches_and_asks_others_for_the_targets() -> None:
     labels, bias = biased(200)
     images = torch.stack([labels, bias], 1).float()
