@@ -60,7 +60,9 @@ class Variation:
     """What is tried beside the recipe of `lnl`."""
 
     heads: int = 1
-    """Side by side, with the mean of their losses."""
+    """Side by side, with the mean of their losses; 0: without an adversary."""
+    balance: float | None = None
+    """Instead of the recipe's."""
     renew: int = 0
     """Steps after which one head starts anew, in turn; 0: never."""
     width: int | None = None
@@ -75,5 +77,6 @@ VARIATIONS = {
     "renewed heads": Variation(heads=2, renew=100),
     "narrow layer": Variation(width=16),
     "with HSIC": Variation(hsic=10.0),
+    "resampling": Variation(heads=0, balance=1.0),
 }
 """The variations by name, as they stand in lines of results."""

@@ -44,14 +44,15 @@ def train(data: Data, name: str, seed: int) -> Trained:
         bias_head((classifier.in_features,), classes, sizes=LNL.head_sizes)
         for _ in range(variation.heads)
     )
-    draws = balanced_weights(part.labels, part.bias) ** LNL.balance
+    balance = LNL.balance if variation.balance is None else variation.balance
+    draws = balanced_weights(part.labels, part.bias) ** balance
     adjustment = logit_adjustment(part.labels, part.bias, weights=draws)
     weights = independence_weights(part.labels, part.bias, weights=draws)
     steps_per_epoch = len(part) // length.batch_size
     steps = length.epochs * steps_per_epoch
     optimizer = OPTIMIZER.build([*features.parameters(), *classifier.parameters()])
     scheduler = OPTIMIZER.build_scheduler(optimizer, steps, steps_per_epoch)
-    head_optimizer = LNL.config().head_optimizer.build(heads.parameters())
+    head_optimizer = LNL.config().head_optimizer.build(heads.parameters()) if heads else None
     recent: list[Batch] = []
     began = time.monotonic()
     for step in range(steps):
@@ -61,13 +62,15 @@ def train(data: Data, name: str, seed: int) -> Trained:
         hidden = features(data.augment(part.inputs[rows]))
         loss = F.cross_entropy(classifier(hidden) + adjustment[rows], part.labels[rows])
         strength = LNL.strength(step / steps)
-        if strength > 0:
+        if heads and strength > 0:
             seen = Batch(hidden, part.bias[rows], weights[rows])
             loss = loss - strength * pressure(heads, seen, variation, classes)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
         scheduler.step()
+        if head_optimizer is None:
+            continue
         recent = [*recent, Batch(hidden.detach(), part.bias[rows], weights[rows])][-KEPT:]
         drawn = torch.randint(len(recent), (LNL.head_steps,)).tolist()
         for batch in [recent[-1], *(recent[number] for number in drawn)]:
