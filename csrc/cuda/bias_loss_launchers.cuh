@@ -58,6 +58,7 @@ Problem<T> make_problem(const BiasLossCall& call, const Plan& plan, unsigned cha
   problem.groups = plan.groups;
   problem.row_windows = plan.row_windows;
   problem.slots = plan.slots;
+  while (kWarp << problem.warp_bits < plan.threads) ++problem.warp_bits;
   problem.group_windows = plan.group_windows;
   problem.by_heads = Divider(call.heads, all);
   problem.by_positions = Divider(call.positions, sites);

@@ -94,6 +94,7 @@ struct Problem {
   int group_windows;  // of a thread
   int row_windows;    // from one row's to the next one's in shared memory
   int slots;          // groups under way or at work
+  int warp_bits;      // a block has 2^warp_bits warps
   Divider by_heads, by_positions, by_classes;
   Turns<A> turns;
   A count;  // 1, or of a mean's first turn N * S
