@@ -361,11 +361,11 @@ class TestToolkit:
             codes = [pair.split(">") for pair in pairs]
             return [f"-gencode=arch=compute_{arch},code={code}" for arch, code in codes]
 
-        given = flags("120>compute_120", "75>sm_75", "90>sm_90", "86>sm_86", "80>sm_80", "90a>sm_90a")
-        shared = flags("90>compute_90", "75>sm_75", "90>sm_90", "80>sm_86", "80>sm_80", "90a>sm_90a")
-        assert cuda.with_shared_ptx(given) == shared
-        for alone in (["75>sm_75", "75>compute_75"], ["86>sm_86", "86>compute_86"]):
-            assert cuda.with_shared_ptx(flags(*alone)) == flags(*alone)
+        given = "120>compute_120 75>sm_75 90>sm_90 86>sm_86 80>sm_80 90a>sm_90a"
+        shared = "90>compute_90 75>sm_75 90>sm_90 80>sm_86 80>sm_80 90a>sm_90a"
+        assert cuda.with_shared_ptx(flags(*given.split())) == flags(*shared.split())
+        for alone in ("75>sm_75 75>compute_75", "86>sm_86 86>compute_86"):
+            assert cuda.with_shared_ptx(flags(*alone.split())) == flags(*alone.split())
 
 
 def test_what_is_built_is_said_on_the_terminal_though_pip_shows_no_output(tmp_path: Path) -> None:

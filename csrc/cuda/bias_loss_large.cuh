@@ -97,10 +97,10 @@ class RowStream {
         barriers_(barriers + threadIdx.x / kWarp * kSlots),
         passes_(twice ? 2 : 1),
         row_(blockIdx.x) {
-    if (!LNL_BULK_COPIES || threadIdx.x % kWarp > 0) return;
+    const bool begins = LNL_BULK_COPIES && threadIdx.x % kWarp == 0;
 #pragma unroll 1
-    for (int slot = 0; slot < problem.slots; ++slot) begin_barrier(barriers_ + slot);
-    order_stores_before_copies();  // those of begin_turn as well
+    for (int slot = 0; begins && slot < problem.slots; ++slot) begin_barrier(barriers_ + slot);
+    if (begins) order_stores_before_copies();  // those of begin_turn as well
   }
 
   // A warp's windows of a group, [begin, end), of which a lane has every kWarp-th. A row of fewer

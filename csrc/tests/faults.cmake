@@ -176,7 +176,7 @@ lnl_bulk_fault(bulk_store_not_fenced bias_loss_large.cuh
   "to + (window - own.begin) * kWide<T>);"
   "store is not fenced: .* of shared memory")
 lnl_bulk_fault(bulk_stores_of_begin_turn_not_fenced bias_loss_large.cuh
-  "order_stores_before_copies();  // those of begin_turn as well"
+  "if (begins) order_stores_before_copies();  // those of begin_turn as well"
   ""
   "store is not fenced: .* of shared memory")
 lnl_bulk_fault(bulk_barriers_in_the_stage bias_loss_large.cuh
