@@ -78,11 +78,6 @@ template <typename T, bool kDense>
 constexpr std::size_t kRowsLargeScratch =
     kRowsLargeSums<T, kDense> + kLargeThreads / kWarp * kSlots * sizeof(BulkBarrier);
 
-template <typename T>
-__device__ inline int windows_of_row(int classes, int before) {
-  return (classes + before + kWide<T> - 1) / kWide<T>;
-}
-
 // The rows of a block on their way into shared memory, in groups of windows of 16 bytes. A warp
 // copies the windows that it will itself read, so that it waits for no other warp: in bulk, or each
 // lane its own. While it works on one group the next ones are under way, those of the next row too.
@@ -91,12 +86,12 @@ __device__ inline int windows_of_row(int classes, int before) {
 template <typename T>
 class RowStream {
  public:
-  __device__ RowStream(const Problem<T>& problem, T* stage, BulkBarrier* barriers, bool twice)
+  __device__ RowStream(const Problem<T>& problem, T* stage, BulkBarrier* barriers)
       : problem_(problem),
         stage_(stage),
         barriers_(barriers + threadIdx.x / kWarp * kSlots),
-        passes_(twice ? 2 : 1),
-        row_(blockIdx.x) {
+        row_(blockIdx.x),
+        passes_(problem.wants_gradient() && !problem.stage ? 2 : 1) {
     const bool begins = LNL_BULK_COPIES && threadIdx.x % kWarp == 0;
 #pragma unroll 1
     for (int slot = 0; begins && slot < problem.slots; ++slot) begin_barrier(barriers_ + slot);
@@ -108,8 +103,9 @@ class RowStream {
   struct Piece {
     int begin, end;
   };
-  __device__ Piece piece(int group, int windows) const {
-    const int all = problem_.group_windows * static_cast<int>(blockDim.x);
+  __device__ Piece piece(int group, int before) const {
+    const int windows = (problem_.classes + before + kWide<T> - 1) / kWide<T>;
+    const int all = problem_.slot_windows;
     const int first = group * all, left = problem_.row_windows - first;
     const int lines = ((left < all ? left : all) + kWarp - 1) / kWarp;  // of windows, for warps
     const int warp = threadIdx.x / kWarp;
@@ -118,21 +114,16 @@ class RowStream {
   }
   // Where a window of a group lies in shared memory.
   __device__ T* place(int slot, int group, int window) const {
-    const int row = slot / problem_.groups;
-    const int groups = slot - row * problem_.groups - group;
-    return stage_ + (row * problem_.row_windows +
-                     groups * problem_.group_windows * static_cast<int>(blockDim.x) + window) *
-                        kWide<T>;
+    return stage_ + ((slot - group) * problem_.slot_windows + window) * kWide<T>;
   }
   __device__ int next_slot(int slot) const { return slot + 1 == problem_.slots ? 0 : slot + 1; }
 
-  // Starts to copy the next group, to where the warp has read for the last time.
-  __device__ void copy() {
+  // Starts to copy the next group, to a slot where the warp has read for the last time.
+  __device__ void copy(int slot) {
     if (row_ < problem_.sites * problem_.heads) {
-      LNL_BULK_COPIES ? copy_in_bulk() : copy_by_lanes();
+      LNL_BULK_COPIES ? copy_in_bulk(slot) : copy_by_lanes(slot);
     }
     if (!LNL_BULK_COPIES) __pipeline_commit();
-    slot_ = next_slot(slot_);
     if (++group_ < problem_.groups) return;
     group_ = 0;
     if (++pass_ < passes_) return;
@@ -152,12 +143,12 @@ class RowStream {
   }
 
  private:
-  __device__ void copy_by_lanes() const {
+  __device__ void copy_by_lanes(int slot) const {
     const T* row = problem_.logits + row_ * problem_.classes;
     const int before = elements_before(row);
-    const Piece own = piece(group_, windows_of_row<T>(problem_.classes, before));
+    const Piece own = piece(group_, before);
     int window = own.begin + threadIdx.x % kWarp;
-    T* to = place(slot_, group_, window);
+    T* to = place(slot, group_, window);
 #pragma unroll 1
     for (; window < own.end; window += kWarp, to += kWarp * kWide<T>) {
       copy_window(row, window * kWide<T> - before, problem_.classes, true, to);
@@ -166,32 +157,30 @@ class RowStream {
 
   // The whole windows of the warp's piece at once. The first ones of a row and its last one, which
   // may not be whole, come by the lane that will read them; no piece has both.
-  __device__ void copy_in_bulk() const {
+  __device__ void copy_in_bulk(int slot) const {
     const T* row = problem_.logits + row_ * problem_.classes;
     const int before = elements_before(row), lane = threadIdx.x % kWarp;
-    const Piece own = piece(group_, windows_of_row<T>(problem_.classes, before));
+    const Piece own = piece(group_, before);
     const int first = (before + kWide<T> - 1) / kWide<T>;     // that is whole
     const int last = (problem_.classes + before) / kWide<T>;  // that is not
     const int begin = own.begin < first ? first : own.begin, end = own.end < last ? own.end : last;
-    T* to = place(slot_, group_, own.begin);
     __syncwarp();  // the warp has read what is there, and knows its barriers
     if (lane == 0) {
-      start_copy(to + (begin - own.begin) * kWide<T>, row + begin * kWide<T> - before,
-                 begin < end ? (end - begin) * 16 : 0, barriers_ + slot_);
+      start_copy(place(slot, group_, begin), row + begin * kWide<T> - before,
+                 begin < end ? (end - begin) * 16 : 0, barriers_ + slot);
     }
     const int window = own.begin + lane < first ? own.begin + lane : last;
     if (window < own.begin || window >= own.end || (window - own.begin) % kWarp != lane) return;
     copy_window(row, window * kWide<T> - before, problem_.classes, false,
-                to + (window - own.begin) * kWide<T>);
+                place(slot, group_, window));
     order_stores_before_copies();
   }
 
   const Problem<T>& problem_;
   T* stage_;
   BulkBarrier* barriers_;  // of the warp, one a slot
-  int passes_;
-  std::int64_t row_;  // of the next group, and its place there and in the stage
-  int pass_ = 0, group_ = 0, slot_ = 0;
+  std::int64_t row_;       // of the next group, and its place there
+  int passes_, pass_ = 0, group_ = 0;
   unsigned parity_ = 0;  // of the next group to be waited for
 };
 
@@ -215,9 +204,9 @@ __global__ void __launch_bounds__(kLargeThreads, kRowsLargeBlocks<T, kDense>)
   const bool wants_gradient = problem.wants_gradient();
   // Whether the first pass leaves the row where it is, for the second one.
   const bool stays = wants_gradient && problem.stage;
-  RowStream<T> stream(problem, stage, barriers, wants_gradient && !problem.stage);
+  RowStream<T> stream(problem, stage, barriers);
 #pragma unroll 1
-  for (int i = 0; i < problem.slots; ++i) stream.copy();
+  for (int i = 0; i < problem.slots; ++i) stream.copy(i);
   constexpr int kApart = kWarp * kWide<T>;  // a lane's windows in the stage
   int slot = 0;
   Totals<A> totals;
@@ -225,19 +214,17 @@ __global__ void __launch_bounds__(kLargeThreads, kRowsLargeBlocks<T, kDense>)
   for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     const std::int64_t begin = row * problem.classes;
     const int before = elements_before(problem.logits + begin);
-    const int windows = windows_of_row<T>(problem.classes, before);
     const SitePlace place = place_of_row(problem, row);
     const Label label = read_label(problem, place.target);
     const int label_class = label.value;
     const bool wants_logit = !kDense && label_class >= 0;
     const int label_window = wants_logit ? (label_class + before) / kWide<T> : -1;
 
-    const int first_slot = slot;
     Online online;
 #pragma unroll 1
     for (int group = 0; group < problem.groups; ++group) {
       stream.wait(slot, stays ? problem.slots - 1 - group : problem.slots - 1);
-      const auto piece = stream.piece(group, windows);
+      const auto piece = stream.piece(group, before);
       int window = piece.begin + lane;
       const T* staged = stream.place(slot, group, window);
 #pragma unroll 1
@@ -254,7 +241,7 @@ __global__ void __launch_bounds__(kLargeThreads, kRowsLargeBlocks<T, kDense>)
         if (window == label_window) *logit_of_label = widen(staged[label_class - c]);
         add_online<T>(online, values, y, inside, one_hot);
       }
-      if (!stays) stream.copy();
+      if (!stays) stream.copy(slot);
       slot = stream.next_slot(slot);
     }
     merge_lanes<T>(online);
@@ -271,11 +258,11 @@ __global__ void __launch_bounds__(kLargeThreads, kRowsLargeBlocks<T, kDense>)
       counts.add(problem, label);
       write_site(problem, scales, place.target, site);
     }
-    if (stays) slot = first_slot;
+    if (stays) slot = (slot == 0 ? problem.slots : slot) - problem.groups;  // the row's first
 #pragma unroll 1
     for (int group = 0; wants_gradient && group < problem.groups; ++group) {
       if (!stays) stream.wait(slot, problem.slots - 1);
-      const auto piece = stream.piece(group, windows);
+      const auto piece = stream.piece(group, before);
       int window = piece.begin + lane;
       const T* staged = stream.place(slot, group, window);
 #pragma unroll 1
@@ -302,7 +289,7 @@ __global__ void __launch_bounds__(kLargeThreads, kRowsLargeBlocks<T, kDense>)
                        problem.wide_head_gradient, gradient);
         }
       }
-      stream.copy();
+      stream.copy(slot);
       slot = stream.next_slot(slot);
     }
     __syncthreads();  // the next row overwrites by_warp and the label's logit

@@ -37,8 +37,13 @@ __device__ inline void start_copy(void* to, const void* from, unsigned bytes,
   namespace ptx = ::cuda::ptx;
   ptx::mbarrier_arrive_expect_tx(ptx::sem_release, ptx::scope_cta, ptx::space_shared, barrier,
                                  bytes);
-  if (bytes > 0)
-    ptx::cp_async_bulk(ptx::space_cluster, ptx::space_global, to, from, bytes, barrier);
+  // For an address in a cluster's memory sm_120 has code, and registers, that asks whose it is.
+#if __cccl_ptx_isa >= 860
+  constexpr auto own_memory = ptx::space_shared;
+#else
+  constexpr auto own_memory = ptx::space_cluster;  // before CUDA 12.8
+#endif
+  if (bytes > 0) ptx::cp_async_bulk(own_memory, ptx::space_global, to, from, bytes, barrier);
 }
 
 // For every thread that reads what was copied.

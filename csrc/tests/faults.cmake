@@ -102,7 +102,7 @@ lnl_fault(missing_wait_for_a_second_copy bias_loss_large.cuh
 lnl_fault(place_refilled_before_it_is_read bias_loss_large.cuh
   "for (int group = 0; wants_gradient && group < problem.groups; ++group) {"
   "for (int group = 0; wants_gradient && group < problem.groups; ++group) {
-      if (stays) stream.copy();"
+      if (stays) stream.copy(slot);"
   "asynchronous copy is under way: .* of shared memory")
 lnl_fault(label_read_from_where_the_next_row_arrives bias_loss_large.cuh
   "const A label_logit = wants_logit ? *logit_of_label : A(0);"
@@ -144,7 +144,7 @@ lnl_bulk_fault(bulk_barriers_used_before_they_have_begun bias_loss_large.cuh
 lnl_bulk_fault(bulk_place_refilled_before_it_is_read bias_loss_large.cuh
   "for (int group = 0; wants_gradient && group < problem.groups; ++group) {"
   "for (int group = 0; wants_gradient && group < problem.groups; ++group) {
-      if (stays) stream.copy();"
+      if (stays) stream.copy(slot);"
   "asynchronous copy is under way: .* of shared memory|all of them")
 lnl_bulk_fault(bulk_more_bytes_expected_than_copied bulk_copy.cuh
   "barrier,
@@ -171,9 +171,9 @@ lnl_bulk_fault(bulk_copy_of_what_is_not_whole bias_loss_large.cuh
   "end = own.end;"
   "asynchronous copy is under way: .* of shared memory|out of bounds")
 lnl_bulk_fault(bulk_store_not_fenced bias_loss_large.cuh
-  "to + (window - own.begin) * kWide<T>);
+  "place(slot, group_, window));
     order_stores_before_copies();"
-  "to + (window - own.begin) * kWide<T>);"
+  "place(slot, group_, window));"
   "store is not fenced: .* of shared memory")
 lnl_bulk_fault(bulk_stores_of_begin_turn_not_fenced bias_loss_large.cuh
   "if (begins) order_stores_before_copies();  // those of begin_turn as well"
