@@ -19,6 +19,14 @@ namespace lnl::cuda {
 
 using BulkBarrier = std::uint64_t;
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+// Never called, but nvcc's -G keeps the calls.
+__device__ inline void order_stores_before_copies() {}
+__device__ inline void begin_barrier(BulkBarrier*) {}
+__device__ inline void start_copy(void*, const void*, unsigned, BulkBarrier*) {}
+__device__ inline void wait_for_copy(BulkBarrier*, unsigned) {}
+#else
+
 // Stores and copies to the same place are otherwise in no order: for a thread that has stored, or
 // that comes after those by a barrier, before the next copy to that place is asked for.
 __device__ inline void order_stores_before_copies() {
@@ -51,5 +59,6 @@ __device__ inline void wait_for_copy(BulkBarrier* barrier, unsigned parity) {
   while (!::cuda::ptx::mbarrier_try_wait_parity(barrier, parity)) {
   }
 }
+#endif
 
 }  // namespace lnl::cuda
