@@ -124,12 +124,12 @@ def default_architectures(nvcc: str, torch_architectures: list[str]) -> str:
 
 
 def with_shared_ptx(gencode: list[str]) -> list[str]:
-    """Return nvcc's flags for the same devices, with PTX for all from sm_80 on made but once.
+    """Return nvcc's flags for the same devices, with PTX made once for those of a generation.
 
     To make PTX takes as long as to make machine code of it for two architectures, and the sources
-    do not tell those apart (only sm_75 lacks asynchronous copies). PTX of the oldest of them serves
-    the newer ones, those that do not exist yet too. Architectures with a letter, as in sm_90a,
-    keep their own.
+    tell no more than three generations apart: from sm_80 on there are asynchronous copies, from
+    sm_90 on bulk copies. PTX of the oldest of a generation serves its newer ones; of the last one
+    also those that do not exist yet. Architectures with a letter, as in sm_90a, keep their own.
 
     Parameters
     ----------
@@ -137,11 +137,12 @@ def with_shared_ptx(gencode: list[str]) -> list[str]:
         Flags as in ``-gencode=arch=compute_90,code=sm_90``.
     """
     pairs = [re.fullmatch(r"-gencode=arch=compute_(\w+),code=(\w+)", flag) for flag in gencode]
-    own = [pair[1] for pair in pairs if pair]
-    oldest = min((int(name) for name in own if name.isdigit() and int(name) >= 80), default=80)
+    given = [int(pair[1]) for pair in pairs if pair and pair[1].isdigit() and int(pair[1]) >= 80]
     flags = []
     for flag, pair in zip(gencode, pairs, strict=True):
-        if pair and pair[1].isdigit() and int(pair[1]) >= oldest:
+        if pair and pair[1].isdigit() and int(pair[1]) >= 80:
+            bulk = int(pair[1]) >= 90
+            oldest = min(number for number in given if (number >= 90) == bulk)
             code = f"compute_{oldest}" if pair[2].startswith("compute") else pair[2]
             flag = f"-gencode=arch=compute_{oldest},code={code}"
         flags.append(flag)

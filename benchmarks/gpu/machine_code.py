@@ -20,8 +20,8 @@ WARPS = {"sm_80": 64, "sm_90": 64, "sm_100": 64, "sm_120": 48}
 """Most warps of a multiprocessor, from the CUDA C++ programming guide's table."""
 REGISTERS = 16384
 """Of each of the four parts of a multiprocessor, which hold a quarter of its warps; likewise."""
-SHARED_PTX = "compute_80"
-"""What the build makes machine code of, for all of these: build_support.cuda.with_shared_ptx."""
+SHARED_PTX = {"sm_80": "compute_80"} | dict.fromkeys(("sm_90", "sm_100", "sm_120"), "compute_90")
+"""What the build makes their machine code of: build_support.cuda.with_shared_ptx."""
 MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "sm_120": 170}
 SHARED_MEMORY = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "sm_120": 99}
 """Most KiB of a block; the multiprocessor has one more, and takes one for each block."""
@@ -113,8 +113,12 @@ class Kernel:
         return int(sites) * size if is_vector == "true" else size
 
     def wide(self, kind: str) -> int:
-        """Return how many instructions of a kind (LDG, STG, LDS, STS) move `access` bytes."""
-        return sum(o.startswith(kind) and bytes_of(o) == self.access for o in self.opcodes)
+        """Return how many instructions of a kind (LDG, STG, LDS, STS) move `access` bytes.
+
+        Copies to shared memory are loads (LDG); those in bulk (UBLKCP) move more than any access.
+        """
+        found = sum(o.startswith(kind) and bytes_of(o) == self.access for o in self.opcodes)
+        return found + (kind == "LDG") * sum(o.startswith("UBLKCP") for o in self.opcodes)
 
     def occupancy(self, architecture: str) -> float:
         """Return the share of a multiprocessor's warps that its registers allow.
@@ -183,7 +187,7 @@ def _compile(architecture: str, source: Path) -> list[Kernel]:
     assert cuobjdump is not None
     with tempfile.TemporaryDirectory() as folder:
         cubin = str(Path(folder) / "kernels.cubin")
-        gencode = f"-gencode=arch={SHARED_PTX},code={architecture}"
+        gencode = f"-gencode=arch={SHARED_PTX[architecture]},code={architecture}"
         flags = ["-std=c++17", "-O3", gencode, "-Xptxas", "-v", "-cubin"]
         kernels = read_report(run([nvcc, *flags, "-o", cubin, str(source)]))
         read_code(run([cuobjdump, "--dump-sass", cubin]), kernels)

@@ -13,6 +13,7 @@
 #pragma once
 
 #include "bias_loss_sites.cuh"
+#include "bulk_copy.cuh"
 
 namespace lnl::cuda {
 
@@ -65,42 +66,64 @@ constexpr int kLargeThreads = 512;
 template <typename T, bool kDense>
 constexpr int kRowsLargeBlocks = sizeof(T) < 8 && !kDense ? 2 : 1;
 
-// Shared memory of rows_large before the stage: the warps' sums and the label's logit.
+constexpr int kGroups = 4;  // of asynchronous copies: what a long row comes in
+constexpr int kSlots = 8;   // the most groups under way or at work
+
+// Shared memory of rows_large before the stage: the warps' sums, the label's logit, and the
+// barriers of each warp's copies.
+template <typename T, bool kDense>
+constexpr std::size_t kRowsLargeSums =
+    kLargeThreads / kWarp * sizeof(OnlineSums<Accumulation<T>, kDense>) + 16;
 template <typename T, bool kDense>
 constexpr std::size_t kRowsLargeScratch =
-    kLargeThreads / kWarp * sizeof(OnlineSums<Accumulation<T>, kDense>) + 16;
+    kRowsLargeSums<T, kDense> + kLargeThreads / kWarp * kSlots * sizeof(BulkBarrier);
 
-constexpr int kGroups = 4;  // of asynchronous copies: what a long row comes in
-
-// The rows of a block on their way into shared memory, in groups of windows of 16 bytes. A thread
-// copies the windows that it will itself read, so that nobody waits for another's copies; while it
-// works on one group the next ones are under way, those of the next row too. Rows that fit stay
-// until their gradients are made, each group's place being refilled behind them. Longer ones go
-// round kGroups places, and through them a second time for their gradients.
+// The rows of a block on their way into shared memory, in groups of windows of 16 bytes. A warp
+// copies the windows that it will itself read, so that it waits for no other warp: in bulk, or each
+// lane its own. While it works on one group the next ones are under way, those of the next row too.
+// Rows that fit stay until their gradients are made, each group's place being refilled behind them.
+// Longer ones go round kGroups places, and through them a second time for their gradients.
 template <typename T>
 class RowStream {
  public:
-  __device__ RowStream(const Problem<T>& problem, T* stage, bool twice)
-      : problem_(problem), stage_(stage), passes_(twice ? 2 : 1), row_(blockIdx.x) {}
-
-  // Starts to copy the next group.
-  __device__ void copy() {
-    if (row_ < problem_.sites * problem_.heads) {
-      const T* row = problem_.logits + row_ * problem_.classes;
-      const int before = elements_before(row);
-      const int windows = (problem_.classes + before + kWide<T> - 1) / kWide<T>;
-      T* to = place(slot_);
+  __device__ RowStream(const Problem<T>& problem, T* stage, BulkBarrier* barriers)
+      : problem_(problem),
+        stage_(stage),
+        barriers_(barriers + threadIdx.x / kWarp * kSlots),
+        row_(blockIdx.x),
+        passes_(problem.wants_gradient() && !problem.stage ? 2 : 1) {
+    const bool begins = LNL_BULK_COPIES && threadIdx.x % kWarp == 0;
 #pragma unroll 1
-      for (int i = 0; i < problem_.group_windows; ++i) {
-        const int window = window_of(group_, i);
-        if (window >= windows) break;
-        const int c = window * kWide<T> - before;
-        copy_window(row, c, problem_.classes, true,
-                    to + i * static_cast<int>(blockDim.x) * kWide<T>);
-      }
+    for (int slot = 0; begins && slot < problem.slots; ++slot) begin_barrier(barriers_ + slot);
+    if (begins) order_stores_before_copies();  // those of begin_turn as well
+  }
+
+  // A warp's windows of a group, [begin, end), of which a lane has every kWarp-th. A row of fewer
+  // windows ends earlier and leaves the others as they are, so that a place is always one warp's.
+  struct Piece {
+    int begin, end;
+  };
+  __device__ Piece piece(int group, int before) const {
+    const int windows = (problem_.classes + before + kWide<T> - 1) / kWide<T>;
+    const int all = problem_.slot_windows;
+    const int first = group * all, left = problem_.row_windows - first;
+    const int lines = ((left < all ? left : all) + kWarp - 1) / kWarp;  // of windows, for warps
+    const int warp = threadIdx.x / kWarp;
+    const int end = first + (lines * (warp + 1) >> problem_.warp_bits) * kWarp;
+    return {first + (lines * warp >> problem_.warp_bits) * kWarp, end < windows ? end : windows};
+  }
+  // Where a window of a group lies in shared memory.
+  __device__ T* place(int slot, int group, int window) const {
+    return stage_ + ((slot - group) * problem_.slot_windows + window) * kWide<T>;
+  }
+  __device__ int next_slot(int slot) const { return slot + 1 == problem_.slots ? 0 : slot + 1; }
+
+  // Starts to copy the next group, to a slot where the warp has read for the last time.
+  __device__ void copy(int slot) {
+    if (row_ < problem_.sites * problem_.heads) {
+      LNL_BULK_COPIES ? copy_in_bulk(slot) : copy_by_lanes(slot);
     }
-    __pipeline_commit();
-    slot_ = next_slot(slot_);
+    if (!LNL_BULK_COPIES) __pipeline_commit();
     if (++group_ < problem_.groups) return;
     group_ = 0;
     if (++pass_ < passes_) return;
@@ -108,23 +131,57 @@ class RowStream {
     row_ += gridDim.x;
   }
 
-  __device__ int window_of(int group, int i) const {
-    return (group * problem_.group_windows + i) * static_cast<int>(blockDim.x) + threadIdx.x;
+  // Waits for the group in a slot, after which `behind` more have been asked for. Each is waited
+  // for once, in the order of copy().
+  __device__ void wait(int slot, int behind) {
+    if (!LNL_BULK_COPIES) {
+      __pipeline_wait_prior(behind);
+      return;
+    }
+    wait_for_copy(barriers_ + slot, parity_);
+    if (slot + 1 == problem_.slots) parity_ ^= 1;
   }
-  // Of the thread's first window of a group; the next ones lie blockDim.x windows apart.
-  __device__ T* place(int slot) const {
-    const int row = slot / problem_.groups;
-    return stage_ +
-           (row * problem_.row_windows + window_of(slot - row * problem_.groups, 0)) * kWide<T>;
-  }
-  __device__ int next_slot(int slot) const { return slot + 1 == problem_.slots ? 0 : slot + 1; }
 
  private:
+  __device__ void copy_by_lanes(int slot) const {
+    const T* row = problem_.logits + row_ * problem_.classes;
+    const int before = elements_before(row);
+    const Piece own = piece(group_, before);
+    int window = own.begin + threadIdx.x % kWarp;
+    T* to = place(slot, group_, window);
+#pragma unroll 1
+    for (; window < own.end; window += kWarp, to += kWarp * kWide<T>) {
+      copy_window(row, window * kWide<T> - before, problem_.classes, true, to);
+    }
+  }
+
+  // The whole windows of the warp's piece at once. The first ones of a row and its last one, which
+  // may not be whole, come by the lane that will read them; no piece has both.
+  __device__ void copy_in_bulk(int slot) const {
+    const T* row = problem_.logits + row_ * problem_.classes;
+    const int before = elements_before(row), lane = threadIdx.x % kWarp;
+    const Piece own = piece(group_, before);
+    const int first = (before + kWide<T> - 1) / kWide<T>;     // that is whole
+    const int last = (problem_.classes + before) / kWide<T>;  // that is not
+    const int begin = own.begin < first ? first : own.begin, end = own.end < last ? own.end : last;
+    __syncwarp();  // the warp has read what is there, and knows its barriers
+    if (lane == 0) {
+      start_copy(place(slot, group_, begin), row + begin * kWide<T> - before,
+                 begin < end ? (end - begin) * 16 : 0, barriers_ + slot);
+    }
+    const int window = own.begin + lane < first ? own.begin + lane : last;
+    if (window < own.begin || window >= own.end || (window - own.begin) % kWarp != lane) return;
+    copy_window(row, window * kWide<T> - before, problem_.classes, false,
+                place(slot, group_, window));
+    order_stores_before_copies();
+  }
+
   const Problem<T>& problem_;
   T* stage_;
-  int passes_;
-  std::int64_t row_;  // of the next group, and its place there and in the stage
-  int pass_ = 0, group_ = 0, slot_ = 0;
+  BulkBarrier* barriers_;  // of the warp, one a slot
+  std::int64_t row_;       // of the next group, and its place there
+  int passes_, pass_ = 0, group_ = 0;
+  unsigned parity_ = 0;  // of the next group to be waited for
 };
 
 template <typename T, bool kDense>
@@ -135,9 +192,9 @@ __global__ void __launch_bounds__(kLargeThreads, kRowsLargeBlocks<T, kDense>)
   LNL_SHARED(shared);
   Online* by_warp = reinterpret_cast<Online*>(shared);
   A* logit_of_label = reinterpret_cast<A*>(by_warp + kLargeThreads / kWarp);
+  auto* barriers = reinterpret_cast<BulkBarrier*>(shared + kRowsLargeSums<T, kDense>);
   T* stage = reinterpret_cast<T*>(shared + kRowsLargeScratch<T, kDense>);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
-  const int threads = blockDim.x;
   const std::int64_t rows = problem.sites * problem.heads;
   const int head = static_cast<int>(blockIdx.x % problem.heads);
   const A* denominators;
@@ -147,33 +204,31 @@ __global__ void __launch_bounds__(kLargeThreads, kRowsLargeBlocks<T, kDense>)
   const bool wants_gradient = problem.wants_gradient();
   // Whether the first pass leaves the row where it is, for the second one.
   const bool stays = wants_gradient && problem.stage;
-  RowStream<T> stream(problem, stage, wants_gradient && !problem.stage);
+  RowStream<T> stream(problem, stage, barriers);
 #pragma unroll 1
-  for (int i = 0; i < problem.slots; ++i) stream.copy();
-  const int apart = threads * kWide<T>;  // a thread's windows in the stage
+  for (int i = 0; i < problem.slots; ++i) stream.copy(i);
+  constexpr int kApart = kWarp * kWide<T>;  // a lane's windows in the stage
   int slot = 0;
   Totals<A> totals;
   LabelCounts<A> counts;
   for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     const std::int64_t begin = row * problem.classes;
     const int before = elements_before(problem.logits + begin);
-    const int windows = (problem.classes + before + kWide<T> - 1) / kWide<T>;
     const SitePlace place = place_of_row(problem, row);
     const Label label = read_label(problem, place.target);
     const int label_class = label.value;
     const bool wants_logit = !kDense && label_class >= 0;
     const int label_window = wants_logit ? (label_class + before) / kWide<T> : -1;
 
-    const int first_slot = slot;
     Online online;
 #pragma unroll 1
     for (int group = 0; group < problem.groups; ++group) {
-      __pipeline_wait_prior(stays ? problem.slots - 1 - group : problem.slots - 1);
-      const T* staged = stream.place(slot);
+      stream.wait(slot, stays ? problem.slots - 1 - group : problem.slots - 1);
+      const auto piece = stream.piece(group, before);
+      int window = piece.begin + lane;
+      const T* staged = stream.place(slot, group, window);
 #pragma unroll 1
-      for (int i = 0; i < problem.group_windows; ++i, staged += apart) {
-        const int window = stream.window_of(group, i);
-        if (window >= windows) break;
+      for (; window < piece.end; window += kWarp, staged += kApart) {
         const int c = window * kWide<T> - before;
         A values[kWide<T>], y[kWide<T>] = {};
         bool inside[kWide<T>] = {};
@@ -186,7 +241,7 @@ __global__ void __launch_bounds__(kLargeThreads, kRowsLargeBlocks<T, kDense>)
         if (window == label_window) *logit_of_label = widen(staged[label_class - c]);
         add_online<T>(online, values, y, inside, one_hot);
       }
-      if (!stays) stream.copy();
+      if (!stays) stream.copy(slot);
       slot = stream.next_slot(slot);
     }
     merge_lanes<T>(online);
@@ -203,15 +258,15 @@ __global__ void __launch_bounds__(kLargeThreads, kRowsLargeBlocks<T, kDense>)
       counts.add(problem, label);
       write_site(problem, scales, place.target, site);
     }
-    if (stays) slot = first_slot;
+    if (stays) slot = (slot == 0 ? problem.slots : slot) - problem.groups;  // the row's first
 #pragma unroll 1
     for (int group = 0; wants_gradient && group < problem.groups; ++group) {
-      if (!stays) __pipeline_wait_prior(problem.slots - 1);
-      const T* staged = stream.place(slot);
+      if (!stays) stream.wait(slot, problem.slots - 1);
+      const auto piece = stream.piece(group, before);
+      int window = piece.begin + lane;
+      const T* staged = stream.place(slot, group, window);
 #pragma unroll 1
-      for (int i = 0; i < problem.group_windows; ++i, staged += apart) {
-        const int window = stream.window_of(group, i);
-        if (window >= windows) break;
+      for (; window < piece.end; window += kWarp, staged += kApart) {
         const int c = window * kWide<T> - before;
         A values[kWide<T>], powers[kWide<T>], y[kWide<T>] = {}, gradient[kWide<T>];
         load_staged(staged, values);
@@ -234,7 +289,7 @@ __global__ void __launch_bounds__(kLargeThreads, kRowsLargeBlocks<T, kDense>)
                        problem.wide_head_gradient, gradient);
         }
       }
-      stream.copy();
+      stream.copy(slot);
       slot = stream.next_slot(slot);
     }
     __syncthreads();  // the next row overwrites by_warp and the label's logit

@@ -57,8 +57,9 @@ Problem<T> make_problem(const BiasLossCall& call, const Plan& plan, unsigned cha
   problem.ahead = plan.ahead;
   problem.groups = plan.groups;
   problem.row_windows = plan.row_windows;
+  problem.slot_windows = plan.groups == 1 ? plan.row_windows : plan.group_windows * plan.threads;
   problem.slots = plan.slots;
-  problem.group_windows = plan.group_windows;
+  while (kWarp << problem.warp_bits < plan.threads) ++problem.warp_bits;
   problem.by_heads = Divider(call.heads, all);
   problem.by_positions = Divider(call.positions, sites);
   problem.by_classes = Divider(call.classes, kWarp * call.classes + 256);

@@ -106,7 +106,7 @@ constexpr std::int64_t kInFlight = 40 * 1024;
 // whose groups of copies a thread can wait for each.
 inline int tiles_ahead(std::int64_t wanted, std::int64_t bytes) {
   const std::int64_t tiles = divide_up(wanted, bytes);
-  return static_cast<int>(tiles < 8 ? tiles : 8);
+  return static_cast<int>(tiles < kSlots ? tiles : kSlots);
 }
 // Likewise where a block's shared memory holds them, beside `scratch`.
 inline int tiles_ahead(std::int64_t wanted, std::int64_t bytes, std::int64_t scratch,

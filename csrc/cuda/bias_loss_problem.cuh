@@ -91,9 +91,10 @@ struct Problem {
   int pitch;          // rows of the shared memory kernel: accumulators from row to row
   int ahead;          // tiles, or columns, under way or at work
   int groups;         // rows of many classes: groups of asynchronous copies that a row comes in
-  int group_windows;  // of a thread
-  int row_windows;    // from one row's to the next one's in shared memory
+  int row_windows;    // the most of a row
+  int slot_windows;   // of a group in shared memory
   int slots;          // groups under way or at work
+  int warp_bits;      // a block has 2^warp_bits warps
   Divider by_heads, by_positions, by_classes;
   Turns<A> turns;
   A count;  // 1, or of a mean's first turn N * S

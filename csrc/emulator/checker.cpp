@@ -98,15 +98,20 @@ Checker::Region* Checker::region_of(std::uintptr_t address) {
   return &regions_[id];
 }
 
-void Checker::mark_copied_to(std::uintptr_t to, std::size_t bytes, bool under_way) {
+template <typename Function>
+void Checker::for_copied(std::uintptr_t to, std::size_t bytes, Function function) {
   Region* region = region_of(to);
   if (region == nullptr || region->kind != Kind::kShared) {
     fail("an asynchronous copy to what is not shared memory");
   }
   const std::size_t offset = to - reinterpret_cast<std::uintptr_t>(region->begin);
   for (std::size_t cell = offset / kCell; cell <= (offset + bytes - 1) / kCell; ++cell) {
-    region->cells[cell].copied_to = under_way;
+    function(*region, region->cells[cell]);
   }
+}
+
+void Checker::mark_copied_to(std::uintptr_t to, std::size_t bytes, bool under_way) {
+  for_copied(to, bytes, [&](const Region&, Cell& cell) { cell.copied_to = under_way; });
 }
 
 void Checker::begin_copy(const void* place, std::uintptr_t to, std::uintptr_t from,
@@ -119,6 +124,34 @@ void Checker::begin_copy(const void* place, std::uintptr_t to, std::uintptr_t fr
 void Checker::end_copy(std::uintptr_t to, std::size_t bytes) {
   mark_copied_to(to, bytes, false);
   access(nullptr, to, bytes, true, true);
+}
+
+void Checker::begin_bulk_copy(const void* place, std::uintptr_t to, std::uintptr_t from,
+                              std::size_t bytes) {
+  const Running& now = running;
+  for_copied(to, bytes, [&](const Region& region, const Cell& cell) {
+    const bool stored = cell.write_block == now.block && cell.phases == 0;
+    if (stored && fences_of(cell.write_thread) == cell.write_fences &&
+        !has_fenced_after(cell.write_block_epoch)) {
+      fault(region, "bulk copy to where a store is not fenced", to, bytes);
+    }
+  });
+  access(place, from, bytes, false, false);
+  access(place, to, bytes, true, false);
+  mark_copied_to(to, bytes, true);
+}
+
+void Checker::end_bulk_copy(std::uintptr_t to, std::size_t bytes, unsigned barrier,
+                            unsigned phases) {
+  const Running& now = running;
+  for_copied(to, bytes, [&](const Region&, Cell& cell) {
+    cell.copied_to = false;
+    cell.write_thread = now.thread;
+    cell.write_block_epoch = now.block_epoch;
+    cell.write_warp_epoch = now.warp_epoch;
+    cell.barrier = static_cast<std::uint16_t>(barrier);
+    cell.phases = static_cast<std::uint16_t>(phases);
+  });
 }
 
 void Checker::access(const void* place, std::uintptr_t address, std::size_t bytes, bool write,
@@ -156,7 +189,8 @@ void Checker::check_read(const Region& region, Cell& cell) {
     if (cell.write_block != now.block) fault(region, "race across blocks", at(), kCell);
     const bool ordered =
         cell.write_thread == now.thread || cell.write_block_epoch != now.block_epoch ||
-        (same_warp(cell.write_thread, now.thread) && cell.write_warp_epoch != now.warp_epoch);
+        (same_warp(cell.write_thread, now.thread) && cell.write_warp_epoch != now.warp_epoch) ||
+        (cell.phases > 0 && has_waited(cell.barrier, cell.phases));
     if (!ordered) fault(region, "race: read of another thread's store", at(), kCell);
   }
   if (cell.read_block < now.first_block) cell.read_by_blocks = false;
@@ -190,7 +224,8 @@ void Checker::check_write(const Region& region, Cell& cell) {
   if (cell.write_block == now.block) {
     const bool ordered =
         cell.write_thread == now.thread || cell.write_block_epoch != now.block_epoch ||
-        (same_warp(cell.write_thread, now.thread) && cell.write_warp_epoch != now.warp_epoch);
+        (same_warp(cell.write_thread, now.thread) && cell.write_warp_epoch != now.warp_epoch) ||
+        (cell.phases > 0 && has_waited(cell.barrier, cell.phases));
     if (!ordered) fault(region, "race: two stores", at(), kCell);
   }
   if (cell.read_block >= now.first_block && region.kind != Kind::kShared &&
@@ -204,6 +239,8 @@ void Checker::check_write(const Region& region, Cell& cell) {
     if (!ordered) fault(region, "race: store to what another thread reads", at(), kCell);
   }
   cell.written = true;
+  cell.phases = 0;
+  cell.write_fences = now.fences;
   cell.write_block = now.block;
   cell.write_thread = now.thread;
   cell.write_block_epoch = now.block_epoch;
@@ -249,6 +286,16 @@ std::map<std::string, Traffic> stop_counting() {
 void memory_begin_copy(const void* place, void* to, const void* from, std::size_t bytes) {
   checker().begin_copy(place, reinterpret_cast<std::uintptr_t>(to),
                        reinterpret_cast<std::uintptr_t>(from), bytes);
+}
+void memory_use_barrier(void* barrier, bool begin) {
+  checker().access(nullptr, reinterpret_cast<std::uintptr_t>(barrier), 8, begin, true);
+}
+void memory_begin_bulk_copy(const void* place, void* to, const void* from, std::size_t bytes) {
+  checker().begin_bulk_copy(place, reinterpret_cast<std::uintptr_t>(to),
+                            reinterpret_cast<std::uintptr_t>(from), bytes);
+}
+void memory_end_bulk_copy(void* to, std::size_t bytes, unsigned barrier, unsigned phases) {
+  checker().end_bulk_copy(reinterpret_cast<std::uintptr_t>(to), bytes, barrier, phases);
 }
 void memory_end_copy(void* to, std::size_t bytes) {
   checker().end_copy(reinterpret_cast<std::uintptr_t>(to), bytes);

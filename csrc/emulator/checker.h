@@ -32,6 +32,10 @@ class Checker {
   // An asynchronous copy of the running thread. Nobody may touch its place while it is under way.
   void begin_copy(const void* place, std::uintptr_t to, std::uintptr_t from, std::size_t bytes);
   void end_copy(std::uintptr_t to, std::size_t bytes);
+  // Likewise in bulk: what has arrived may be touched by who has waited for those phases.
+  void begin_bulk_copy(const void* place, std::uintptr_t to, std::uintptr_t from,
+                       std::size_t bytes);
+  void end_bulk_copy(std::uintptr_t to, std::size_t bytes, unsigned barrier, unsigned phases);
 
   bool counting = false;
   std::map<std::string, Traffic> traffic;
@@ -44,6 +48,8 @@ class Checker {
     std::uint32_t read_block = 0;
     std::uint16_t write_thread = 0, write_block_epoch = 0, write_warp_epoch = 0;
     std::uint16_t read_thread = 0, read_block_epoch = 0, read_warp_epoch = 0;
+    std::uint16_t write_fences = 0;         // the writer's, until then
+    std::uint16_t barrier = 0, phases = 0;  // of the bulk copy that came last, if phases > 0
     bool written = false;
     bool copied_to = false;       // an asynchronous copy is under way
     bool read_by_blocks = false;  // several
@@ -60,6 +66,9 @@ class Checker {
   };
 
   Region* region_of(std::uintptr_t address);
+  // function(region, cell) for the cells of a copy's place.
+  template <typename Function>
+  void for_copied(std::uintptr_t to, std::size_t bytes, Function function);
   void mark_copied_to(std::uintptr_t to, std::size_t bytes, bool under_way);
   void check_read(const Region& region, Cell& cell);
   void check_write(const Region& region, Cell& cell);

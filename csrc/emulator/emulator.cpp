@@ -23,7 +23,7 @@ namespace {
 constexpr unsigned kWarp = 32;
 constexpr std::size_t kSharedWithoutAsking = 48 * 1024;
 
-enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kAtExchange, kDone };
+enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kAtExchange, kAtPhase, kDone };
 
 struct Thread {
   State state = State::kReady;
@@ -33,6 +33,9 @@ struct Thread {
   int lane_mask = 0;
   int width = 0;
   std::uint64_t value = 0;
+  std::size_t barrier = 0;  // whose phase the thread waits for, by its number
+  std::uint16_t fences = 0;
+  int fence_epoch = -1;  // of the block, at the last fence
 };
 
 struct Warp {
@@ -40,14 +43,33 @@ struct Warp {
   std::uint16_t epoch = 0;
 };
 
+struct Copy {
+  void* to;
+  const void* from;
+  std::size_t bytes;
+  std::size_t group;  // of those of one thread
+};
+
+// A barrier of bulk copies. Its word in shared memory holds its number, scrambled, so that stores
+// over it are noticed.
+struct Barrier {
+  unsigned arrivals = 0;  // of a phase
+  unsigned pending = 0;   // of them, in this phase
+  std::size_t expected = 0;
+  std::vector<Copy> under_way;
+  unsigned phases = 0;           // complete ones
+  std::vector<unsigned> waited;  // for so many of them, by thread
+
+  std::size_t copied() const {
+    std::size_t bytes = 0;
+    for (const Copy& copy : under_way) bytes += copy.bytes;
+    return bytes;
+  }
+};
+constexpr std::uint64_t kBarrierWord = 0x6d62617272696572;
+
 // A thread's asynchronous copies that have not arrived.
 struct Copies {
-  struct Copy {
-    void* to;
-    const void* from;
-    std::size_t bytes;
-    std::size_t group;
-  };
   std::vector<Copy> under_way;
   std::size_t committed = 0;  // groups
 };
@@ -58,6 +80,7 @@ struct Machine {
   std::vector<Thread> threads;
   std::vector<Warp> warps;
   std::vector<Copies> copies;            // by thread
+  std::vector<Barrier> barriers;         // of the block
   std::vector<unsigned> thread_of_rank;  // in the order of the schedule
   std::vector<unsigned> rank_of_thread;
   std::vector<std::uint64_t> ready;  // by rank
@@ -211,11 +234,30 @@ void release_block_barrier() {
   for (unsigned thread = 0; thread < machine.threads.size(); ++thread) release(thread);
 }
 
+std::size_t number_of_barrier(std::uint64_t* address) {
+  memory_use_barrier(address, false);
+  const std::uint64_t number = *address ^ kBarrierWord;
+  if (number >= machine.barriers.size()) fail("not a barrier, or one that was stored over");
+  return number;
+}
+
+// All of the block wait, and some for a phase that nobody will complete.
+void check_phases() {
+  for (const Thread& thread : machine.threads) {
+    if (thread.state != State::kAtPhase) continue;
+    const Barrier& barrier = machine.barriers[thread.barrier];
+    throw Fault("a wait for a phase that is never complete: " + std::to_string(barrier.pending) +
+                " arrivals are missing, and of " + std::to_string(barrier.expected) +
+                " bytes expected " + std::to_string(barrier.copied()) + " are copied");
+  }
+}
+
 void run_block(Dim3 block, Dim3 index) {
   const unsigned count = block.x * block.y * block.z;
   machine.threads.assign(count, Thread());
   machine.warps.assign((count + kWarp - 1) / kWarp, Warp());
   machine.copies.assign(count, Copies());
+  machine.barriers.clear();
   machine.ready.assign((count + 63) / 64, 0);
   machine.at_block_barrier = machine.done = 0;
   machine.block_epoch = 0;
@@ -235,6 +277,7 @@ void run_block(Dim3 block, Dim3 index) {
         release_block_barrier();
         continue;
       }
+      check_phases();
       throw Fault(machine.at_block_barrier > 0
                       ? "divergent barrier: some threads wait at __syncthreads and the others "
                         "wait elsewhere or have exited"
@@ -249,9 +292,13 @@ void run_block(Dim3 block, Dim3 index) {
     running.thread = static_cast<std::uint16_t>(next);
     running.block_epoch = machine.block_epoch;
     running.warp_epoch = machine.warps[machine.current / kWarp].epoch;
+    running.fences = machine.threads[machine.current].fences;
     machine.fibers[machine.current]->resume();
     running.active = false;
     if (!machine.fault.empty()) throw Fault(machine.fault);
+  }
+  for (const Barrier& barrier : machine.barriers) {
+    if (!barrier.under_way.empty()) throw Fault("a block ends while its bulk copies are under way");
   }
   memory_end_block();
 }
@@ -316,7 +363,7 @@ void commit_copies() { ++machine.copies[machine.current].committed; }
 
 void wait_for_copies(std::size_t groups_under_way) {
   Copies& own = machine.copies[machine.current];
-  const auto arrived = [&](const Copies::Copy& copy) {
+  const auto arrived = [&](const Copy& copy) {
     if (copy.group + groups_under_way >= own.committed) return false;
     std::memcpy(copy.to, copy.from, copy.bytes);
     memory_end_copy(copy.to, copy.bytes);
@@ -324,6 +371,78 @@ void wait_for_copies(std::size_t groups_under_way) {
   };
   own.under_way.erase(std::remove_if(own.under_way.begin(), own.under_way.end(), arrived),
                       own.under_way.end());
+}
+
+void begin_barrier(std::uint64_t* barrier, unsigned arrivals) {
+  if (reinterpret_cast<std::uintptr_t>(barrier) % 8 != 0) fail("misaligned access: a barrier");
+  memory_use_barrier(barrier, true);
+  *barrier = kBarrierWord ^ machine.barriers.size();
+  Barrier begun;
+  begun.arrivals = begun.pending = arrivals;
+  begun.waited.resize(machine.threads.size());
+  machine.barriers.push_back(std::move(begun));
+}
+
+void arrive(std::uint64_t* address, unsigned bytes) {
+  const std::size_t number = number_of_barrier(address);
+  Barrier& barrier = machine.barriers[number];
+  if (barrier.pending == 0) fail("an arrival at a barrier whose phase has had all of them");
+  --barrier.pending;
+  barrier.expected += bytes;
+  for (unsigned thread = 0; thread < machine.threads.size(); ++thread) {
+    const Thread& other = machine.threads[thread];
+    if (other.state == State::kAtPhase && other.barrier == number) release(thread);
+  }
+}
+
+void copy_bulk(void* to, const void* from, std::size_t bytes, std::uint64_t* address) {
+  const auto aligned = [](const void* pointer) {
+    return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0;
+  };
+  if (bytes % 16 != 0) fail("bulk copy of a size that CUDA refuses");
+  if (!aligned(to) || !aligned(from)) fail("misaligned access: a bulk copy");
+  Barrier& barrier = machine.barriers[number_of_barrier(address)];
+  memory_begin_bulk_copy(__builtin_return_address(0), to, from, bytes);
+  std::memset(to, kPoison, bytes);
+  barrier.under_way.push_back({to, from, bytes, 0});
+}
+
+void wait_for_phase(std::uint64_t* address, unsigned parity) {
+  const std::size_t number = number_of_barrier(address);
+  while (true) {
+    Barrier& barrier = machine.barriers[number];
+    if (barrier.phases % 2 == parity && barrier.pending == 0 &&
+        barrier.copied() == barrier.expected) {
+      ++barrier.phases;
+      barrier.pending = barrier.arrivals;
+      barrier.expected = 0;
+      for (const Copy& copy : barrier.under_way) {
+        std::memcpy(copy.to, copy.from, copy.bytes);
+        memory_end_bulk_copy(copy.to, copy.bytes, static_cast<unsigned>(number), barrier.phases);
+      }
+      barrier.under_way.clear();
+    }
+    if (barrier.phases % 2 != parity) {
+      barrier.waited[machine.current] = barrier.phases;
+      return;
+    }
+    machine.threads[machine.current].barrier = number;
+    wait(State::kAtPhase);
+  }
+}
+
+void fence_copies() {
+  Thread& thread = machine.threads[machine.current];
+  running.fences = ++thread.fences;
+  thread.fence_epoch = machine.block_epoch;
+}
+
+std::uint16_t fences_of(unsigned thread) { return machine.threads[thread].fences; }
+bool has_fenced_after(std::uint16_t block_epoch) {
+  return machine.threads[machine.current].fence_epoch > block_epoch;
+}
+bool has_waited(unsigned barrier, unsigned phases) {
+  return machine.barriers[barrier].waited[machine.current] >= phases;
 }
 
 bool allow_shared_memory(const void* kernel, int bytes) {

@@ -33,6 +33,7 @@ struct Settings {
   bool noise = false;  // perturb approximate functions within their documented error
   int multiprocessors = 2;
   int shared_memory = 227 * 1024;  // most that a block may opt in to
+  bool bulk_copies = false;        // the device has them
   // Blocks to run, all without it: for launches too large to be run whole.
   std::function<bool(Dim3 block, Dim3 grid)> only;
   // Gets every launch that CUDA would accept, which is then not run: its pointers may be anything.
@@ -62,6 +63,14 @@ float with_noise(float value, int ulps);
 void copy_async(void* to, const void* from, std::size_t bytes);
 void commit_copies();
 void wait_for_copies(std::size_t groups_under_way);
+// Bulk copies, with barriers in shared memory. A phase is complete when its arrivals and as many
+// bytes as these expect are there; the data arrive when a thread waits for that, and a wait that
+// never ends is a fault.
+void begin_barrier(std::uint64_t* barrier, unsigned arrivals);
+void arrive(std::uint64_t* barrier, unsigned bytes);
+void copy_bulk(void* to, const void* from, std::size_t bytes, std::uint64_t* barrier);
+void wait_for_phase(std::uint64_t* barrier, unsigned parity);
+void fence_copies();  // orders the thread's stores before copies
 
 // Ends the running thread's launch with a Fault; called from fibers and memory hooks.
 [[noreturn]] void fail(const std::string& message);
@@ -74,7 +83,14 @@ struct Running {
   std::uint16_t thread = 0;
   std::uint16_t block_epoch = 0;  // barriers passed by the block
   std::uint16_t warp_epoch = 0;   // barriers passed by the warp
+  std::uint16_t fences = 0;       // of the thread
 };
 extern Running running;
+
+// For the checker: a thread's fences, whether the running thread has made one since the block
+// passed its barrier of this epoch, and whether it has waited for that many phases of a barrier.
+std::uint16_t fences_of(unsigned thread);
+bool has_fenced_after(std::uint16_t block_epoch);
+bool has_waited(unsigned barrier, unsigned phases);
 
 }  // namespace lnl::emulator

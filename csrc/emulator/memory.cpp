@@ -71,6 +71,9 @@ void start_counting() {}
 std::map<std::string, Traffic> stop_counting() { return {}; }
 void memory_begin_copy(const void*, void*, const void*, std::size_t) {}
 void memory_end_copy(void*, std::size_t) {}
+void memory_use_barrier(void*, bool) {}
+void memory_begin_bulk_copy(const void*, void*, const void*, std::size_t) {}
+void memory_end_bulk_copy(void*, std::size_t, unsigned, unsigned) {}
 void memory_begin_launch() {}
 void memory_end_block() {}
 void memory_end_launch() {}

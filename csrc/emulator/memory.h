@@ -65,6 +65,10 @@ std::map<std::string, Traffic> stop_counting();  // by the name of the buffer
 // An asynchronous copy reads and writes from its beginning to its end.
 void memory_begin_copy(const void* place, void* to, const void* from, std::size_t bytes);
 void memory_end_copy(void* to, std::size_t bytes);
+// Likewise a bulk copy, which ends with that many phases of a barrier, and that barrier's own word.
+void memory_use_barrier(void* barrier, bool begin);
+void memory_begin_bulk_copy(const void* place, void* to, const void* from, std::size_t bytes);
+void memory_end_bulk_copy(void* to, std::size_t bytes, unsigned barrier, unsigned phases);
 void memory_begin_launch();
 void memory_end_block();
 void memory_end_launch();

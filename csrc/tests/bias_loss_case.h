@@ -49,6 +49,7 @@ struct Case {
   bool few_blocks = false;   // so that each takes several turns
   bool many_blocks = false;  // a device with room for more than a block of a fold has threads
   int shared_memory = 227 * 1024;
+  bool bulk_copies = false;  // the device has them, as sm_90
   std::uint64_t seed = 1;
 
   std::int64_t sites() const { return rows * positions; }

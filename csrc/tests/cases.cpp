@@ -150,6 +150,7 @@ std::string Case::name() const {
   if (misaligned_gradient) out << " misaligned-gradient";
   if (misaligned_head_gradient) out << " misaligned-head-gradient";
   if (misaligned_labels) out << " misaligned-labels";
+  if (bulk_copies) out << " bulk-copies";
   if (shared_memory != 227 * 1024) out << " shared=" << shared_memory;
   return out.str();
 }
@@ -241,12 +242,18 @@ std::vector<Case> all_cases() {
   const std::vector<Case> options = option_sets();
   const DType dtypes[] = {DType::kFloat32, DType::kFloat64, DType::kFloat16, DType::kBFloat16};
   std::size_t turn = 0;
+  std::uint64_t number = 0;
   const auto add = [&](Case c, const Shape& shape, DType dtype) {
     c.rows = shape.rows, c.heads = shape.heads, c.classes = shape.classes;
     c.positions = shape.positions;
     c.dtype = dtype;
-    c.seed = cases.size() + 1;
+    c.seed = ++number;
     c.few_blocks = c.seed % 2 == 0;
+    cases.push_back(c);
+    // rows_large has two ways to stage its rows.
+    const bool rows = c.positions == 1 || c.channels_last;
+    if (!rows || c.classes * (dtype == DType::kFloat64 ? 2 : 1) <= 1024) return;
+    c.bulk_copies = true;
     cases.push_back(c);
   };
   // Every shape, dtype and layout with a third of the option sets, other ones each time.

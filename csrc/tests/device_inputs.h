@@ -169,6 +169,7 @@ class DeviceInputs {
 // turns, or with many.
 inline cuda::Device device_of(const Case& c) {
   emulator::settings().shared_memory = c.shared_memory;
+  emulator::settings().bulk_copies = c.bulk_copies;
   return {c.few_blocks ? 1 : c.many_blocks ? 40 : 2, c.shared_memory, c.few_blocks ? 1 : 16};
 }
 

@@ -1,11 +1,12 @@
-// The test of the tester: kernels with one fault must be caught. Prints what caught it.
+// fault_test [TEXT]: the test of the tester: kernels with one fault must be caught. Prints what
+// caught it. With TEXT only cases with that in their name are run.
 #include <cstdio>
 #include <string>
 
 #include "../emulator/emulator.h"
 #include "bias_loss_case.h"
 
-int main() {
+int main(int argc, char** argv) {
   using namespace lnl;
   using emulator::Schedule;
   for (const Schedule schedule : {Schedule::kForward, Schedule::kRandom}) {
@@ -14,6 +15,7 @@ int main() {
       const bool dense =
           c.target != tests::Target::kLabels || c.smoothing > 0 || c.confusion_weight >= 0;
       if (c.dtype != DType::kFloat32 || dense) continue;
+      if (argc > 1 && c.name().find(argv[1]) == std::string::npos) continue;
       c.few_blocks = !c.many_blocks;  // shared memory is used again
       try {
         const tests::Inputs inputs = tests::make_inputs(c);

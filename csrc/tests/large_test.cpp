@@ -20,7 +20,8 @@ int failures = 0;
 // The last `tail` rows (one position) or positions of the last row carry numbers, the others zeros.
 // With little shared memory the logits of many classes are read twice.
 void check(DType dtype, const char* kernel, std::int64_t rows, std::int64_t classes,
-           std::int64_t positions, std::int64_t tail, int shared_memory = 227 * 1024) {
+           std::int64_t positions, std::int64_t tail, int shared_memory = 227 * 1024,
+           bool bulk_copies = false) {
   tests::Case small;
   small.dtype = dtype;
   small.reduction = Reduction::kSum;
@@ -64,6 +65,7 @@ void check(DType dtype, const char* kernel, std::int64_t rows, std::int64_t clas
   const cuda::Device device{1 << 26, shared_memory};  // so many that no block takes a second turn
   const cuda::LaunchFacts facts = cuda::launch_facts(call, device);
   const Reserved workspace(facts.workspace);
+  emulator::settings().bulk_copies = bulk_copies;
   emulator::settings().only = [](emulator::Dim3 block, emulator::Dim3 grid) {
     return block.x + 1 == grid.x;
   };
@@ -101,6 +103,7 @@ int main(int argc, char** argv) {
   check(narrow, "rows_medium", (one << 25) + 1, 64, 1, 1);
   check(narrow, "rows_large", (one << 20) + 1, 2048, 1, 1);
   check(narrow, "rows_large", (one << 20) + 1, 2048, 1, 1, 4 * 1024);
+  check(narrow, "rows_large", (one << 20) + 1, 2048, 1, 1, 227 * 1024, true);
   check(narrow, "sites_small", 3, 8, one << 27, 8);
   check(narrow, "sites_large", 2, 96, one << 25, 8);
   check(narrow, "sites_large", 2, 96, one << 25, 8, 8 * 1024);

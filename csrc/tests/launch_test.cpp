@@ -186,18 +186,18 @@ void check_limits() {
     std::int64_t rows, dense_rows, sites, dense_sites;
   };
   const Limit limits[] = {
-      {227, DType::kFloat32, 58037, 57957, 1777, 1733},
-      {227, DType::kFloat64, 28987, 28907, 1777, 1733},
-      {227, DType::kBFloat16, 116073, 115913, 1738, 1650},
-      {163, DType::kFloat32, 41653, 41573, 1265, 1221},
-      {163, DType::kFloat64, 20795, 20715, 1265, 1221},
-      {163, DType::kBFloat16, 83305, 83145, 1226, 1138},
-      {99, DType::kFloat32, 25269, 25189, 753, 709},
-      {99, DType::kFloat64, 12603, 12523, 753, 709},
-      {99, DType::kBFloat16, 50537, 50377, 714, 626},
-      {64, DType::kFloat32, 16309, 16229, 473, 429},
-      {64, DType::kFloat64, 8123, 8043, 473, 429},
-      {64, DType::kBFloat16, 32617, 32457, 434, 346},
+      {227, DType::kFloat32, 57781, 57701, 1777, 1733},
+      {227, DType::kFloat64, 28859, 28779, 1777, 1733},
+      {227, DType::kBFloat16, 115561, 115401, 1738, 1650},
+      {163, DType::kFloat32, 41397, 41317, 1265, 1221},
+      {163, DType::kFloat64, 20667, 20587, 1265, 1221},
+      {163, DType::kBFloat16, 82793, 82633, 1226, 1138},
+      {99, DType::kFloat32, 25013, 24933, 753, 709},
+      {99, DType::kFloat64, 12475, 12395, 753, 709},
+      {99, DType::kBFloat16, 50025, 49865, 714, 626},
+      {64, DType::kFloat32, 16053, 15973, 473, 429},
+      {64, DType::kFloat64, 7995, 7915, 473, 429},
+      {64, DType::kBFloat16, 32105, 31945, 434, 346},
   };
   for (const Limit& limit : limits) {
     const cuda::Device device{132, limit.kibibytes * 1024};

@@ -231,6 +231,8 @@ int main() {
       c.reversal = 0.5;
       change(c);
       check(c);
+      c.bulk_copies = is(facts_of(c), "rows_large");
+      if (c.bulk_copies) check(c);
     };
     for (const Shape& shape : aligned) {
       check_shape(shape, [](tests::Case&) {});

@@ -16,6 +16,7 @@ SASS = """
         /*0010*/              @!P0 BRA 0x40 ;
         /*0050*/                   LDG.E.128 R4, desc[UR4][R2.64] ;
         /*0100*/             @!UP4 LDG.E R6, desc[UR4][R2.64] ;
+        /*0110*/               @P0 UBLKCP.S.G [UR8], [UR6], UR4 ;
         /*0120*/                   STG.E.64 desc[UR4][R2.64], R4 ;
         /*01b0*/                   BRA 0x1b0;
 \tFunction : another
@@ -26,8 +27,8 @@ SASS = """
 def test_reads_machine_code():
     kernel = Kernel("rows_small<float, false>")
     machine_code.read_code(SASS, {"kernel": kernel})
-    assert kernel.opcodes == ["S2R", "BRA", "LDG.E.128", "LDG.E", "STG.E.64", "BRA"]
-    assert [kernel.wide(kind) for kind in ("LDG", "STG", "STS")] == [1, 0, 0]
+    assert kernel.opcodes == ["S2R", "BRA", "LDG.E.128", "LDG.E", "UBLKCP.S.G", "STG.E.64", "BRA"]
+    assert [kernel.wide(kind) for kind in ("LDG", "STG", "STS")] == [2, 0, 0]
 
 
 def test_reads_the_report_of_ptxas(monkeypatch: pytest.MonkeyPatch):

@@ -84,9 +84,9 @@ def library_path() -> Path:
     """Compile (once) the emulated kernels."""
     sources = sorted(
         path
-        for folder in (".", "cuda", "emulator", "emulator/include")
+        for folder in (".", "cuda", "emulator", "emulator/include", "emulator/include/cuda")
         for path in (CSRC / folder).iterdir()
-        if path.suffix in {".cu", ".cuh", ".cpp", ".h"}
+        if path.is_file() and path.suffix in {".cu", ".cuh", ".cpp", ".h", ""}
     )
     command = [str(compiler()), *FLAGS, "-I", str(CSRC / "emulator/include")]
     command += ["-I", str(CSRC / "emulator"), "-x", "c++", *(str(CSRC / unit) for unit in UNITS)]

@@ -45,6 +45,7 @@ cudaError_t cudaFuncSetAttribute(Function* kernel, cudaFuncAttribute, int bytes)
   (static_cast<void>(stream),                                                                \
    ::lnl::emulator::launch(reinterpret_cast<const void*>(kernel), (grid), (block), (shared), \
                            [&] { kernel(__VA_ARGS__); }))
+#define LNL_BULK_COPIES (::lnl::emulator::settings().bulk_copies)
 #define LNL_SHARED(name) unsigned char* name = ::lnl::emulator::shared_memory()
 
 // A barrier is known by its place in the source: compilers duplicate calls.
