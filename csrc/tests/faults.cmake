@@ -182,7 +182,7 @@ lnl_bulk_fault(bulk_stores_of_begin_turn_not_fenced bias_loss_large.cuh
 lnl_bulk_fault(bulk_barriers_in_the_stage bias_loss_large.cuh
   "kRowsLargeSums<T, kDense> + kLargeThreads / kWarp * kSlots * sizeof(BulkBarrier);"
   "kRowsLargeSums<T, kDense>;"
-  "one that was stored over|race: two stores: .* of shared memory")
+  "one that was stored over|(race: two stores|asynchronous copy is under way): .* of shared memory")
 lnl_fault(missing_wait_for_a_tile bias_loss_rows.cuh
   "__pipeline_wait_prior(problem_.ahead - 1);"
   ""
