@@ -118,7 +118,7 @@ def command(tmp_path, data_root, *more):
     ]
 
 
-def test_one_command_from_nothing_to_the_table(tmp_path, few_digits):
+def test_one_command_from_nothing_to_the_table(tmp_path, few_digits, capsys):
     stopped = tmp_path / "runs" / "baseline-0.020-0-lnl-0.3" / "baseline"
     stopped.mkdir(parents=True)
     (stopped / "checkpoint.pt").write_bytes(b"of another length, which it does not go on from")
@@ -129,10 +129,8 @@ def test_one_command_from_nothing_to_the_table(tmp_path, few_digits):
     (run,) = (tmp_path / "runs.jsonl").read_text().splitlines()
     assert f"| baseline | {json.loads(run)['test_accuracy']:.4f} |" in first.stdout
     assert list((tmp_path / "runs").iterdir()) == [stopped.parent]
-    again = subprocess.run(
-        command(tmp_path, few_digits), capture_output=True, text=True, check=True
-    )
-    assert "runs are there" not in again.stdout
+    reproduce_table.main(command(tmp_path, few_digits)[2:])
+    assert "runs are there" not in capsys.readouterr().out
     assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 1
 
 
@@ -172,7 +170,7 @@ def test_a_run_that_fails_is_reported_with_its_output(tmp_path):
     assert (tmp_path / "runs" / "baseline-0.020-0-lnl-0.2" / "output.txt").read_text()
 
 
-def test_figure_of_accuracy_by_variance(tmp_path):
+def test_figure_of_accuracy_by_variance(tmp_path, capsys):
     results = tmp_path / "runs.jsonl"
     lines = [
         {"benchmark": "colored_mnist", "recipe": "lnl", "method": "lnl"}
@@ -182,11 +180,6 @@ def test_figure_of_accuracy_by_variance(tmp_path):
     ]
     results.write_text("\n".join(map(json.dumps, lines)) + "\n")
     target = tmp_path / "new" / "figure.png"
-    shown = subprocess.run(
-        [sys.executable, SCRIPT, "--table", f"--results={results}", f"--figure={target}"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "0.7050 (2 seeds)" in shown.stdout
+    reproduce_table.main(["--table", f"--results={results}", f"--figure={target}"])
+    assert "0.7050 (2 seeds)" in capsys.readouterr().out
     assert target.read_bytes().startswith(b"\x89PNG")

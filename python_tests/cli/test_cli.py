@@ -8,7 +8,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -117,27 +116,6 @@ def test_the_same_configuration_gives_the_same_weights(run: Path, tmp_path: Path
     assert not same(weights(run), weights(other))
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(table: Path, run: Path, tmp_path: Path) -> None:
-    output = tmp_path / "killed"
-    flags = train_flags(table, output, "--checkpoint-every=1")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lnl_ext", *flags],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not (output / "checkpoint.pt").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (output / "model.pt").exists()
-    torch.set_num_threads(2)  # the run began with one, and so it must go on
-    assert main(["train", f"--output={output}", "--resume"]) == 0
-    assert same(weights(run), weights(output))
-
-
 def test_another_run_is_not_overwritten_or_mixed(
     table: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,12 +125,6 @@ def test_another_run_is_not_overwritten_or_mixed(
     assert "epochs: 2.0, now 3.0" in capsys.readouterr().err
     assert main(["train", f"--output={run}", "--resume", "--threads=2"]) == 2
     assert "threads: 1, now 2" in capsys.readouterr().err
-
-
-def test_augmentation_in_workers_repeats(table: Path, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        assert main([*train_flags(table, tmp_path / name), "--workers=1"]) == 0
-    assert same(weights(tmp_path / "one"), weights(tmp_path / "two"))
 
 
 @pytest.mark.parametrize(
