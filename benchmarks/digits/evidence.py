@@ -17,7 +17,7 @@ from lnl_ext import AuditReport, audit
 from lnl_ext.measuring.evaluation import evaluating, outputs, predict
 from lnl_ext.paper.colored_mnist import MEAN_COLORS
 from lnl_ext.paper.networks import GlobalColorHead
-from lnl_ext.paper.recipes import get_recipe
+from lnl_ext.paper.recipes import RECIPES, get_recipe
 from lnl_ext.reporting import (
     Page,
     confusion_figure,
@@ -32,7 +32,9 @@ from lnl_ext.training.trainer import Trainer
 EMBEDDED = 1500
 CURVES = {
     "label loss": ("label_loss",),
-    "bias cross-entropy of the head, summed over a batch": ("color_and_digit_cross_entropy",),
+    "bias cross-entropy of the head": sorted(
+        {f"{head.target}_cross_entropy" for recipe in RECIPES.values() for head in recipe.heads}
+    ),
     "accuracy on the unbiased test set": ("test_accuracy",),
     "colour leakage: accuracy of a fresh probe": ("leakage",),
 }

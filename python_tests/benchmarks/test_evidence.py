@@ -9,6 +9,8 @@ import pytest
 from digits import evidence as parts
 from digits import runs
 
+from lnl_ext.paper.recipes import RECIPES, Recipe
+
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,3 +45,9 @@ def test_evidence_writes_the_page(
     assert len(list(tmp_path.glob("*.png"))) == 4
     assert "## lnl: test accuracy" in capsys.readouterr().out
     assert (tmp_path / "runs" / "lnl" / "lnl" / "checkpoint.pt").is_file()
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_the_losses_of_every_recipes_heads_are_drawn(recipe: Recipe) -> None:
+    drawn = parts.CURVES["bias cross-entropy of the head"]
+    assert all(f"{head.target}_cross_entropy" in drawn for head in recipe.heads)
