@@ -50,8 +50,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--table", action="store_true", help="print the recorded runs, train nothing")
     options = parser.parse_args(arguments)
     if options.methods is None:
-        plain = options.recipe in ("unadjusted", "paper")
-        options.methods = [m for m in ROWS if not (plain and m == "adjusted")]
+        from lnl_ext.paper.recipes import RECIPES
+
+        adjusts = RECIPES[options.recipe].logit_adjustment is not None
+        options.methods = [m for m in ROWS if adjusts or m != "adjusted"]
     check_recipe(parser, options.recipe, options.methods)
     if options.epochs is None and options.recipe != "paper":
         options.epochs = EPOCHS
