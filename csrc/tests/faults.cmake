@@ -45,23 +45,23 @@ set_source_files_properties(fault_kernels.cpp linear_fault_kernels.cpp PROPERTIE
 
 # lnl_fault(NAME FILE FIND REPLACE EXPECTED): EXPECTED is a regular expression of what is reported.
 function(lnl_fault name file find replace expected)
-  set(folder ${CMAKE_CURRENT_BINARY_DIR}/faults/${name})
-  lnl_faulty_copy(${name} ${folder} ${file} "${find}" "${replace}")
-  lnl_fault_test(${name} ${folder} "${expected}" lnl_fault_test "" fault_kernels.cpp)
+  lnl_kernel_fault(lnl_fault_test "" ${name} ${file} "${find}" "${replace}" "${expected}")
 endfunction()
 
 # lnl_bulk_fault: likewise, for rows that are staged by bulk copies.
 function(lnl_bulk_fault name file find replace expected)
-  set(folder ${CMAKE_CURRENT_BINARY_DIR}/faults/${name})
-  lnl_faulty_copy(${name} ${folder} ${file} "${find}" "${replace}")
-  lnl_fault_test(${name} ${folder} "${expected}" lnl_fault_test "bulk-copies" fault_kernels.cpp)
+  lnl_kernel_fault(lnl_fault_test "bulk-copies" ${name} ${file} "${find}" "${replace}" "${expected}")
 endfunction()
 
 # lnl_large_fault: likewise, for tensors of more than 2^31 elements.
 function(lnl_large_fault name file find replace expected)
+  lnl_kernel_fault(lnl_large_test "float32" ${name} ${file} "${find}" "${replace}" "${expected}")
+endfunction()
+
+function(lnl_kernel_fault main arguments name file find replace expected)
   set(folder ${CMAKE_CURRENT_BINARY_DIR}/faults/${name})
   lnl_faulty_copy(${name} ${folder} ${file} "${find}" "${replace}")
-  lnl_fault_test(${name} ${folder} "${expected}" lnl_large_test "float32" fault_kernels.cpp)
+  lnl_fault_test(${name} ${folder} "${expected}" ${main} "${arguments}" fault_kernels.cpp)
 endfunction()
 
 # lnl_linear_fault: likewise, for the linear head's cases.
@@ -87,7 +87,7 @@ lnl_fault(label_read_after_the_gradient_in_its_place bias_loss_large.cuh
   "const A label_logit = wants_logit ? widen(problem.logits[begin + label_class]) : A(0);"
   "race: .* of logits")
 # The groups of asynchronous copies of a row.
-lnl_fault(missing_wait_for_a_copy bias_loss_large.cuh
+lnl_fault(missing_wait_for_a_copy bias_loss_row_stream.cuh
   "__pipeline_wait_prior(behind);"
   "static_cast<void>(behind);"
   "asynchronous copy is under way: .* of shared memory")
@@ -109,7 +109,7 @@ lnl_fault(label_read_from_where_the_next_row_arrives bias_loss_large.cuh
   "const A label_logit = !wants_logit ? A(0) : stays && problem.groups > 1 ? widen(stage[label_class + before]) : *logit_of_label;"
   "race: .* of shared memory|asynchronous copy is under way: .* of shared memory")
 # Likewise where they are copied in bulk.
-lnl_bulk_fault(bulk_missing_wait bias_loss_large.cuh
+lnl_bulk_fault(bulk_missing_wait bias_loss_row_stream.cuh
   "wait_for_copy(barriers_ + slot, parity_);"
   ""
   "asynchronous copy is under way: .* of shared memory")
@@ -117,27 +117,27 @@ lnl_bulk_fault(bulk_missing_wait_for_a_second_copy bias_loss_large.cuh
   "if (!stays) stream.wait(slot, problem.slots - 1);"
   ""
   "asynchronous copy is under way: .* of shared memory")
-lnl_bulk_fault(bulk_wait_by_one_lane bias_loss_large.cuh
+lnl_bulk_fault(bulk_wait_by_one_lane bias_loss_row_stream.cuh
   "wait_for_copy(barriers_ + slot, parity_);"
   "if (threadIdx.x % kWarp == 0) wait_for_copy(barriers_ + slot, parity_);"
   "race: .* of shared memory")
-lnl_bulk_fault(bulk_wait_for_another_slot bias_loss_large.cuh
+lnl_bulk_fault(bulk_wait_for_another_slot bias_loss_row_stream.cuh
   "wait_for_copy(barriers_ + slot, parity_);"
   "wait_for_copy(barriers_ + (slot + problem_.slots - 1) % problem_.slots, parity_);"
   "asynchronous copy is under way: .* of shared memory|never complete")
-lnl_bulk_fault(bulk_wait_for_the_phase_before bias_loss_large.cuh
+lnl_bulk_fault(bulk_wait_for_the_phase_before bias_loss_row_stream.cuh
   "wait_for_copy(barriers_ + slot, parity_);"
   "wait_for_copy(barriers_ + slot, parity_ ^ 1);"
   "asynchronous copy is under way: .* of shared memory")
-lnl_bulk_fault(bulk_phase_not_advanced bias_loss_large.cuh
+lnl_bulk_fault(bulk_phase_not_advanced bias_loss_row_stream.cuh
   "if (slot + 1 == problem_.slots) parity_ ^= 1;"
   ""
   "asynchronous copy is under way: .* of shared memory")
-lnl_bulk_fault(bulk_place_refilled_before_all_have_read bias_loss_large.cuh
+lnl_bulk_fault(bulk_place_refilled_before_all_have_read bias_loss_row_stream.cuh
   "__syncwarp();  // the warp has read what is there, and knows its barriers"
   "if (row_ == blockIdx.x) __syncwarp();"
   "asynchronous copy is under way: .* of shared memory|race: .* of shared memory")
-lnl_bulk_fault(bulk_barriers_used_before_they_have_begun bias_loss_large.cuh
+lnl_bulk_fault(bulk_barriers_used_before_they_have_begun bias_loss_row_stream.cuh
   "__syncwarp();  // the warp has read what is there, and knows its barriers"
   ""
   "race: read of another thread's store: .* of shared memory|not a barrier")
@@ -162,20 +162,20 @@ lnl_bulk_fault(bulk_missing_arrival bulk_copy.cuh
   "ptx::mbarrier_arrive_expect_tx("
   "if (bytes > 0) ptx::mbarrier_arrive_expect_tx("
   "never complete: 1 arrivals")
-lnl_bulk_fault(bulk_one_window_not_copied bias_loss_large.cuh
+lnl_bulk_fault(bulk_one_window_not_copied bias_loss_row_stream.cuh
   "(end - begin) * 16 : 0"
   "(end - begin - 1) * 16 : 0"
   "never written: .* of shared memory")
-lnl_bulk_fault(bulk_copy_of_what_is_not_whole bias_loss_large.cuh
+lnl_bulk_fault(bulk_copy_of_what_is_not_whole bias_loss_row_stream.cuh
   "end = own.end < last ? own.end : last;"
   "end = own.end;"
   "asynchronous copy is under way: .* of shared memory|out of bounds")
-lnl_bulk_fault(bulk_store_not_fenced bias_loss_large.cuh
+lnl_bulk_fault(bulk_store_not_fenced bias_loss_row_stream.cuh
   "place(slot, group_, window));
     order_stores_before_copies();"
   "place(slot, group_, window));"
   "store is not fenced: .* of shared memory")
-lnl_bulk_fault(bulk_stores_of_begin_turn_not_fenced bias_loss_large.cuh
+lnl_bulk_fault(bulk_stores_of_begin_turn_not_fenced bias_loss_row_stream.cuh
   "if (begins) order_stores_before_copies();  // those of begin_turn as well"
   ""
   "store is not fenced: .* of shared memory")
