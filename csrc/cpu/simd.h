@@ -78,6 +78,31 @@ LNL_INLINE Vec<T, N> select(typename Vec<T, N>::Mask mask, Vec<T, N> yes, Vec<T,
   return {mask ? yes.v : no.v};
 }
 
+template <typename T, int N>
+LNL_INLINE bool any_lane(typename Vec<T, N>::Mask mask) {
+  if constexpr (N == 1) {
+    return mask;
+  } else {
+    int64_t words[sizeof(mask) / 8];
+    memcpy(words, &mask, sizeof(mask));
+    int64_t all = 0;
+    for (const int64_t word : words) {
+      all |= word;
+    }
+    return all != 0;
+  }
+}
+
+// The lines that hold B values.
+template <typename T, int B>
+LNL_INLINE void prefetch(const T* values) {
+  constexpr int kLine = 64 / sizeof(T);
+#pragma GCC unroll 64
+  for (int i = 0; i < B; i += kLine) {
+    LNL_PREFETCH(values + i);
+  }
+}
+
 // A NaN in b wins; one in a is dropped. That is what x86's instruction does, but no compiler makes
 // it of the comparison.
 template <typename T, int N>
@@ -121,16 +146,11 @@ struct Counter {
     }
   }
   LNL_INLINE Vec<T, N> value() const {
-    T lane[N];
-#pragma GCC unroll 64
-    for (int i = 0; i < N; ++i) {
-      if constexpr (N > 1) {
-        lane[i] = static_cast<T>(count[i]);
-      } else {
-        lane[i] = static_cast<T>(count);
-      }
+    if constexpr (N > 1) {
+      return {__builtin_convertvector(count, typename Vec<T, N>::Native)};
+    } else {
+      return {static_cast<T>(count)};
     }
-    return Vec<T, N>::load(lane);
   }
 };
 

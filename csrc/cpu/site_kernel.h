@@ -29,9 +29,10 @@ struct SiteBlock {
   int64_t gradient_stride;
   T* head_gradient;  // or null
   int64_t head_gradient_stride;
-  Int target[B];  // -1 where ignored
-  T weight[B];    // of the target's class, 0 where ignored
-  T counted[B];   // 1: the site's CE counts
+  const T* next_logits;       // of the next block, with the same stride: fetched early
+  alignas(64) Int target[B];  // -1 where ignored
+  T weight[B];                // of the target's class, 0 where ignored
+  T counted[B];               // 1: the site's CE counts
   T entropy_counted[B];
   T scale[B];  // of dCE: upstream / denominator, 0 where not counted
   T entropy_scale[B];
@@ -67,20 +68,11 @@ template <typename T, int N, int U>
 void clear_sites(const typename Vec<T, N>::Mask (&mask)[U], int64_t classes, T* gradient,
                  int64_t stride) {
   using V = Vec<T, N>;
-  const V zero = V::fill(T(0));
-  V any = zero;
-#pragma GCC unroll 64
-  for (int u = 0; u < U; ++u) {
-    any = any + select<T, N>(mask[u], V::fill(T(1)), zero);
-  }
-  if (horizontal_sum<T, N>(any) == T(0)) {
-    return;
-  }
   for (int64_t c = 0; c < classes; ++c) {
 #pragma GCC unroll 64
     for (int u = 0; u < U; ++u) {
       T* const at = gradient + c * stride + u * N;
-      select<T, N>(mask[u], zero, V::load(at)).store(at);
+      select<T, N>(mask[u], V::fill(T(0)), V::load(at)).store(at);
     }
   }
 }
@@ -111,7 +103,7 @@ void site_block(SiteBlock<T, N * U>& block, const ClassTerms<T>& terms) {
     memcpy(&target[u], block.target + u * N, sizeof(target[u]));
   }
   for (int64_t c = 1; c < classes; ++c) {
-    LNL_PREFETCH(logits + c * stride + N * U);  // the next block's
+    prefetch<T, B>(block.next_logits + c * stride);
 #pragma GCC unroll 64
     for (int u = 0; u < U; ++u) {
       maximum[u] =
@@ -252,18 +244,24 @@ void site_block(SiteBlock<T, N * U>& block, const ClassTerms<T>& terms) {
         }
       }
     }
-    typename V::Mask silent[U], head_silent[U];
+    bool some_nan = false;
 #pragma GCC unroll 64
     for (int u = 0; u < U; ++u) {
-      const V is_nan = select<T, N>(inverse[u] == inverse[u], zero, one);
-      const V counted = V::load(block.counted + u * N);
-      const V others = terms.regularised ? V::load(block.entropy_counted + u * N) : zero;
-      silent[u] = select<T, N>(counted + others == zero, is_nan, zero) == one;
-      head_silent[u] = select<T, N>(counted == zero, is_nan, zero) == one;
+      some_nan |= any_lane<T, N>(inverse[u].v != inverse[u].v);
     }
-    clear_sites<T, N, U>(silent, classes, gradient, gradient_stride);
-    if constexpr (Gradients > 1) {
-      clear_sites<T, N, U>(head_silent, classes, head_gradient, head_gradient_stride);
+    if (some_nan) {
+      typename V::Mask silent[U], head_silent[U];
+      for (int u = 0; u < U; ++u) {
+        const V is_nan = select<T, N>(inverse[u] == inverse[u], zero, one);
+        const V counted = V::load(block.counted + u * N);
+        const V others = terms.regularised ? V::load(block.entropy_counted + u * N) : zero;
+        silent[u] = select<T, N>(counted + others == zero, is_nan, zero) == one;
+        head_silent[u] = select<T, N>(counted == zero, is_nan, zero) == one;
+      }
+      clear_sites<T, N, U>(silent, classes, gradient, gradient_stride);
+      if constexpr (Gradients > 1) {
+        clear_sites<T, N, U>(head_silent, classes, head_gradient, head_gradient_stride);
+      }
     }
   }
 }

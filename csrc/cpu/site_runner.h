@@ -92,7 +92,7 @@ struct SiteRunner {
   }
 
   void use_scratch() {
-    block.logits = scratch.logits.data();
+    block.logits = block.next_logits = scratch.logits.data();
     block.exponentials = scratch.exponentials.data();
     block.gradient = scratch.gradient.data();
     block.head_gradient = scratch.head_gradient.data();
@@ -147,14 +147,26 @@ struct SiteRunner {
 
   // [rows, heads, classes, positions]: lanes are neighbouring positions.
   void run_planes(int64_t begin, int64_t end, Sums* sums) {
+    const int64_t blocks = divide_up(problem.positions, B);
+    for (int64_t unit = begin; unit < end;) {
+      const int64_t first = unit % blocks;
+      const int64_t last = blocks - first < end - unit ? blocks : first + end - unit;
+      run_plane(unit / blocks, first, last, sums);
+      unit += last - first;
+    }
+  }
+
+  // Blocks [begin, end) of one row and head. The last of a plane is whole, too, where it can reach
+  // back into the block before, which this thread has computed: the same again, counted once.
+  void run_plane(int64_t plane, int64_t begin, int64_t end, Sums* sums) {
     const int64_t positions = problem.positions;
-    const int64_t blocks = divide_up(positions, B);
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t plane = unit / blocks;
-      const int64_t first = (unit % blocks) * B;
+    const int64_t head = plane % problem.heads;
+    const int64_t row = plane / problem.heads;
+    for (int64_t number = begin; number < end; ++number) {
+      const int64_t next = number * B;
+      const bool last = next + B >= positions;
+      const int64_t first = last && number > begin ? positions - B : next;
       const int count = static_cast<int>(first + B <= positions ? B : positions - first);
-      const int64_t head = plane % problem.heads;
-      const int64_t row = plane / problem.heads;
       set_lanes(head, plane * positions + first, row * positions + first, count);
       const int64_t offset = plane * problem.classes * positions + first;
       const S* const logits = static_cast<const S*>(problem.logits) + offset;
@@ -166,6 +178,7 @@ struct SiteRunner {
       if constexpr (kDirect) {
         if (direct) {
           block.logits = logits;
+          block.next_logits = last ? logits - first + problem.classes * positions : logits + B;
           block.gradient = gradient;
           block.head_gradient = head_gradient;
           block.logits_stride = block.gradient_stride = block.head_gradient_stride = positions;
@@ -186,14 +199,12 @@ struct SiteRunner {
                         block.entropy[lane], block.confusion[lane]);
         }
       }
+      for (int64_t lane = 0; lane < next - first; ++lane) {
+        block.cross_entropy[lane] = block.entropy[lane] = block.confusion[lane] = T(0);
+      }
       add_block(sums[head]);
-      if (problem.heads > 1 && unit % blocks == blocks - 1) {
-        flush(sums[head]);  // the next plane is another head's
-      }
-      if (unit + 1 == end) {
-        flush(sums[head]);
-      }
     }
+    flush(sums[head]);  // the next plane may be another head's
   }
 
   template <DType From>

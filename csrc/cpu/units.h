@@ -151,7 +151,21 @@ void write_site(const Problem& problem, int64_t place, double cross_entropy, dou
   }
 }
 
-// Scratch of one thread, grown once per call.
+// Scratch of one thread, grown once per call. It begins at a cache line.
+template <typename T>
+class AlignedValues {
+ public:
+  explicit AlignedValues(int64_t count)
+      : lines_((count * sizeof(T) + sizeof(Line) - 1) / sizeof(Line)) {}
+  T* data() { return reinterpret_cast<T*>(lines_.data()); }
+
+ private:
+  struct alignas(64) Line {
+    unsigned char bytes[64];
+  };
+  std::vector<Line> lines_;
+};
+
 template <typename T>
 struct Scratch {
   explicit Scratch(int64_t values)
@@ -161,5 +175,5 @@ struct Scratch {
         head_gradient(values),
         exponentials(values),
         rows(values) {}
-  std::vector<T> logits, probabilities, gradient, head_gradient, exponentials, rows;
+  AlignedValues<T> logits, probabilities, gradient, head_gradient, exponentials, rows;
 };

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from backends import Backend
 from bias_loss_cases import Case, assert_matches_oracle, cases, make_inputs
@@ -19,3 +20,15 @@ def test_operators_match_the_oracle(backend: Backend, case: Case):
         setattr(results, name, value.cpu())
     assert_matches_oracle(inputs, results)
     assert torch.equal(on_device.logits, before)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_planes_that_are_no_whole_blocks(backend: Backend, dtype: torch.dtype, reduction: str):
+    """Planes of 196 positions, cut into pieces of work also before a plane's last four."""
+    case = Case(40, 8, (14, 14), dtype=dtype, reduction=reduction, entropy_weight=0.2, ignored=0.1)
+    inputs = make_inputs(case)
+    results = backend.run(inputs.to(backend.device))
+    for name, value in vars(results).items():
+        setattr(results, name, value.cpu())
+    assert_matches_oracle(inputs, results)
