@@ -63,6 +63,8 @@ class Variation:
     """Side by side, with the mean of their losses; 0: without an adversary."""
     balance: float | None = None
     """Instead of the recipe's."""
+    adjust: bool = True
+    """Whether the label loss is that for labels as they come, whatever the draws and the bias."""
     renew: int = 0
     """Steps after which one head starts anew, in turn; 0: never."""
     width: int | None = None
@@ -77,6 +79,6 @@ VARIATIONS = {
     "renewed heads": Variation(heads=2, renew=100),
     "narrow layer": Variation(width=16),
     "with HSIC": Variation(hsic=10.0),
-    "resampling": Variation(heads=0, balance=1.0),
+    "resampling": Variation(heads=0, balance=1.0, adjust=False),
 }
 """The variations by name, as they stand in lines of results."""

@@ -47,6 +47,8 @@ def train(data: Data, name: str, seed: int) -> Trained:
     balance = LNL.balance if variation.balance is None else variation.balance
     draws = balanced_weights(part.labels, part.bias) ** balance
     adjustment = logit_adjustment(part.labels, part.bias, weights=draws)
+    if not variation.adjust:
+        adjustment.zero_()
     weights = independence_weights(part.labels, part.bias, weights=draws)
     steps_per_epoch = len(part) // length.batch_size
     steps = length.epochs * steps_per_epoch
