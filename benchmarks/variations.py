@@ -3,8 +3,9 @@
     python benchmarks/variations.py --faces utkface.tar --pets dogs_and_cats.tar
 
 trains every variation with three seeds on the data sets of ``compare.py``, by a plain loop with the
-recipe's numbers, appends a line a run to a file in ``benchmarks/results`` and prints the table. It
-can be stopped and started again.
+recipe's numbers, appends a line a run to a file in ``benchmarks/results``, draws the trade-off and
+prints the table, and below it which of `lnl` and resampling one rule takes on every set, with the
+test figures that ``compare.py`` recorded. It can be stopped and started again.
 """
 
 from __future__ import annotations
@@ -27,16 +28,20 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED")
     add_files(parser)
     add("--results", type=Path, default=RESULTS / "variations.jsonl", help="file of the runs")
-    add("--table", action="store_true", help="print the recorded runs, train nothing")
+    add("--judged", type=Path, default=RESULTS / "compare.jsonl", help="file of compare.py's runs")
+    add("--figure", type=Path, help="where to draw the trade-off; by default beside the runs")
+    add("--table", action="store_true", help="print and draw the recorded runs, train nothing")
     add("--threads", type=int, help="CPU threads; torch's choice by default")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.figure = options.figure or options.results.with_suffix(".png")
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train what has no line yet, append and print."""
     options = parse(arguments)
     import torch
-    from comparison import table
+    from comparison import figure, rule, table
     from comparison.data_sets import load
     from comparison.runs import judge
     from comparison.variations import train
@@ -74,7 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     if not recorded:
         sys.exit(f"there is no run in {options.results}")
-    print(table.table(recorded))
+    print(table.table(recorded), rule.table(recorded, table.finished(options.judged)), sep="\n\n")
+    figure.draw(recorded, options.figure)
+    print(f"drawn: {options.figure}", file=sys.stderr)
 
 
 if __name__ == "__main__":

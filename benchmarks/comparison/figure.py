@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from comparison.protocol import WAYS
+from comparison.protocol import VARIATIONS, WAYS
 from comparison.table import Line, Row, rows
 
 PANELS = {"worst_group": "worst-group accuracy", "accuracy": "accuracy"}
+_NAMES = list({**WAYS, **VARIATIONS})
 _MARKERS = "osD^v<>PXp*h8d"
 _COLORS = {"lnl": "black"}  # what is compared with the others
 
 
 def draw(runs: Sequence[Line], path: Path) -> None:
-    """Draw a column for each data set, a mark for each way.
+    """Draw a column for each data set, a mark for each way or variation.
 
     A mark is at the means over seeds. The horizontal bar is the mean of the intervals of the
     information, the vertical one reaches from the lowest to the highest seed.
@@ -42,7 +43,7 @@ def draw(runs: Sequence[Line], path: Path) -> None:
         axes_of_row[0].set_ylabel(name)
     for axes in grid[-1]:
         axes.set_xlabel("information about the bias, nats")
-    named = [way for way in WAYS if way in legend]
+    named = [name for name in _NAMES if name in legend]
     handles = [legend[way] for way in named]
     figure.legend(handles, named, loc="outside lower center", ncols=6, fontsize=9, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,14 +54,14 @@ def _mark(axes: Any, row: Row, field: str) -> Any:
     from matplotlib import colormaps
 
     nats, value = row.mean("nats"), row.mean(field)
-    number = list(WAYS).index(row.method)
+    number = _NAMES.index(row.method)
     return axes.errorbar(
         nats,
         value,
         xerr=[[nats - row.mean("nats_low")], [row.mean("nats_high") - nats]],
         yerr=[[value - min(row.values(field))], [max(row.values(field)) - value]],
         color=_COLORS.get(row.method) or colormaps["tab20"](number * 2 % 20 + number // 10),
-        marker=_MARKERS[number],
+        marker=_MARKERS[number % len(_MARKERS)],
         markersize=8 if row.method in _COLORS else 6,
         linewidth=1,
         alpha=0.9,

@@ -328,3 +328,11 @@ def test_weights_make_the_bias_independent_and_keep_the_labels() -> None:
         for value in (0, 1)
     }
     assert total == pytest.approx({(0, 0): 8, (0, 1): 8, (1, 0): 4, (1, 1): 4})
+
+
+def test_the_page_shows_what_is_recorded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compare.main(["--table", f"--figure={tmp_path / 'figure.png'}"])
+    page = Path(compare.__file__).with_name("README.md").read_text(encoding="utf-8")
+    assert capsys.readouterr().out.strip() in page

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import variations
-from comparison import data_sets, protocol
+from comparison import data_sets, protocol, rule
 from comparison.protocol import VARIATIONS
 from comparison.variations import Batch, weighed_hsic
 
@@ -45,6 +45,39 @@ def test_every_variation_gives_a_line_once(
     variations.main(command)
     assert results.read_text() == found
     assert capsys.readouterr().out.count("| with HSIC | 1 |") == 2
+
+
+def test_one_rule_takes_lnl_or_resampling() -> None:
+    def line(data: str, method: str, worst_group: float, seed: int = 0) -> dict[str, object]:
+        return {
+            **{"data": data, "method": method, "seed": seed, "worst_group": worst_group},
+            **{"accuracy": 0.8, "nats": 0.1},
+        }
+
+    trials = [
+        line("faces", "lnl", 0.70),
+        line("faces", "resampling", 0.72, seed=0),
+        line("faces", "resampling", 0.698, seed=1),  # a mean of .709: not by more than a point
+        line("adult", "lnl", 0.70),
+        line("adult", "resampling", 0.72),
+        line("pets", "lnl", 0.70),  # nothing to compare it with
+    ]
+    taken = {data: way for data, (_, _, way) in rule.chosen(trials).items()}
+    assert taken == {"faces": "lnl", "adult": "resampling"}
+    text = rule.table(trials, [line("adult", "resample", 0.61), line("adult", "lnl", 0.62)])
+    assert text.splitlines()[2:] == [
+        "| faces | 0.700 (1) | 0.709 (2) | lnl | - | - | - |",
+        "| adult | 0.700 (1) | 0.720 (1) | resampling | 0.610 | 0.800 | 0.100 |",
+    ]
+
+
+def test_the_page_shows_what_is_recorded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variations.main(["--table", f"--figure={tmp_path / 'figure.png'}"])
+    page = Path(variations.__file__).with_name("README.md").read_text(encoding="utf-8")
+    for table in capsys.readouterr().out.strip().split("\n\n"):
+        assert table in page
 
 
 def test_dependence_of_features_and_bias() -> None:
