@@ -41,7 +41,7 @@ function(lnl_fault_test name folder expected main arguments)
   add_test(NAME fault.${name} COMMAND fault_${name} ${arguments})
   set_tests_properties(fault.${name} PROPERTIES PASS_REGULAR_EXPRESSION "${expected}")
 endfunction()
-set_source_files_properties(fault_kernels.cpp linear_fault_kernels.cpp PROPERTIES COMPILE_OPTIONS "-O1;-fsanitize=thread")
+set_source_files_properties(fault_kernels.cpp linear_fault_kernels.cpp PROPERTIES COMPILE_OPTIONS "-Og;-fsanitize=thread")
 
 # lnl_fault(NAME FILE FIND REPLACE EXPECTED): EXPECTED is a regular expression of what is reported.
 function(lnl_fault name file find replace expected)
