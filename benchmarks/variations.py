@@ -28,7 +28,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED")
     add_files(parser)
     add("--results", type=Path, default=RESULTS / "variations.jsonl", help="file of the runs")
-    add("--judged", type=Path, default=RESULTS / "compare.jsonl", help="file of compare.py's runs")
     add("--figure", type=Path, help="where to draw the trade-off; by default beside the runs")
     add("--table", action="store_true", help="print and draw the recorded runs, train nothing")
     add("--threads", type=int, help="CPU threads; torch's choice by default")
@@ -79,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     if not recorded:
         sys.exit(f"there is no run in {options.results}")
-    print(table.table(recorded), rule.table(recorded, table.finished(options.judged)), sep="\n\n")
+    judged = table.finished(RESULTS / "compare.jsonl")
+    print(table.table(recorded), rule.table(recorded, judged), sep="\n\n")
     figure.draw(recorded, options.figure)
     print(f"drawn: {options.figure}", file=sys.stderr)
 

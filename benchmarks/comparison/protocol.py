@@ -79,6 +79,6 @@ VARIATIONS = {
     "renewed heads": Variation(heads=2, renew=100),
     "narrow layer": Variation(width=16),
     "with HSIC": Variation(hsic=10.0),
-    "resampling": Variation(heads=0, balance=1.0, adjust=False),
+    "resample": Variation(heads=0, balance=1.0, adjust=False),
 }
 """The variations by name, as they stand in lines of results."""

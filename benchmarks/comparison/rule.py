@@ -10,9 +10,6 @@ from lnl_ext.reporting.tables import markdown
 MARGIN = 0.01
 """What resampling's worst group must be better by, in accuracy."""
 
-RESAMPLING = {"variations": "resampling", "compare": "resample"}
-"""Its name among the trials, and among the ways judged on test parts."""
-
 
 def chosen(trials: Sequence[Line]) -> dict[str, tuple[Row, Row, str]]:
     """Return for every data set the trials of `lnl` and of resampling, and which is to be taken."""
@@ -20,11 +17,11 @@ def chosen(trials: Sequence[Line]) -> dict[str, tuple[Row, Row, str]]:
     choice = {}
     for data in dict.fromkeys(data for data, _ in found):
         lnl = found.get((data, "lnl"))
-        resampling = found.get((data, RESAMPLING["variations"]))
+        resampling = found.get((data, "resample"))
         if lnl is None or resampling is None:
             continue
         behind = resampling.mean("worst_group") - lnl.mean("worst_group")
-        choice[data] = (lnl, resampling, "resampling" if behind > MARGIN else "lnl")
+        choice[data] = (lnl, resampling, "resample" if behind > MARGIN else "lnl")
     return choice
 
 
@@ -33,8 +30,7 @@ def table(trials: Sequence[Line], judged: Sequence[Line]) -> str:
     on_test = {(row.data, row.method): row for row in rows(judged)}
     cells = []
     for data, (lnl, resampling, taken) in chosen(trials).items():
-        way = RESAMPLING["compare"] if taken == "resampling" else taken
-        test = on_test.get((data, way))
+        test = on_test.get((data, taken))
         fields = ("worst_group", "accuracy", "nats")
         cells.append(
             [
@@ -45,5 +41,5 @@ def table(trials: Sequence[Line], judged: Sequence[Line]) -> str:
                 *("-" if test is None else f"{test.mean(field):.3f}" for field in fields),
             ]
         )
-    header = ["data", "`lnl`: worst group (seeds)", "resampling", "taken"]
+    header = ["data", "`lnl`: worst group (seeds)", "`resample`", "taken"]
     return markdown([*header, "test: worst group", "accuracy", "nats"], cells)

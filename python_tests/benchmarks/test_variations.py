@@ -56,18 +56,18 @@ def test_one_rule_takes_lnl_or_resampling() -> None:
 
     trials = [
         line("faces", "lnl", 0.70),
-        line("faces", "resampling", 0.72, seed=0),
-        line("faces", "resampling", 0.698, seed=1),  # a mean of .709: not by more than a point
+        line("faces", "resample", 0.72, seed=0),
+        line("faces", "resample", 0.698, seed=1),  # a mean of .709: not by more than a point
         line("adult", "lnl", 0.70),
-        line("adult", "resampling", 0.72),
+        line("adult", "resample", 0.72),
         line("pets", "lnl", 0.70),  # nothing to compare it with
     ]
     taken = {data: way for data, (_, _, way) in rule.chosen(trials).items()}
-    assert taken == {"faces": "lnl", "adult": "resampling"}
+    assert taken == {"faces": "lnl", "adult": "resample"}
     text = rule.table(trials, [line("adult", "resample", 0.61), line("adult", "lnl", 0.62)])
     assert text.splitlines()[2:] == [
         "| faces | 0.700 (1) | 0.709 (2) | lnl | - | - | - |",
-        "| adult | 0.700 (1) | 0.720 (1) | resampling | 0.610 | 0.800 | 0.100 |",
+        "| adult | 0.700 (1) | 0.720 (1) | resample | 0.610 | 0.800 | 0.100 |",
     ]
 
 
