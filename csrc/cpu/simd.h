@@ -78,6 +78,7 @@ LNL_INLINE Vec<T, N> select(typename Vec<T, N>::Mask mask, Vec<T, N> yes, Vec<T,
   return {mask ? yes.v : no.v};
 }
 
+// Whether a lane of the mask is true.
 template <typename T, int N>
 LNL_INLINE bool any_lane(typename Vec<T, N>::Mask mask) {
   if constexpr (N == 1) {

@@ -102,6 +102,7 @@ void site_block(SiteBlock<T, N * U>& block, const ClassTerms<T>& terms) {
     maximum[u] = V::load(logits + u * N);
     memcpy(&target[u], block.target + u * N, sizeof(target[u]));
   }
+  prefetch<T, B>(block.next_logits);
   for (int64_t c = 1; c < classes; ++c) {
     prefetch<T, B>(block.next_logits + c * stride);
 #pragma GCC unroll 64
