@@ -5,6 +5,7 @@
 template <typename T>
 struct Row {
   const T* logits;         // [classes]
+  const T* next_logits;    // of the next row, fetched early
   const T* probabilities;  // [classes] or null
   T* gradient;             // [classes] or null
   T* head_gradient;        // [classes] or null
@@ -45,53 +46,79 @@ LNL_INLINE Vec<T, N> row_target(const Row<T>& row, const ClassTerms<T>& terms, i
   return terms.weight != nullptr ? y * V::load(terms.weight + c) : y;
 }
 
+// Sums of one chunk of a row, N lanes of them.
 template <typename T, int N, bool Dense, int Gradients>
-void row_sums(const Row<T>& row, const ClassTerms<T>& terms, int64_t begin, int64_t end,
-              RowSums<T>& sums) {
+struct RowParts {
   using V = Vec<T, N>;
-  constexpr int kUnroll = N > 1 ? 2 : 1;
-  const V zero = V::fill(T(0));
-  const V maximum = V::fill(sums.maximum);
+  V tail, entropy, logit, target, target_logit;
+  Counter<T, N> maxima;
+
+  LNL_INLINE RowParts() { tail = entropy = logit = target = target_logit = V::fill(T(0)); }
+
+  // Classes c .. c + N - 1.
+  LNL_INLINE void add(const Row<T>& row, const ClassTerms<T>& terms, V maximum, int64_t c) {
+    const V zero = V::fill(T(0));
+    const V d = V::load(row.logits + c) - maximum;
+    const V clamped = clamp_exponent<T, N>(d);
+    const V e = exp_nonpositive<T, N>(clamped);
+    const auto top = d == zero;
+    tail = tail + select<T, N>(top, zero, e);
+    maxima.add(top);
+    entropy = entropy + e * clamped;
+    if constexpr (Gradients > 0) {
+      e.store(row.gradient + c);
+    }
+    if constexpr (Dense) {
+      const V y = row_target<T, N>(row, terms, c);
+      target = target + y;
+      target_logit = target_logit + y * d;
+    }
+    if (terms.has_confusion) {
+      logit = logit + d;
+    }
+  }
+
+  LNL_INLINE void add(const RowParts& other) {
+    tail = tail + other.tail;
+    entropy = entropy + other.entropy;
+    logit = logit + other.logit;
+    target = target + other.target;
+    target_logit = target_logit + other.target_logit;
+    maxima.add(other.maxima);
+  }
+};
+
+template <typename T, int N, bool Dense, int Gradients>
+void row_sums(const Row<T>& given_row, const ClassTerms<T>& given_terms, int64_t begin, int64_t end,
+              RowSums<T>& sums) {
+  // Copies, because what is stored below might otherwise have changed them.
+  const Row<T> row = given_row;
+  const ClassTerms<T> terms = given_terms;
+  const Vec<T, N> maximum = Vec<T, N>::fill(sums.maximum);
   while (begin < end) {
     const int64_t stop = begin + kRowChunk < end ? begin + kRowChunk : end;
-    V tail[kUnroll], entropy[kUnroll];
-    Counter<T, N> maxima[kUnroll];
-#pragma GCC unroll 64
-    for (int u = 0; u < kUnroll; ++u) {
-      tail[u] = entropy[u] = zero;
+    RowParts<T, N, Dense, Gradients> even, odd;
+    for (; begin + N < stop; begin += 2 * N) {
+      LNL_PREFETCH(row.next_logits + begin);
+      LNL_PREFETCH(row.next_logits + begin + N);
+      even.add(row, terms, maximum, begin);
+      odd.add(row, terms, maximum, begin + N);
     }
-    V logit = zero, target = zero, target_logit = zero;
-    for (; begin < stop;) {
-      for (int u = 0; u < kUnroll && begin < stop; ++u, begin += N) {
-        const V d = V::load(row.logits + begin) - maximum;
-        const V clamped = clamp_exponent<T, N>(d);
-        const V e = exp_nonpositive<T, N>(clamped);
-        const auto top = d == zero;
-        tail[u] = tail[u] + select<T, N>(top, zero, e);
-        maxima[u].add(top);
-        entropy[u] = entropy[u] + e * clamped;
-        if constexpr (Gradients > 0) {
-          e.store(row.gradient + begin);
-        }
-        if constexpr (Dense) {
-          const V y = row_target<T, N>(row, terms, begin);
-          target = target + y;
-          target_logit = target_logit + y * d;
-        }
-        if (terms.has_confusion) {
-          logit = logit + d;
-        }
-      }
+    if (begin < stop) {
+      even.add(row, terms, maximum, begin);
+      begin += N;
     }
-#pragma GCC unroll 64
-    for (int u = 0; u < kUnroll; ++u) {
-      sums.tail += horizontal_sum<T, N>(tail[u]);
-      sums.maxima += horizontal_sum<T, N>(maxima[u].value());
-      sums.entropy += horizontal_sum<T, N>(entropy[u]);
+    even.add(odd);
+    sums.tail += horizontal_sum<T, N>(even.tail);
+    sums.maxima += horizontal_sum<T, N>(even.maxima.value());
+    sums.entropy += horizontal_sum<T, N>(even.entropy);
+    if (terms.has_confusion) {
+      sums.logit += horizontal_sum<T, N>(even.logit);
     }
-    sums.logit += horizontal_sum<T, N>(logit);
-    sums.target += horizontal_sum<T, N>(target);
-    sums.target_logit += horizontal_sum<T, N>(target_logit);
+    if constexpr (Dense) {
+      sums.target += horizontal_sum<T, N>(even.target);
+      sums.target_logit += horizontal_sum<T, N>(even.target_logit);
+    }
   }
 }
 
@@ -133,12 +160,25 @@ template <typename T, int N>
 LNL_INLINE T row_maximum(const T* logits, int64_t classes) {
   using V = Vec<T, N>;
   // Any NaN makes every result NaN through its own d, so the maximum may pass over it.
-  V maximum = V::fill(logits[0]);
-  int64_t c = 0;
-  for (; c + N <= classes; c += N) {
-    maximum = max_keeping_nan_of_second<T, N>(V::load(logits + c), maximum);
+  constexpr int kChains = 4;
+  V maximum[kChains];
+#pragma GCC unroll 64
+  for (int i = 0; i < kChains; ++i) {
+    maximum[i] = V::fill(logits[0]);
   }
-  T result = horizontal_max<T, N>(maximum);
+  int64_t c = 0;
+  for (; c + kChains * N <= classes; c += kChains * N) {
+#pragma GCC unroll 64
+    for (int i = 0; i < kChains; ++i) {
+      maximum[i] = max_keeping_nan_of_second<T, N>(V::load(logits + c + i * N), maximum[i]);
+    }
+  }
+  for (; c + N <= classes; c += N) {
+    maximum[0] = max_keeping_nan_of_second<T, N>(V::load(logits + c), maximum[0]);
+  }
+  T result = horizontal_max<T, N>(
+      max_keeping_nan_of_second<T, N>(max_keeping_nan_of_second<T, N>(maximum[0], maximum[1]),
+                                      max_keeping_nan_of_second<T, N>(maximum[2], maximum[3])));
   for (; c < classes; ++c) {
     result = logits[c] > result ? logits[c] : result;
   }

@@ -37,6 +37,7 @@ struct RowRunner {
     row.entropy_scale = site.entropy_scale;
     if constexpr (kDirect) {
       row.logits = logits;
+      row.next_logits = logits + classes;
       if (in_place) {
         memcpy(scratch.logits.data(), logits, classes * sizeof(T));
         row.logits = scratch.logits.data();
@@ -45,7 +46,7 @@ struct RowRunner {
       row.head_gradient = head_gradient;
     } else {
       read_values<D>(logits, classes, scratch.logits.data());
-      row.logits = scratch.logits.data();
+      row.logits = row.next_logits = scratch.logits.data();
       row.gradient = scratch.gradient.data();
       row.head_gradient = scratch.head_gradient.data();
     }

@@ -146,6 +146,7 @@ struct Counter {
       count += mask ? 1 : 0;
     }
   }
+  LNL_INLINE void add(const Counter& other) { count = count + other.count; }
   LNL_INLINE Vec<T, N> value() const {
     if constexpr (N > 1) {
       return {__builtin_convertvector(count, typename Vec<T, N>::Native)};
@@ -163,29 +164,35 @@ LNL_INLINE To bit_cast_lanes(const From& from) {
   return to;
 }
 
+template <typename T, int N>
+struct Halves {
+  Vec<T, N / 2> low, high;
+  explicit LNL_INLINE Halves(const Vec<T, N>& x) {
+    memcpy(&low, &x, sizeof(low));
+    memcpy(&high, reinterpret_cast<const unsigned char*>(&x) + sizeof(low), sizeof(high));
+  }
+};
+
 // Sums in a fixed order, halving, so that the result does not depend on the instruction set's own
 // way.
 template <typename T, int N>
 LNL_INLINE T horizontal_sum(Vec<T, N> x) {
-  T lane[N];
-  x.store(lane);
-  for (int width = N / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) {
-      lane[i] += lane[i + width];
-    }
+  if constexpr (N == 1) {
+    return x.v;
+  } else {
+    const Halves<T, N> half(x);
+    return horizontal_sum<T, N / 2>(half.low + half.high);
   }
-  return lane[0];
 }
 
 template <typename T, int N>
-LNL_INLINE T horizontal_max(Vec<T, N> x) {  // a NaN in any lane wins
-  T lane[N];
-  x.store(lane);
-  T result = lane[0];
-  for (int i = 1; i < N; ++i) {
-    result = result > lane[i] || result != result ? result : lane[i];
+LNL_INLINE T horizontal_max(Vec<T, N> x) {  // it may pass over a NaN
+  if constexpr (N == 1) {
+    return x.v;
+  } else {
+    const Halves<T, N> half(x);
+    return horizontal_max<T, N / 2>(max_keeping_nan_of_second<T, N / 2>(half.low, half.high));
   }
-  return result;
 }
 
 template <typename T, int N>

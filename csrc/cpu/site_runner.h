@@ -261,7 +261,11 @@ struct SiteRunner {
       }
       const int64_t offset = first * classes;
       use_scratch();
-      read_rows<D>(static_cast<const S*>(problem.logits) + offset, count, scratch.logits.data());
+      const S* const logits = static_cast<const S*>(problem.logits) + offset;
+      read_rows<D>(logits, count, scratch.logits.data());
+      if constexpr (kDirect) {
+        block.next_logits = logits + B * classes;
+      }
       block.probabilities = nullptr;
       if constexpr (Dense) {
         if (problem.probabilities != nullptr) {
