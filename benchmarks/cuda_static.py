@@ -1,9 +1,10 @@
-"""Read registers, spills, accesses and bytes in flight of the CUDA kernels, without a GPU.
+"""Read registers, stack, accesses and bytes in flight of the CUDA kernels, without a GPU.
 
     python benchmarks/cuda_static.py [--architectures sm_80 ...] [--write-bounds] [--write-docs]
 
-Compiles the kernels for each architecture, asks the launchers how they call them, prints a table,
-and exits with 1 where a rule or a committed bound (benchmarks/gpu/bounds.json) is broken.
+Compiles the kernels for each architecture, or reads them from a compiled module (--module), asks
+the launchers how they call them, prints a table, and exits with 1 where a rule or a committed bound
+(benchmarks/gpu/bounds.json) is broken.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from gpu.machine_code import (
     bytes_in_flight,
     calls_of,
     compile_kernels,
+    kernels_in,
     missing,
     new_bounds,
     too_few_in_flight,
@@ -46,7 +48,7 @@ def table(architecture: str, kernels: Sequence[Kernel], calls: Mapping[str, Sequ
             f"`{kernel.name}`",
             f"{kernel.registers}",
             f"{kernel.occupancy(architecture):.2f}",
-            f"{kernel.spills}",
+            f"{kernel.stack}",
             f"{kernel.access or ''}",
             f"{kernel.wide('LDG') or ''}",
             f"{kernel.wide('STG') or ''}",
@@ -55,7 +57,7 @@ def table(architecture: str, kernels: Sequence[Kernel], calls: Mapping[str, Sequ
         for kernel in kernels
     ]
     accesses = ("bytes", "loads", "stores", "KiB in flight")
-    header = ("kernel", "registers", "occupancy by registers", "spills", *accesses)
+    header = ("kernel", "registers", "occupancy by registers", "stack", *accesses)
     return f"### {architecture}\n\n{markdown(header, rows)}\n"
 
 
@@ -86,6 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = command(__doc__)
     parser.add_argument("--architectures", nargs="+", choices=list(WARPS), default=list(WARPS))
     parser.add_argument(
+        "--module",
+        type=Path,
+        metavar="FILE",
+        help="read this instead of compiling: lnl_ext/_cuda*.so, built for the architectures",
+    )
+    parser.add_argument(
         "--write-bounds", action="store_true", help="commit to what is found, for all architectures"
     )
     parser.add_argument(
@@ -97,7 +105,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     compiled, calls = {}, {}
     for architecture in WARPS if options.write_bounds else options.architectures:
-        compiled[architecture] = compile_kernels(architecture)
+        compiled[architecture] = (
+            kernels_in(options.module, architecture)
+            if options.module
+            else compile_kernels(architecture)
+        )
         calls[architecture] = calls_of(architecture)
         print(table(architecture, compiled[architecture], calls[architecture]), flush=True)
     if options.write_docs:

@@ -1,4 +1,4 @@
-"""What nvcc made of the CUDA kernels: registers, spills, accesses to memory, and their bounds."""
+"""What nvcc made of the CUDA kernels: registers, stack, accesses to memory, and their bounds."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ SHARED_PTX = {"sm_80": "compute_80"} | dict.fromkeys(("sm_90", "sm_100", "sm_120
 MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "sm_120": 170}
 SHARED_MEMORY = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "sm_120": 99}
 """Most KiB of a block; the multiprocessor has one more, and takes one for each block."""
+RESERVED = {"sm_80": 0} | dict.fromkeys(("sm_90", "sm_100", "sm_120"), 1024)
+"""Bytes of that which cuobjdump counts to a kernel's own."""
 IN_FLIGHT = {"sm_80": 40, "sm_90": 40, "sm_100": 40, "sm_120": 16}
 """Least KiB of logits that a multiprocessor asks for at a time: its share of the bandwidth, times
 the memory's latency under load. An sm_120 has 40 % of an sm_90's bandwidth for each."""
@@ -87,8 +89,7 @@ class Kernel:
 
     name: str  # sites_small<float, false, 4, true>
     registers: int = 0
-    stack: int = 0
-    spills: int = 0
+    stack: int = 0  # bytes of a thread, spilled registers among them
     shared_memory: int = 0  # static
     opcodes: list[str] = dataclasses.field(default_factory=list)  # with modifiers: LDG.E.128
 
@@ -177,21 +178,29 @@ def compile_kernels(architecture: str, sources: Iterable[Path] = SOURCES) -> lis
     """Compile files for one architecture, side by side, and return what their kernels are."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         compiled = pool.map(lambda source: _compile(architecture, source), sources)
-        kernels = {kernel.name: kernel for found in compiled for kernel in found}
-    return sorted(kernels.values(), key=lambda kernel: kernel.name)
+        return sorted((kernel for found in compiled for kernel in found), key=lambda k: k.name)
 
 
 def _compile(architecture: str, source: Path) -> list[Kernel]:
-    nvcc, cuobjdump = find_tool("nvcc"), find_tool("cuobjdump")
+    nvcc = find_tool("nvcc")
     assert nvcc is not None
-    assert cuobjdump is not None
     with tempfile.TemporaryDirectory() as folder:
-        cubin = str(Path(folder) / "kernels.cubin")
+        cubin = Path(folder) / "kernels.cubin"
         gencode = f"-gencode=arch={SHARED_PTX[architecture]},code={architecture}"
-        flags = ["-std=c++17", "-O3", gencode, "-Xptxas", "-v", "-cubin"]
-        kernels = read_report(run([nvcc, *flags, "-o", cubin, str(source)]))
-        read_code(run([cuobjdump, "--dump-sass", cubin]), kernels)
-    return list(kernels.values())
+        run([nvcc, "-std=c++17", "-O3", gencode, "-cubin", "-o", str(cubin), str(source)])
+        return kernels_in(cubin, architecture)
+
+
+def kernels_in(file: Path, architecture: str) -> list[Kernel]:
+    """Return what the kernels of a compiled file are on an architecture that it has code for."""
+    cuobjdump = find_tool("cuobjdump")
+    assert cuobjdump is not None
+    command = [cuobjdump, *(["-arch", architecture] if file.suffix == ".so" else [])]
+    kernels = read_resources(
+        run([*command, "--dump-resource-usage", str(file)]), RESERVED[architecture]
+    )
+    read_code(run([*command, "--dump-sass", str(file)]), kernels)
+    return sorted(kernels.values(), key=lambda kernel: kernel.name)
 
 
 def demangle(name: str) -> str:
@@ -203,25 +212,16 @@ def demangle(name: str) -> str:
     return re.sub(r"\((?:bool|int)\)", "", found.group(1))
 
 
-def read_report(report: str) -> dict[str, Kernel]:
-    """Return kernels by mangled name from the output of ptxas -v."""
-    kernels: dict[str, Kernel] = {}
-    current: Kernel | None = None
-    for line in report.splitlines():
-        if found := re.search(r"Compiling entry function '(\S+)'", line):
-            current = kernels.setdefault(found.group(1), Kernel(demangle(found.group(1))))
-        elif current is None:
-            continue
-        elif found := re.search(
-            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line
-        ):
-            current.stack = int(found.group(1))
-            current.spills = int(found.group(2)) + int(found.group(3))
-        elif found := re.search(r"Used (\d+) registers", line):
-            current.registers = int(found.group(1))
-            shared = re.search(r"(\d+) bytes smem", line)
-            current.shared_memory = int(shared.group(1)) if shared else 0
-    return kernels
+def read_resources(text: str, reserved: int) -> dict[str, Kernel]:
+    """Return kernels by mangled name from the output of cuobjdump --dump-resource-usage.
+
+    ``reserved``: bytes of shared memory that each of them has without having asked for it.
+    """
+    usage = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)")
+    return {
+        name: Kernel(demangle(name), int(registers), int(stack), int(shared) - reserved)
+        for name, registers, stack, shared in usage.findall(text)
+    }
 
 
 def read_code(sass: str, kernels: Mapping[str, Kernel]) -> None:
@@ -243,10 +243,8 @@ def broken_rules(kernel: Kernel) -> list[str]:
     local = sum(o.startswith(("LDL", "STL")) for o in kernel.opcodes)
     float64 = sum(FLOAT64.match(o) is not None for o in kernel.opcodes)
     problems = []
-    if kernel.spills or kernel.stack or local:
-        problems.append(
-            f"{kernel.spills} bytes of spills, {kernel.stack} of stack, {local} local accesses"
-        )
+    if kernel.stack or local:
+        problems.append(f"{kernel.stack} bytes of stack, {local} local accesses")
     if float64 and "double" not in kernel.arguments:
         problems.append(f"{float64} float64 instructions")
     if kernel.shared_memory:  # launchers ask for all that a device has as dynamic

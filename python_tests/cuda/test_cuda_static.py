@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import cuda_static
 import pytest
 from gpu import machine_code
 from gpu.machine_code import Kernel
+
+import lnl_ext
 
 SASS = """
 \tFunction : kernel
@@ -31,15 +34,14 @@ def test_reads_machine_code():
     assert [kernel.wide(kind) for kind in ("LDG", "STG", "STS")] == [2, 0, 0]
 
 
-def test_reads_the_report_of_ptxas(monkeypatch: pytest.MonkeyPatch):
+def test_reads_resources(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(machine_code, "demangle", lambda name: f"{name}<float, false>")
-    report = (
-        "ptxas info    : Compiling entry function 'k' for 'sm_90'\n"
-        "    8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads\n"
-        "ptxas info    : Used 72 registers, used 1 barriers, 16 bytes smem\n"
+    text = (
+        "Resource usage:\n Common:\n  GLOBAL:0\n"
+        " Function k:\n  REG:72 STACK:8 SHARED:1040 LOCAL:0 CONSTANT[0]:648 TEXTURE:0\n"
     )
-    (kernel,) = machine_code.read_report(report).values()
-    assert kernel == Kernel("k<float, false>", 72, stack=8, spills=16, shared_memory=16)
+    (kernel,) = machine_code.read_resources(text, reserved=1024).values()
+    assert kernel == Kernel("k<float, false>", 72, stack=8, shared_memory=16)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +75,7 @@ GOOD = Kernel(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"spills": 4}, "4 bytes of spills"),
-        ({"stack": 8}, "8 of stack"),
+        ({"stack": 8}, "8 bytes of stack"),
         ({"opcodes": [*GOOD.opcodes, "LDL.64"]}, "1 local accesses"),
         ({"opcodes": [*GOOD.opcodes, "DFMA"]}, "1 float64 instructions"),
         ({"opcodes": [*GOOD.opcodes, "F2F.F64.F32"]}, "1 float64 instructions"),
@@ -162,7 +163,10 @@ def test_broken_bounds_are_named():
     [a if a == "sm_90" else pytest.param(a, marks=pytest.mark.long) for a in machine_code.WARPS],
 )
 def test_machine_code_keeps_rules_and_bounds(architecture: str, capsys: pytest.CaptureFixture[str]):
-    status = cuda_static.main(["--architectures", architecture])
+    arguments = ["--architectures", architecture]
+    if architecture in lnl_ext.build_info()["cuda_arch_list"]:
+        arguments.append(f"--module={next(Path(lnl_ext.__file__).parent.glob('_cuda.*'))}")
+    status = cuda_static.main(arguments)
     printed = capsys.readouterr()
     assert (status, printed.err) == (0, "")
     kernels = {line.split("`")[1] for line in printed.out.splitlines() if line.startswith("| `")}
