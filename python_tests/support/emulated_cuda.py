@@ -16,6 +16,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import filelock
 import torch
 from torch import Tensor
 
@@ -33,7 +34,6 @@ FLAGS = (
     "-std=c++17",
     "-O1",
     "-fPIC",
-    "-shared",
     "-fno-strict-aliasing",
     "-ffp-contract=off",
     "-fno-gnu-unique",
@@ -89,8 +89,10 @@ def library_path() -> Path:
         if path.is_file() and path.suffix in {".cu", ".cuh", ".cpp", ".h", ""}
     )
     command = [str(compiler()), *FLAGS, "-I", str(CSRC / "emulator/include")]
-    command += ["-I", str(CSRC / "emulator"), "-x", "c++", *(str(CSRC / unit) for unit in UNITS)]
-    return compiled("kernels", sources, [command])
+    command += ["-I", str(CSRC / "emulator"), "-x", "c++", "-c"]
+    objects = [f"{Path(unit).stem}.o" for unit in UNITS]
+    commands = [[*command, str(CSRC / unit)] for unit in UNITS]
+    return compiled("kernels", sources, [*commands, [str(compiler()), "-shared", *objects]])
 
 
 def compiled(name: str, sources: list[Path], commands: list[list[str]]) -> Path:
@@ -103,18 +105,16 @@ def compiled(name: str, sources: list[Path], commands: list[list[str]]) -> Path:
     for path in sources:
         digest.update(path.read_bytes())
     target = ROOT / "build" / "emulated" / f"{name}-{digest.hexdigest()[:16]}.so"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", "2"))) as jobs:
-                list(
-                    jobs.map(
-                        functools.partial(subprocess.run, check=True, cwd=folder), commands[:-1]
-                    )
-                )
-            subprocess.run([*commands[-1], "-o", target.name], check=True, cwd=folder)
-            # whole or not at all, also where two test runs race
-            (Path(folder) / target.name).replace(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # One process builds it, the others wait; it is there whole or not at all.
+    with filelock.FileLock(target.with_suffix(".lock")):
+        if not target.exists():
+            with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+                run = functools.partial(subprocess.run, check=True, cwd=folder)
+                with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", "2"))) as jobs:
+                    list(jobs.map(run, commands[:-1]))
+                run([*commands[-1], "-o", target.name])
+                (Path(folder) / target.name).replace(target)
     return target
 
 
