@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from lnl_ext.adversary.bias_adversary import BiasAdversary
 from lnl_ext.adversary.reweighting import logit_adjustment
-from lnl_ext.estimators.groups import encode_groups
+from lnl_ext.estimators.encoding import encode_groups
 from lnl_ext.measuring.evaluation import outputs
 from lnl_ext.ops.types import IGNORE_INDEX
 from lnl_ext.training.batches import TensorBatches

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.utils.metadata_routing import MetadataRequest
 
-from lnl_ext.estimators.groups import encode_groups
+from lnl_ext.estimators.encoding import encode_groups
 from lnl_ext.measuring.audit import audit
 from lnl_ext.measuring.groups import GroupAccuracy, demographic_parity_difference
 

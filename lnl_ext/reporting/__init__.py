@@ -8,7 +8,7 @@ from lnl_ext.reporting.figures import (
     history_figure,
     png,
 )
-from lnl_ext.reporting.groups import NamedGroups, groups_of, with_interval
+from lnl_ext.reporting.named_groups import NamedGroups, groups_of, with_interval
 from lnl_ext.reporting.page import Page
 from lnl_ext.reporting.run_page import (
     PAGE,

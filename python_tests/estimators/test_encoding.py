@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lnl_ext.estimators.groups import encode_groups
+from lnl_ext.estimators.encoding import encode_groups
 
 
 @pytest.mark.parametrize(
