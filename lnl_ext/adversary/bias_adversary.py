@@ -353,10 +353,9 @@ def _run(modules: Iterable[nn.Module], features: Tensor) -> Tensor:
 def _writable(head: nn.Module, features: Tensor) -> Tensor:
     """Return a copy of the features, unless the head is known not to write into its input.
 
-    A layer of torch's own with parameters makes a new tensor. Anything else may work in place.
+    A layer of torch's own with parameters makes a new tensor. Anything else may work in place, and
+    so may what a layer consists of.
     """
     first = steps(head)[0]
-    makes_new = type(first).__module__.startswith("torch.nn.modules.")
-    if makes_new and next(first.parameters(), None) is not None:
-        return features
-    return features.clone()
+    is_layer = type(first).__module__.startswith("torch.nn.modules.") and not first._modules
+    return features if is_layer and first._parameters else features.clone()

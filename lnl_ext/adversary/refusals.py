@@ -89,8 +89,8 @@ def misfit(modules: Iterable[nn.Module], features: Tensor) -> str:
     Returns
     -------
     str
-        Nothing, where the first layer with parameters takes them or is not one of torch's linear,
-        convolution or normalisation layers.
+        Nothing, where the first layer with a weight takes them or is not one of torch's linear,
+        convolution or normalisation layers, and where a module of several layers comes before it.
     """
     reaching = torch.empty(features.shape, device="meta")
     for module in modules:
@@ -105,7 +105,7 @@ def misfit(modules: Iterable[nn.Module], features: Tensor) -> str:
                 + (f", which reach the layer as {tuple(reaching.shape)}" if changed else "")
                 + f", but the head's first layer is {module}{has}"
             )
-        if not type(module).__module__.startswith("torch.nn.modules."):
+        if not type(module).__module__.startswith("torch.nn.modules.") or module._modules:
             return ""
         try:
             reaching = module(reaching)

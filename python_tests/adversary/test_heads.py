@@ -105,6 +105,16 @@ def deep(*first: nn.Module) -> nn.Module:
     return nn.Sequential(*first, nn.Linear(D, 8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, CLASSES))
 
 
+def hooked(head: nn.Module) -> nn.Module:
+    head.register_forward_hook(lambda *_: None)
+    return head
+
+
+def compiled(head: nn.Module) -> nn.Module:
+    head.compile(backend="eager")
+    return head
+
+
 ROWS = {
     "linear": lambda: nn.Linear(D, CLASSES),
     "deep": deep,
@@ -120,6 +130,11 @@ ROWS = {
     "in-place ReLU after what returns its input": lambda: deep(
         nn.Identity(), nn.Dropout(0.0), nn.ReLU(inplace=True)
     ),
+    "in-place ReLU in a sequence with a hook": lambda: hooked(deep(nn.ReLU(inplace=True))),
+    "in-place ReLU in a part with a hook": lambda: nn.Sequential(
+        hooked(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(D, 8))), nn.Linear(8, CLASSES)
+    ),
+    "in-place ReLU in a compiled sequence": lambda: compiled(deep(nn.ReLU(inplace=True))),
     "a function in place": lambda: deep(Function(lambda x: x.relu_())),
     "a layer used twice": shared_layer,
 }
@@ -187,7 +202,7 @@ def test_heads_of_maps(name: str, layout: str, coefficients):
     check(head, list(head.parameters()), shape, coefficients)
 
 
-@pytest.mark.parametrize("name", ["deep", "in-place ReLU first", "a function in place"])
+@pytest.mark.parametrize("name", [name for name in ROWS if name == "deep" or "in-place" in name])
 def test_features_without_gradient_are_not_written_to(name: str):
     head = ROWS[name]().double()
     x, target = torch.randn(N, D, dtype=torch.float64), torch.randint(CLASSES, (N,))
@@ -197,6 +212,24 @@ def test_features_without_gradient_are_not_written_to(name: str):
     BiasAdversary(head)(x, target).backward()
     assert torch.equal(x, before)
     close([p.grad for p in head.parameters()], list(expected))
+
+
+def test_an_error_of_the_head_stays_what_it_is():
+    def fail(*_):
+        raise RuntimeError("out of paper")
+
+    head = deep()
+    head.register_forward_hook(fail)
+    encoder = nn.TransformerEncoderLayer(D, 1, 4, batch_first=True)
+    encoder.linear1.register_forward_hook(fail)
+    rows, target = torch.randn(SHAPES["rows"]), torch.randint(CLASSES, (N,))
+    tokens = torch.randn(SHAPES["tokens"])
+    for broken, features in (
+        (head, rows),
+        (nn.Sequential(encoder, Mean(), nn.Linear(D, CLASSES)), tokens),
+    ):
+        with pytest.raises(RuntimeError, match="^out of paper$"):
+            BiasAdversary(broken)(features, target)
 
 
 @pytest.mark.parametrize("name", ["deep", "in-place ReLU first"])
