@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lnl_ext.functional import fused_bias_loss, fused_linear_bias_loss
     from lnl_ext.gradient_reversal import GradientReversal, grad_reverse
     from lnl_ext.measuring.audit import audit
-    from lnl_ext.measuring.report import AuditReport
+    from lnl_ext.measuring.audit_report import AuditReport
     from lnl_ext.ops.types import BiasLoss
     from lnl_ext.training.config import OptimizerConfig, TrainerConfig
     from lnl_ext.training.trainer import Trainer
@@ -51,7 +51,7 @@ __all__ = [
 
 _MODULES = {
     "AdversarialClassifier": "estimators.classifier",
-    "AuditReport": "measuring.report",
+    "AuditReport": "measuring.audit_report",
     "BiasAdversary": "adversary.bias_adversary",
     "BiasLoss": "ops.types",
     "GradientReversal": "gradient_reversal",

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lnl_ext.ops.arguments import Coefficient
 from lnl_ext.ops.checks import check_coefficient, check_number
+from lnl_ext.ops.loss_arguments import Coefficient
 from lnl_ext.schedules import Schedule, as_schedule, check_progress, evaluate
 
 

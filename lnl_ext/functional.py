@@ -6,9 +6,9 @@ from torch import Tensor
 
 from lnl_ext import reference
 from lnl_ext.ops import bias_loss as ops
-from lnl_ext.ops.arguments import Coefficient, LossArguments
 from lnl_ext.ops.checks import check_bias_loss, check_linear_bias_loss, loss_arguments
 from lnl_ext.ops.linear_bias_loss import autocast, linear_bias_loss
+from lnl_ext.ops.loss_arguments import Coefficient, LossArguments
 from lnl_ext.ops.types import BiasLoss, bias_loss_function, linear_bias_loss_function
 
 

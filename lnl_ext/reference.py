@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from lnl_ext.gradient_reversal import grad_reverse
-from lnl_ext.ops.arguments import Coefficient, LossArguments
 from lnl_ext.ops.checks import check_bias_loss, check_linear_bias_loss, loss_arguments
 from lnl_ext.ops.formula import bias_terms, combine
+from lnl_ext.ops.loss_arguments import Coefficient, LossArguments
 from lnl_ext.ops.types import BiasLoss, bias_loss_function, linear_bias_loss_function
 
 __all__ = ["fused_bias_loss", "fused_linear_bias_loss", "grad_reverse"]

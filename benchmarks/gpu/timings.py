@@ -14,7 +14,7 @@ from timing import linear, losses, peak, steps
 from timing.turns import row, take_turns
 from torch import Tensor
 
-from lnl_ext.ops.arguments import LossArguments
+from lnl_ext.ops.loss_arguments import LossArguments
 
 from . import checks
 

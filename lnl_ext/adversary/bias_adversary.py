@@ -14,8 +14,6 @@ from lnl_ext.adversary.refusals import check_classes, check_probabilities, misfi
 from lnl_ext.adversary.reweighting import check_sample_weight, weigh_samples
 from lnl_ext.adversary.two_gradients import Boundary, adversary_loss, enter_head, enter_layer
 from lnl_ext.coefficients import ScheduledCoefficients
-from lnl_ext.gradient_reversal import scale_gradient
-from lnl_ext.ops.arguments import Coefficient, LossArguments
 from lnl_ext.ops.checks import (
     check_denominators,
     check_has_shape,
@@ -25,6 +23,8 @@ from lnl_ext.ops.checks import (
     check_weight,
     reduction_number,
 )
+from lnl_ext.ops.loss_arguments import Coefficient, LossArguments
+from lnl_ext.ops.scale_gradient import scale_gradient
 from lnl_ext.ops.types import BiasLoss
 from lnl_ext.schedules import Schedule
 

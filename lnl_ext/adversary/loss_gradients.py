@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lnl_ext.ops import bias_loss as ops
 from lnl_ext.ops import linear_bias_loss as ops_linear
-from lnl_ext.ops.arguments import NONE, LossArguments
 from lnl_ext.ops.formula import bias_terms, combine
+from lnl_ext.ops.loss_arguments import NONE, LossArguments
 
 
 class Operands(NamedTuple):

@@ -20,7 +20,7 @@ from lnl_ext.adversary.loss_gradients import (
     late_gradients,
     loss_values,
 )
-from lnl_ext.ops.arguments import TENSORS, LossArguments
+from lnl_ext.ops.loss_arguments import TENSORS, LossArguments
 from lnl_ext.ops.types import BiasLoss
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lnl_ext.data.split import stratified_split
 from lnl_ext.errors import UserError
+from lnl_ext.measuring.audit_report import AuditReport, BiasAudit, ProbeAudit
 from lnl_ext.measuring.evaluation import as_tensor, evaluating, outputs
 from lnl_ext.measuring.groups import GroupAccuracy
 from lnl_ext.measuring.information import Sampling, bias_entropy, measure
@@ -21,7 +22,6 @@ from lnl_ext.measuring.probe import (
     class_frequencies,
     fit_probe,
 )
-from lnl_ext.measuring.report import AuditReport, BiasAudit, ProbeAudit
 from lnl_ext.ops.types import IGNORE_INDEX
 
 __all__ = ["TooFewSamplesError", "audit"]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from lnl_ext.ops.arguments import NONE, TENSORS, LossArguments
+from lnl_ext.ops.loss_arguments import NONE, TENSORS, LossArguments
 
 Inputs = Sequence[Any]
 Gradients = Sequence[Tensor | None]

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from lnl_ext.build import build_info  # which loads the operators
-from lnl_ext.ops.arguments import NONE, LossArguments
 from lnl_ext.ops.autograd import DifferentiableLoss, Gradients, Inputs
 from lnl_ext.ops.checks import accumulation_dtype
+from lnl_ext.ops.loss_arguments import NONE, LossArguments
 from lnl_ext.ops.second_derivative import vector_products
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeGuard
 import torch
 from torch import Tensor
 
-from lnl_ext.ops.arguments import REDUCTIONS, Coefficient, LossArguments
+from lnl_ext.ops.loss_arguments import REDUCTIONS, Coefficient, LossArguments
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

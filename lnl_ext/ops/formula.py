@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lnl_ext.gradient_reversal import scale_gradient
-from lnl_ext.ops.arguments import NONE, SUM, LossArguments
 from lnl_ext.ops.checks import accumulation_dtype
+from lnl_ext.ops.loss_arguments import NONE, SUM, LossArguments
+from lnl_ext.ops.scale_gradient import scale_gradient
 
 
 class BiasTerms(NamedTuple):

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lnl_ext.ops.arguments import LossArguments
 from lnl_ext.ops.autograd import DifferentiableLoss
 from lnl_ext.ops.bias_loss import empty_values, logits_gradient
+from lnl_ext.ops.loss_arguments import LossArguments
 from lnl_ext.ops.second_derivative import linear_vector_products
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lnl_ext.ops.arguments import MEAN, NONE, LossArguments
 from lnl_ext.ops.checks import accumulation_dtype
+from lnl_ext.ops.loss_arguments import MEAN, NONE, LossArguments
 
 
 def vector_products(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict,
 
 from torch import Tensor
 
-from lnl_ext.ops.arguments import Coefficient
+from lnl_ext.ops.loss_arguments import Coefficient
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

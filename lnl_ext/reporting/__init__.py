@@ -1,6 +1,6 @@
 """What a run found, for people: figures and a self-contained page."""
 
-from lnl_ext.measuring.figure import audit_figure
+from lnl_ext.measuring.audit_figure import audit_figure
 from lnl_ext.reporting.environment import environment
 from lnl_ext.reporting.figures import (
     confusion_figure,

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lnl_ext.files import finite_or_none
-from lnl_ext.measuring.figure import blank_figure
+from lnl_ext.measuring.audit_figure import blank_figure
 from lnl_ext.measuring.interval import Interval
 from lnl_ext.reporting.page import Page
 from lnl_ext.reporting.tables import align, markdown

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lnl_ext.measuring.figure import blank_figure
+from lnl_ext.measuring.audit_figure import blank_figure
 
 __all__ = ["confusion_figure", "embedding_figure", "history_figure", "png"]
 

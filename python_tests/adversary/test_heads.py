@@ -228,7 +228,7 @@ def test_an_error_of_the_head_stays_what_it_is():
         (head, rows),
         (nn.Sequential(encoder, Mean(), nn.Linear(D, CLASSES)), tokens),
     ):
-        with pytest.raises(RuntimeError, match="^out of paper$"):
+        with pytest.raises(RuntimeError, match=r"^out of paper$"):
             BiasAdversary(broken)(features, target)
 
 

@@ -16,7 +16,7 @@ from linear_cases import LinearCase, make_linear_inputs, run
 
 from lnl_ext import fused_linear_bias_loss, reference
 from lnl_ext.ops import bias_loss as ops
-from lnl_ext.ops.arguments import LossArguments
+from lnl_ext.ops.loss_arguments import LossArguments
 
 CASES = [
     Case(6, 4, reversal=0.5, entropy_weight=0.1),

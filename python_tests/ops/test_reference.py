@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from lnl_ext.ops.arguments import LossArguments
 from lnl_ext.ops.formula import bias_terms
+from lnl_ext.ops.loss_arguments import LossArguments
 from lnl_ext.reference import fused_bias_loss
 
 REDUCE = {"mean": torch.mean, "sum": torch.sum, "none": lambda x: x}

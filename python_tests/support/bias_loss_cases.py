@@ -13,8 +13,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lnl_ext.ops.arguments import REDUCTIONS, LossArguments
 from lnl_ext.ops.formula import bias_terms
+from lnl_ext.ops.loss_arguments import REDUCTIONS, LossArguments
 
 # Rounding of one number in the dtype; half gradients are rounded once or, where a bfloat16 gradient
 # made in the forward is scaled by the upstream factor, twice.

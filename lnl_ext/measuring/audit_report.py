@@ -181,7 +181,7 @@ class AuditReport:
         ImportError
             matplotlib is not installed.
         """
-        from lnl_ext.measuring.figure import audit_figure
+        from lnl_ext.measuring.audit_figure import audit_figure
 
         audit_figure(self).savefig(path, dpi=120)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lnl_ext.measuring.groups import GroupAccuracy
 
 if TYPE_CHECKING:
-    from lnl_ext.measuring.report import AuditReport, BiasAudit
+    from lnl_ext.measuring.audit_report import AuditReport, BiasAudit
 
 __all__ = ["audit_figure", "blank_figure"]
 
