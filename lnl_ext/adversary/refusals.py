@@ -108,7 +108,7 @@ def misfit(modules: Iterable[nn.Module], features: Tensor) -> str:
         if not type(module).__module__.startswith("torch.nn.modules.") or module._modules:
             return ""
         try:
-            reaching = module(reaching)
+            reaching = module.forward(reaching)  # without hooks, whose errors are their own
         except (RuntimeError, ValueError, IndexError):  # too few dimensions to pool or flatten
             return f"features have shape {tuple(features.shape)}, which {module} does not take"
     return ""

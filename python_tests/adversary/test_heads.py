@@ -222,10 +222,13 @@ def test_an_error_of_the_head_stays_what_it_is():
     head.register_forward_hook(fail)
     encoder = nn.TransformerEncoderLayer(D, 1, 4, batch_first=True)
     encoder.linear1.register_forward_hook(fail)
+    activation = nn.ReLU()
+    activation.register_forward_pre_hook(fail)
     rows, target = torch.randn(SHAPES["rows"]), torch.randint(CLASSES, (N,))
     tokens = torch.randn(SHAPES["tokens"])
     for broken, features in (
         (head, rows),
+        (deep(activation), rows),
         (nn.Sequential(encoder, Mean(), nn.Linear(D, CLASSES)), tokens),
     ):
         with pytest.raises(RuntimeError, match=r"^out of paper$"):
