@@ -235,7 +235,7 @@ def _probed(
     figures = measure(
         log_probability, task.target[split.test], labels[split.test], task.classes, sampling
     )
-    return ProbeAudit(**figures._asdict(), epochs=fitted.epochs, converged=fitted.converged)
+    return ProbeAudit(**vars(figures), epochs=fitted.epochs, converged=fitted.converged)
 
 
 def _without_features(task: Task, labels: Tensor, split: _Split) -> tuple[float, float, float]:

@@ -8,13 +8,13 @@ from typing import Any
 
 from lnl_ext.files import finite_or_none
 from lnl_ext.measuring.groups import GroupAccuracy
-from lnl_ext.measuring.interval import Interval
+from lnl_ext.measuring.information import Measurement
 
 _NAMED = 12  # classes whose numbers are written out
 
 
 @dataclasses.dataclass(frozen=True)
-class ProbeAudit:
+class ProbeAudit(Measurement):
     """How well one fresh probe predicts the bias on samples it has not seen.
 
     Attributes
@@ -36,13 +36,6 @@ class ProbeAudit:
         Whether training ended because the validation loss no longer fell.
     """
 
-    accuracy: float
-    accuracy_interval: Interval
-    cross_entropy: float
-    information: float
-    information_interval: Interval
-    p_value: float
-    p_value_within_labels: float
     epochs: int
     converged: bool
 

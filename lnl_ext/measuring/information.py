@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable
@@ -37,8 +38,9 @@ class Sampling(NamedTuple):
     seed: int
 
 
-class Measurement(NamedTuple):
-    """A probe's results; the fields of `lnl_ext.measuring.ProbeAudit` of the same names."""
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """How well a probe predicts; `lnl_ext.measuring.ProbeAudit` says what the fields are."""
 
     accuracy: float
     accuracy_interval: Interval
